@@ -1,0 +1,67 @@
+"""The project's one exception tree.
+
+Every error a user can cause or meet derives from `DDPMError` and carries the exit code of the job
+that it ends. A message names the field or file, the value, the rule and the fix, in one line.
+
+    DDPMError                 exit 1
+    ├── ConfigError           exit 2   a field or argument is unknown, of the wrong type or out of range
+    ├── DataError             exit 1   a source or a prepared data set cannot be used
+    ├── StorageError          exit 1   a URI cannot be read or written (missing, refused, disk full)
+    ├── ModelError            exit 1   a model directory is missing, incomplete or altered
+    ├── CheckpointError       exit 1   a training checkpoint is corrupt or belongs to another run
+    ├── LedgerError           exit 1   a row was about to be used twice in an epoch, or was skipped
+    ├── RequestMismatchError  exit 2   an unfinished output was started with another request
+    ├── NonFiniteLossError    exit 1   the training loss is NaN or infinite
+    ├── ClusterError          exit 1   Ray cannot give what the job needs, or gave up retrying
+    └── TrackingError         exit 1   MLflow refused something that a retry cannot mend
+"""
+
+
+class DDPMError(Exception):
+    """Base of every error this project raises on purpose; `exit_code` is the job's exit status."""
+
+    exit_code = 1
+
+
+class ConfigError(DDPMError, ValueError):
+    """A field or argument is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class DataError(DDPMError):
+    """A source or a prepared data set cannot be used."""
+
+
+class StorageError(DDPMError):
+    """A URI cannot be read or written: missing, refused, full."""
+
+
+class ModelError(DDPMError):
+    """A model directory is missing, incomplete, altered or does not fit."""
+
+
+class CheckpointError(DDPMError):
+    """A training checkpoint is corrupt or belongs to another run."""
+
+
+class LedgerError(DDPMError):
+    """A row was about to be used twice in an epoch, or was skipped."""
+
+
+class RequestMismatchError(DDPMError):
+    """An unfinished output was started with another request; the differing fields are named."""
+
+    exit_code = 2
+
+
+class NonFiniteLossError(DDPMError):
+    """The training loss is NaN or infinite; the step is named and nothing after it is kept."""
+
+
+class ClusterError(DDPMError):
+    """Ray cannot give what the job needs, or gave up retrying."""
+
+
+class TrackingError(DDPMError):
+    """MLflow refused something that a retry cannot mend."""
