@@ -1,0 +1,64 @@
+"""Connecting a job to Ray: to the cluster it was submitted to, or to a private local one."""
+
+import logging
+import os
+
+from ddpm_core.errors import ClusterError
+
+# Read by Ray at import: everything the worker processes need comes from the driver's own environment, so a
+# local job must not make Ray build a second virtual environment because it was started by `uv run`.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+
+def connect(address: str | None = None, num_cpus: int | None = None) -> str:
+    """Connect to Ray and return a short name of what was connected to.
+
+    Args:
+        address: A cluster's address. None takes `RAY_ADDRESS` (set by `ray job submit`) and, where that is
+            not set, starts a private Ray on this machine which ends with the job.
+        num_cpus: CPUs a private Ray may schedule; None for all of the machine's.
+
+    Raises:
+        ClusterError: No cluster answers at `address`.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        if address:
+            ray.init(address="auto" if address == "auto" else address, **_QUIET)
+        else:
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(
+            f"cluster.address = {address or 'local'}: cannot connect to Ray ({reason}); "
+            "start one with `ray start --head` or leave the address out"
+        ) from error
+    quiet_data()
+    return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
+
+
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+def quiet_data() -> None:
+    """Turn off Ray Data's own progress bars and plan dumps in this process: the job prints its own line."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def disconnect() -> None:
+    """Leave Ray; a private local Ray ends. Does nothing when not connected."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,130 @@
+"""What a person sees: events, a progress line with rate and ETA, errors in one line, exit codes."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ddpm_core.errors import DDPMError
+
+# stderr, so that what a job prints on stdout can be piped; a fixed width where there is no terminal to ask.
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+_lock = threading.Lock()
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM reached the job; `code` is the exit status (130 or 143) and state has been kept."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.code = 128 + signum
+
+
+def event(message: str) -> None:
+    """Print one line about something that happened."""
+    with _lock:
+        console.print(message, markup=False)
+
+
+def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a job's `main(argv)` and exit: 0 done, 1 failed, 2 bad usage or config, 130/143 interrupted.
+
+    Errors of the project's own tree become one line. Anything else is a defect: it also gets one line, and
+    its stack trace is printed when the environment has DDPM_DEBUG=1.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        # A second signal must not interrupt the cleaning up after the first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    code = 0
+    try:
+        main(sys.argv[1:])
+    except Interrupted as stop:
+        event(f"interrupted by {stop}: state is kept, run the same command to continue")
+        code = stop.code
+    except DDPMError as error:
+        event(f"error: {error}")
+        code = error.exit_code
+    except SystemExit as stop:  # --help, --print_config
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except Exception as error:
+        if os.environ.get("DDPM_DEBUG") == "1":
+            traceback.print_exc()
+        text = (str(error).strip() or "no message").splitlines()[0]
+        event(f"error: unexpected {type(error).__name__}: {text} (set DDPM_DEBUG=1 for the stack trace)")
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+class ProgressLine:
+    """A progress bar with rate and ETA on a terminal; one plain line every few percent elsewhere (job logs)."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, max(total, 1), unit
+        self._last_printed = -1.0
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(label, total=self._total, detail="")
+            self._bar.start()
+
+    def update(self, done: int, rate: float, detail: str = "") -> None:
+        """Show `done` of the total; `rate` is in units per second and gives the ETA."""
+        shown = f"{rate:,.1f} {self._unit}/s {detail}".rstrip()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, detail=shown)
+            return
+        fraction = done / self._total
+        if fraction - self._last_printed < 0.05 and done < self._total:
+            return
+        self._last_printed = fraction
+        eta = clock((self._total - done) / rate) if rate > 0 else "?"
+        event(f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  {shown}  ETA {eta}")
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss.
+
+    >>> clock(3725.2), clock(65)
+    ('1:02:05', '1:05')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def summary(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print the closing summary of a job: a title and aligned name-value rows, on stdout."""
+    width = max(len(name) for name, _ in rows)
+    print(f"\n{title}")
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+    sys.stdout.flush()
