@@ -1,0 +1,1 @@
+"""The mathematics of DDPM and its epsilon-network: torch, numpy and safetensors only."""

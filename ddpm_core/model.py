@@ -1,0 +1,127 @@
+"""A trained model on disk: `ema.safetensors` and `config.json`, nothing that could run code.
+
+`config.json` holds the network, the schedule, what the caller adds (data set, step, ...) and the
+SHA-256 of the weights and of itself; the model id is a SHA-256 over both files.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ddpm_core.errors import ConfigError, ModelError
+from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.unet import UNet, UNetConfig
+
+WEIGHTS_FILE = "ema.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT = "ddpm-pipeline-model"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: `unet` in eval mode with averaged weights, its `schedule`, all of config.json
+    (`config["extra"]` is what the caller of `save_model` added) and the `model_id`."""
+
+    unet: UNet
+    schedule: NoiseSchedule
+    config: dict[str, Any]
+    model_id: str
+
+
+def model_bytes(
+    ema_state: Mapping[str, Tensor],
+    unet_config: UNetConfig,
+    schedule: NoiseSchedule,
+    extra: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The two files of a model by name: the same bytes for the same content, on any machine.
+
+    `ema_state`: the parameters by name, as `EMA.state_dict()` gives them. `extra` must be JSON-able.
+    """
+    weights = save({name: ema_state[name].detach().cpu().contiguous() for name in sorted(ema_state)})
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": unet_config.to_dict(),
+        "schedule": schedule.to_config(),
+        "extra": dict(extra),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    config["config_sha256"] = _config_hash(config)
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
+    return {WEIGHTS_FILE: weights, CONFIG_FILE: text.encode()}
+
+
+def model_id_of(files: Mapping[str, bytes]) -> str:
+    """The model's id: hex SHA-256 over the hashes of both files."""
+    hashes = [hashlib.sha256(files[name]).hexdigest() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def save_model(
+    directory: str | Path,
+    ema_state: Mapping[str, Tensor],
+    unet_config: UNetConfig,
+    schedule: NoiseSchedule,
+    extra: Mapping[str, Any],
+) -> str:
+    """Write the model's two files into `directory` (made if missing) and return its model id."""
+    files = model_bytes(ema_state, unet_config, schedule, extra)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return model_id_of(files)
+
+
+def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Model:
+    """The model in `directory`. Raises ModelError if a file is missing, altered or of another format."""
+    directory = Path(directory)
+    files = {}
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        try:
+            files[name] = (directory / name).read_bytes()
+        except OSError as error:
+            reason = f"{error.strerror}; a model is {CONFIG_FILE} and {WEIGHTS_FILE}"
+            raise ModelError(f"{directory / name}: {reason}") from None
+    return model_from_bytes(files, device, where=str(directory))
+
+
+def model_from_bytes(
+    files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "model"
+) -> Model:
+    """The inverse of `model_bytes`; `where` names the place in errors. Raises ModelError."""
+    try:
+        config = json.loads(files[CONFIG_FILE])
+    except ValueError as error:
+        raise ModelError(f"{where}/{CONFIG_FILE}: not JSON ({error}); fetch the model again") from None
+    found = (config.get("format"), config.get("format_version")) if isinstance(config, dict) else None
+    if found != (FORMAT, FORMAT_VERSION):
+        raise ModelError(f"{where}/{CONFIG_FILE}: format {found} is not {(FORMAT, FORMAT_VERSION)}; update")
+    if config.get("config_sha256") != _config_hash(config):
+        raise ModelError(f"{where}/{CONFIG_FILE}: altered, its hash differs; fetch the model again")
+    if config["weights_sha256"] != hashlib.sha256(files[WEIGHTS_FILE]).hexdigest():
+        raise ModelError(f"{where}/{WEIGHTS_FILE}: altered, its hash differs; fetch the model again")
+    try:
+        unet = UNet(UNetConfig.from_dict(config["network"]))
+        unet.load_state_dict(load(files[WEIGHTS_FILE]))
+        schedule = NoiseSchedule.from_config(config["schedule"])
+    except (ConfigError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{where}: does not describe a network of this version ({reason})") from None
+    unet = unet.to(device).eval().requires_grad_(False)
+    return Model(unet, schedule, config, model_id_of(files))
+
+
+def _config_hash(config: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in config.items() if key != "config_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,0 +1,275 @@
+"""The epsilon-network: the U-Net of DDPM (Ho 2020, app. B).
+
+Residual blocks of group norm, SiLU and 3x3 convolutions, the time embedding added in every block,
+self-attention at chosen resolutions, output convolutions initialised to zero.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ddpm_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a `UNet`. Raises ConfigError where a field does not fit the others.
+
+    `image_size`: (H, W) or one number for both; each must halve without rest between the levels.
+    `in_channels`: 1..4. `base_channels`: channels of the first level; `channel_multipliers`: one per
+    level, times `base_channels`; `num_res_blocks`: per level going down, one more going up.
+    `attention_resolutions`: heights of feature maps that get self-attention. `num_heads` of it.
+    `dropout` in [0, 1). `num_groups` of group norm: divides every level's channels.
+    """
+
+    image_size: int | tuple[int, int] = 32
+    in_channels: int = 3
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1
+    dropout: float = 0.1
+    num_groups: int = 32
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        # Lists come from JSON and YAML; one type inside makes equal configs compare equal.
+        object.__setattr__(self, "image_size", (height, width))
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        self._check()
+
+    def _check(self) -> None:
+        def refuse(name: str, rule: str) -> NoReturn:
+            raise ConfigError(f"network.{name}: {getattr(self, name)!r} {rule}")
+
+        for name in ("base_channels", "num_res_blocks", "num_heads", "num_groups"):
+            if getattr(self, name) < 1:
+                refuse(name, "is not >= 1")
+        if not 1 <= self.in_channels <= 4:
+            refuse("in_channels", "is not in 1..4; images have 1 to 4 channels")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            refuse("channel_multipliers", "needs one number >= 1 for each level")
+        if not 0.0 <= self.dropout < 1.0:
+            refuse("dropout", "is not in [0, 1)")
+        factor = 2 ** (len(self.channel_multipliers) - 1)
+        if any(side < 1 or side % factor for side in self.height_width):
+            refuse(
+                "image_size",
+                f"is not a multiple of {factor}, as its number of levels needs; use fewer levels",
+            )
+        for multiplier in self.channel_multipliers:
+            channels = self.base_channels * multiplier
+            if channels % self.num_groups or channels % self.num_heads:
+                refuse(
+                    "base_channels",
+                    f"x {multiplier} is not a multiple of num_groups ({self.num_groups}) "
+                    f"and num_heads ({self.num_heads}); change one of them",
+                )
+        heights = [self.height_width[0] >> level for level in range(len(self.channel_multipliers))]
+        if not set(self.attention_resolutions) <= set(heights):
+            refuse("attention_resolutions", f"has a height that no level has; choose from {heights}")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """(H, W)."""
+        assert isinstance(self.image_size, tuple)
+        return self.image_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
+        """The inverse of `to_dict`. Raises ConfigError for an unknown field."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"network.{unknown[0]}: unknown field; the fields are {sorted(known)}")
+        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**converted)
+
+
+def timestep_embedding(t: Int64[Tensor, " B"], channels: int) -> Float[Tensor, "B channels"]:
+    """[sin(t w_i), cos(t w_i)], w_i geometric from 1 to 1e-4 (Vaswani 2017, sec. 3.5; Ho 2020, app. B)."""
+    half = channels // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / max(half - 1, 1)
+    angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(1e4) * exponents)[None]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, channels % 2))
+
+
+def _zero_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
+    """A convolution that starts at zero, so that its residual branch starts as the identity."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResBlock(nn.Module):
+    """skip(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + time)))).
+
+    `time` [B, out_channels, 1, 1] is this block's share of one projection made for all blocks at once.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, num_groups: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(num_groups, in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm_2 = nn.GroupNorm(num_groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = _zero_conv(out_channels, out_channels, 3)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h + time))))
+        shortcut: Tensor = self.skip(x)
+        return shortcut + h
+
+
+class Attention(nn.Module):
+    """x + project(softmax(q k^T / sqrt(d)) v) over all H x W positions (Vaswani 2017, eq. 1)."""
+
+    def __init__(self, channels: int, num_heads: int, num_groups: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.GroupNorm(num_groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = _zero_conv(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> the same shape."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, -1)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        out: Tensor = self.project(h.reshape(batch, channels, height, width))
+        return x + out
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, channels, 2H, 2W]."""
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Stage(nn.Module):
+    """A residual block, then self-attention where this resolution has it."""
+
+    def __init__(self, block: ResBlock, attention: Attention | None) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
+        h: Tensor = self.block(x, time)
+        if self.attention is not None:
+            h = self.attention(h)
+        return h
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t) (Ho 2020, app. B): x_t [B, C, H, W] in model range, t int64 [B] in 0..T-1.
+
+    Returns the predicted noise, float32 [B, C, H, W] (also under autocast). Raises ConfigError for
+    an x_t of another shape than the configuration's.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, groups = config.base_channels, config.num_groups
+        widths = [base * m for m in config.channel_multipliers]
+        height = config.height_width[0]
+        res_blocks: list[ResBlock] = []
+
+        def res_block(in_channels: int, out_channels: int) -> ResBlock:
+            res_blocks.append(ResBlock(in_channels, out_channels, config.dropout, groups))
+            return res_blocks[-1]
+
+        def stage(in_channels: int, level: int) -> Stage:
+            width = widths[level]
+            has_attention = height >> level in config.attention_resolutions
+            attention = Attention(width, config.num_heads, groups) if has_attention else None
+            return Stage(res_block(in_channels, width), attention)
+
+        self.conv_in = nn.Conv2d(config.in_channels, base, 3, padding=1)
+        channels, skips = base, [base]
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                self.down.append(stage(channels, level))
+                channels = width
+                skips.append(channels)
+            if level + 1 < len(widths):
+                self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+                skips.append(channels)
+        self.middle_1 = Stage(res_block(channels, channels), Attention(channels, config.num_heads, groups))
+        self.middle_2 = res_block(channels, channels)
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(stage(channels + skips.pop(), level))
+                channels = width
+            if level > 0:
+                self.up.append(Upsample(channels))
+        self.norm_out = nn.GroupNorm(groups, channels)
+        self.conv_out = _zero_conv(channels, config.in_channels, 3)
+
+        time_channels = 4 * base
+        self.time_mlp = nn.Sequential(
+            nn.Linear(base, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels), nn.SiLU()
+        )
+        # One matrix product for all blocks, instead of one small one in each.
+        self.time_splits = [block.out_channels for block in res_blocks]
+        self.time_projection = nn.Linear(time_channels, sum(self.time_splits))
+
+    def forward(self, x_t: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+        """The predicted noise; see the class."""
+        expected = (self.config.in_channels, *self.config.height_width)
+        if tuple(x_t.shape[1:]) != expected:
+            raise ConfigError(
+                f"x_t: shape {tuple(x_t.shape)} is not [B, C, H, W] = [B, {expected}] of the network"
+            )
+        time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
+        times = iter(time[:, :, None, None].split(self.time_splits, dim=1))
+
+        h: Tensor = self.conv_in(x_t)
+        skips = [h]
+        for module in self.down:
+            h = module(h, next(times)) if isinstance(module, Stage) else module(h)
+            skips.append(h)
+        h = self.middle_2(self.middle_1(h, next(times)), next(times))
+        for module in self.up:
+            if isinstance(module, Stage):
+                h = module(torch.cat([h, skips.pop()], dim=1), next(times))
+            else:
+                h = module(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out.to(torch.float32)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
