@@ -1,0 +1,290 @@
+"""Configuration of the training job; every field is documented and checked before Ray starts."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.unet import UNetConfig
+from pipelines.config import as_dict, require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are trained on."""
+
+    train: str = "embedded://digits/train"
+    """URI of the prepared data set to train on (made by jobs/ingest.py), or embedded://digits/train."""
+    validation: str | None = "embedded://digits/test"
+    """URI of the prepared data set that bits/dim are measured on; null measures none."""
+    random_flip: bool = False
+    """Mirror each image left-right with probability 1/2, drawn anew in each epoch."""
+    window_mib: int = 64
+    """Image bytes (MiB) that one read task reads and shuffles together."""
+    reads_ahead: int = 2
+    """Windows read at the same time, ahead of the training."""
+    cpus_per_read: float = 0.0
+    """CPUs that a read task reserves; 0 lets it run beside workers that hold every CPU."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.train), "data.train", self.train, "must be the URI of a prepared data set")
+        require(self.window_mib >= 1, "data.window_mib", self.window_mib, "must be at least 1")
+        require(self.reads_ahead >= 1, "data.reads_ahead", self.reads_ahead, "must be at least 1")
+        require(self.cpus_per_read >= 0, "data.cpus_per_read", self.cpus_per_read, "must not be negative")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The ε-network; image size and channels come from the data set."""
+
+    base_channels: int = 32
+    """Channels at full resolution."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each resolution as a multiple of base_channels; each further entry halves H and W."""
+    num_res_blocks: int = 1
+    """Residual blocks at each resolution on the way down (one more on the way up)."""
+    attention_resolutions: tuple[int, ...] = (4,)
+    """Heights (pixels) at which blocks are followed by self-attention."""
+    num_heads: int = 4
+    """Heads of each self-attention; must divide its channels."""
+    num_groups: int = 8
+    """Groups of each group normalisation; must divide its channels."""
+    dropout: float = 0.0
+    """Dropout probability inside residual blocks."""
+
+    def unet_config(self, image_shape: tuple[int, int, int]) -> UNetConfig:
+        """The full network configuration for images of shape (H, W, C).
+
+        Raises:
+            ConfigError: The network cannot take images of that shape.
+        """
+        height, width, channels = image_shape
+        return UNetConfig(image_size=(height, width), in_channels=channels, **asdict(self))
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """linear: betas from beta_start to beta_end (Ho et al. 2020); cosine (Nichol & Dhariwal 2021)."""
+    num_timesteps: int = 1000
+    """T, the number of diffusion steps."""
+    beta_start: float = 1e-4
+    """First beta of the linear schedule."""
+    beta_end: float = 0.02
+    """Last beta of the linear schedule."""
+    betas: tuple[float, ...] | None = None
+    """A table of betas, each in (0, 1); when given it replaces the schedule and num_timesteps."""
+
+    def __post_init__(self) -> None:
+        require(self.num_timesteps >= 2, "diffusion.num_timesteps", self.num_timesteps, "must be at least 2")
+        for name in ("beta_start", "beta_end"):
+            require(0 < getattr(self, name) < 1, f"diffusion.{name}", getattr(self, name), "must be in (0, 1)")
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule's tables."""
+        if self.betas is not None:
+            return NoiseSchedule.from_betas(self.betas)
+        if self.schedule == "cosine":
+            return NoiseSchedule.cosine(self.num_timesteps)
+        return NoiseSchedule.linear(self.num_timesteps, self.beta_start, self.beta_end)
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """What is minimised and how."""
+
+    steps: int = 2000
+    """Optimizer steps of the whole training; raising it and running again trains on."""
+    batch_size: int = 64
+    """Images in a global batch, divided among the workers."""
+    accumulate: int = 1
+    """Parts into which a worker cuts its share of a batch, to fit its memory; numbers do not change."""
+    loss: Literal["simple", "vlb", "min_snr"] = "simple"
+    """simple: Ho et al. 2020 eq. 14; vlb: weighted so that its expectation is the ELBO's; min_snr: Hang 2023."""
+    min_snr_gamma: float = 5.0
+    """γ of min_snr."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW with weight_decay."""
+    learning_rate: float = 2e-4
+    """Step size after the warm-up."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of adamw."""
+    grad_clip: float = 1.0
+    """Largest L2 norm of the gradient; larger ones are scaled down."""
+    ema_decay: float = 0.9999
+    """Decay of the exponential moving average of the weights, after its warm-up."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: activations in bfloat16, weights, tables and loss in float32."""
+    compile: bool = False
+    """torch.compile the network (pays on GPUs, minutes of start-up on CPUs)."""
+    seed: int = 0
+    """Of everything random: initial weights, row order, t, ε, flips, dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        for name in ("learning_rate", "min_snr_gamma", "grad_clip"):
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
+        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Resume state and models kept in the run directory."""
+
+    every_steps: int = 500
+    """Steps between checkpoints."""
+    keep: int = 3
+    """Newest checkpoints kept; at least 2, so that one can be corrupt."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "must be at least 1")
+        require(self.keep >= 2, "checkpoint.keep", self.keep, "must be at least 2")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Bits/dim of the EMA weights on validation images, while training and at the end."""
+
+    every_steps: int = 1000
+    """Steps between validations; the last step is always validated."""
+    num_images: int = 256
+    """Images scored, the first of the validation set; fewer when it has fewer."""
+    timesteps_per_image: int = 16
+    """Stratified timesteps drawn for each image."""
+    batch_size: int = 64
+    """Images in one network call."""
+    sigma2: Literal["beta", "beta_tilde"] = "beta_tilde"
+    """Variance of the reverse steps that the ELBO is computed for."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "num_images", "timesteps_per_image", "batch_size"):
+            require(getattr(self, name) >= 1, f"validation.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Pictures of samples from the EMA weights, while training and at the end."""
+
+    every_steps: int = 1000
+    """Steps between grids; the last step always gets one."""
+    num_images: int = 64
+    """Samples on a grid."""
+    sampler_steps: int = 50
+    """DDIM steps (η = 0)."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "num_images", "sampler_steps"):
+            require(getattr(self, name) >= 1, f"grid.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where it runs."""
+
+    num_workers: int | tuple[int, int] = 1
+    """DDP workers: a number, or [min, max] to shrink and grow with the cluster."""
+    use_gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker reserves."""
+    threads_per_worker: int = 0
+    """CPU threads of each worker's tensor operations; 0 divides the machine's cores among its workers."""
+    max_failures: int = 10
+    """Worker losses after which the job gives up."""
+    address: str | None = None
+    """Ray address; null takes RAY_ADDRESS (set by `ray job submit`), else starts a private local Ray."""
+
+    def __post_init__(self) -> None:
+        low, high = self.worker_range
+        require(
+            1 <= low <= high, "cluster.num_workers", self.num_workers, "must be >= 1, or [min, max] with min <= max"
+        )
+        require(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "must be positive")
+        require(self.threads_per_worker >= 0, "cluster.threads_per_worker", self.threads_per_worker, "must be >= 0")
+        require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """(min, max) number of workers."""
+        if isinstance(self.num_workers, int):
+            return self.num_workers, self.num_workers
+        return self.num_workers
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server; null takes MLFLOW_TRACKING_URI, else a SQLite database under `root`."""
+    model_name: str | None = None
+    """Name in the model registry; null takes the run's name."""
+    every_steps: int = 20
+    """Steps between reports; every step's loss is recorded all the same."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "tracking.every_steps", self.every_steps, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a DDPM."""
+
+    name: str = "digits"
+    """The run's name: its directory under `root`/runs, its MLflow experiment and registered model."""
+    root: str = "~/ddpm"
+    """Directory or s3:// prefix under which everything is stored; shared by all nodes of a cluster."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which images."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """The ε-network."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """The forward process."""
+    train: OptimizationConfig = field(default_factory=OptimizationConfig)
+    """What is minimised and how."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Resume state and models."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Bits/dim while training."""
+    grid: GridConfig = field(default_factory=GridConfig)
+    """Sample pictures while training."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where it runs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    def __post_init__(self) -> None:
+        plain = self.name.replace("-", "").replace("_", "").replace(".", "")
+        require(plain.isalnum(), "name", self.name, "must consist of letters, digits, '.', '-' and '_'")
+        high = self.cluster.worker_range[1]
+        require(
+            self.train.batch_size >= high * self.train.accumulate,
+            "train.batch_size",
+            self.train.batch_size,
+            f"must be at least workers x accumulate = {high * self.train.accumulate}",
+        )
+        require(
+            self.validation.timesteps_per_image < self.diffusion.num_timesteps,
+            "validation.timesteps_per_image",
+            self.validation.timesteps_per_image,
+            f"must be below diffusion.num_timesteps = {self.diffusion.num_timesteps}",
+        )
+
+    def semantic(self) -> dict[str, Any]:
+        """The fields that decide what is learned: a checkpoint made under others is refused.
+
+        Left out: `train.steps` (more of the same training), where it runs, what is reported, and how the
+        numbers are computed without changing which they are (accumulate, compile).
+        """
+        values = {key: as_dict(getattr(self, key)) for key in ("data", "network", "diffusion", "train")}
+        for name in ("steps", "accumulate", "compile"):
+            del values["train"][name]
+        for name in ("train", "validation", "reads_ahead", "cpus_per_read"):  # the data set's id says more
+            del values["data"][name]
+        return values
