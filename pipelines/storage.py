@@ -1,0 +1,308 @@
+"""Files and objects behind one name: a `Location` is a URI that any process can read and write.
+
+Local paths and every fsspec protocol work; `s3://` honours the standard AWS environment variables
+(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, ...) and retries what is worth retrying. Two writes
+matter to the rest of the tree: `write_bytes` replaces an object as a whole, and `create` has exactly one
+winner among racing writers.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import fsspec
+
+from ddpm_core.errors import StorageError
+from pipelines.storage_errors import clear_errors, is_conditional_refusal
+
+_S3_PROTOCOLS = ("s3", "s3a")
+# A conditional PUT answers 409 while another writer's is in flight; that one is settled well within this.
+_CONFLICT_RETRIES = 8
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file, object, directory or prefix, named by its canonical `uri` (an absolute path when local)."""
+
+    uri: str
+
+    @classmethod
+    def parse(cls, uri: "str | os.PathLike[str] | Location") -> "Location":
+        """Make a location from a path or URI: `~` is expanded and local paths become absolute.
+
+        Raises:
+            StorageError: The URI is empty, of an unknown protocol, or carries credentials.
+        """
+        if isinstance(uri, Location):
+            return uri
+        text = os.fspath(uri)
+        if not text:
+            raise StorageError("location = '': must not be empty; give a path or a URI such as s3://bucket/prefix")
+        protocol, separator, rest = text.partition("://")
+        if not separator or protocol in ("file", "local"):
+            return cls(os.path.abspath(os.path.expanduser(rest if separator else text)))
+        bucket = rest.split("/", 1)[0]
+        if "@" in bucket:
+            raise StorageError(
+                f"location = {protocol}://...@{bucket.split('@')[-1]}: must not carry credentials; "
+                "set them in the environment (AWS_ACCESS_KEY_ID, ...)"
+            )
+        if protocol not in fsspec.available_protocols():
+            raise StorageError(f"location = {text!r}: unknown protocol {protocol!r}; use a path or s3://bucket/prefix")
+        if not bucket:
+            raise StorageError(f"location = {text!r}: the bucket is missing; write {protocol}://bucket/prefix")
+        return cls(f"{protocol}://{rest.rstrip('/')}")
+
+    @property
+    def protocol(self) -> str:
+        """`file`, `s3`, ..."""
+        return urlsplit(self.uri).scheme if "://" in self.uri else "file"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine's (or a mounted) file system."""
+        return self.protocol == "file"
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system, one per process and protocol."""
+        with clear_errors("open", self.uri):
+            return _filesystem(self.protocol)
+
+    @property
+    def path(self) -> str:
+        """What `fs` calls this location: a path, or `bucket/key`."""
+        return self.uri if self.is_local else self.uri.partition("://")[2]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> "Location":
+        """The location without its last part."""
+        return Location(self.uri.rsplit("/", 1)[0] or "/")
+
+    def __truediv__(self, child: str) -> "Location":
+        return Location(f"{self.uri.rstrip('/')}/{child}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def read_bytes(self) -> bytes:
+        """The whole content.
+
+        Raises:
+            StorageError: Missing or unreadable.
+        """
+        with clear_errors("read", self.uri):
+            return bytes(self.fs.cat_file(self.path))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Replace the content as a whole: a reader sees the old or the new bytes, also after a crash.
+
+        Raises:
+            StorageError: Unwritable: refused, no such bucket, disk full.
+        """
+        with clear_errors("write", self.uri):
+            if self.is_local:
+                with self._synced_temporary(data) as temporary:
+                    os.replace(temporary, self.path)
+                _sync_directory(os.path.dirname(self.path))
+            else:
+                self.fs.pipe_file(self.path, data)
+
+    def create(self, data: bytes) -> bool:
+        """Write unless something is there already; of any number of racing writers exactly one succeeds.
+
+        A refusal is followed by reading back, because a store may refuse the retry of a write whose
+        acknowledgement was lost.
+
+        Returns:
+            True when the stored content is `data` now, False when another writer's other content is there.
+
+        Raises:
+            StorageError: Unwritable: refused, no such bucket, disk full.
+        """
+        with clear_errors("write", self.uri):
+            if self.is_local:
+                with self._synced_temporary(data) as temporary:
+                    try:
+                        os.link(temporary, self.path)
+                    except FileExistsError:
+                        return self.read_bytes() == data
+                _sync_directory(os.path.dirname(self.path))
+                return True
+            for attempt in range(_CONFLICT_RETRIES):
+                try:
+                    self.fs.pipe_file(self.path, data, mode="create")
+                    return True
+                except OSError as error:
+                    if not is_conditional_refusal(error):
+                        raise
+                    if self.exists():
+                        return self.read_bytes() == data
+                    time.sleep(0.1 * 2**attempt)
+        raise StorageError(f"{self.uri}: other writers kept the conditional write from settling; run again")
+
+    def exists(self) -> bool:
+        """Whether an object or directory is here (object stores have no empty directories)."""
+        with clear_errors("look up", self.uri):
+            return bool(self.fs.exists(self.path))
+
+    def size(self) -> int:
+        """Size in bytes.
+
+        Raises:
+            StorageError: Missing or unreadable.
+        """
+        with clear_errors("look up", self.uri):
+            return int(self.fs.info(self.path)["size"])
+
+    def open(self, mode: str = "rb", **options: Any) -> IO[Any]:
+        """A file object of fsspec's; `options` go to its `open` (`block_size`, `cache_type`).
+
+        Raises:
+            StorageError: Missing, unreadable or unwritable when it is opened.
+        """
+        with clear_errors("open", self.uri):
+            opened: IO[Any] = self.fs.open(self.path, mode, **options)
+            return opened
+
+    def sizes(self) -> dict[str, int]:
+        """Name and size in bytes of each direct child, sorted by name; empty when there is none."""
+        with clear_errors("list", self.uri):
+            try:
+                entries = self.fs.ls(self.path, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        children = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in entries}
+        children.pop(self.name, None)  # what some stores list for the prefix itself
+        return {name: int(children[name]["size"] or 0) for name in sorted(children) if not _is_temporary(name)}
+
+    def list(self) -> list[str]:
+        """Names of the direct children, sorted; empty when there is none."""
+        return list(self.sizes())
+
+    def find(self) -> dict[str, int]:
+        """Path below this location and size in bytes of every file at any depth, sorted by path."""
+        with clear_errors("list", self.uri):
+            found = self.fs.find(self.path, detail=True)
+        prefix = self.path.rstrip("/") + "/"
+        return {path.removeprefix(prefix): int(found[path]["size"] or 0) for path in sorted(found)}
+
+    def read_json(self) -> Any:
+        """The content as JSON.
+
+        Raises:
+            StorageError: Missing, unreadable or not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise StorageError(f"{self.uri}: is not JSON ({error}); it was damaged, restore or delete it") from error
+
+    def write_json(self, value: Any) -> None:
+        """Replace the content by `value` in the canonical form of `json_bytes`."""
+        self.write_bytes(json_bytes(value))
+
+    def delete(self) -> None:
+        """Remove the file or object; nothing happens where there is none."""
+        with clear_errors("delete", self.uri):
+            try:
+                self.fs.rm_file(self.path)
+            except FileNotFoundError:
+                pass
+
+    def delete_tree(self) -> None:
+        """Remove everything below this location; nothing happens where there is nothing."""
+        with clear_errors("delete", self.uri):
+            try:
+                self.fs.rm(self.path, recursive=True)
+            except FileNotFoundError:
+                pass
+
+    def upload_directory(self, directory: "str | os.PathLike[str]") -> None:
+        """Copy the files of a local directory, at any depth, to below this location."""
+        root = Path(directory)
+        for file in sorted(path for path in root.rglob("*") if path.is_file()):
+            (self / file.relative_to(root).as_posix()).write_bytes(file.read_bytes())
+
+    def download_directory(self, directory: "str | os.PathLike[str]") -> None:
+        """Copy every file below this location to a local directory.
+
+        Raises:
+            StorageError: There is nothing here, or it is unreadable.
+        """
+        files = self.find()
+        if not files:
+            raise StorageError(f"{self.uri}: cannot read: does not exist; check the spelling")
+        for name in files:
+            Location.parse(Path(directory) / name).write_bytes((self / name).read_bytes())
+
+    def discard_temporaries(self) -> None:
+        """Remove what a killed writer left unfinished directly in this (local) directory."""
+        if self.is_local and os.path.isdir(self.path):
+            for name in filter(_is_temporary, os.listdir(self.path)):
+                (self / name).delete()
+
+    @contextmanager
+    def _synced_temporary(self, data: bytes) -> Iterator[str]:
+        """A sibling file that holds `data` on the disk, removed on the way out."""
+        directory, name = os.path.split(self.path)
+        os.makedirs(directory, exist_ok=True)
+        temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON in one canonical form (sorted keys, two spaces, final newline), so that equal values are equal bytes."""
+    return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _sync_directory(directory: str) -> None:
+    """Make a rename or link in `directory` survive a power loss."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache
+def _filesystem(protocol: str) -> Any:
+    if protocol in _S3_PROTOCOLS:
+        filesystem = fsspec.filesystem(
+            "s3",
+            # Other processes write too: a remembered listing would hide their objects.
+            use_listings_cache=False,
+            config_kwargs={
+                "retries": {"mode": "standard", "total_max_attempts": 4},
+                "connect_timeout": 5,
+                "read_timeout": 60,
+            },
+        )
+        filesystem.retries = 3  # each with the four attempts above
+        return filesystem
+    return fsspec.filesystem(protocol)

@@ -1,0 +1,79 @@
+"""What a store said, in one line: fsspec, s3fs and operating system errors as `StorageError`."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from botocore import exceptions as boto
+
+from ddpm_core.errors import DDPMError, StorageError
+
+_CREDENTIAL_CODES = {
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def clear_errors(action: str, uri: str) -> Iterator[None]:
+    """Turn whatever a store raises inside into one line that names `uri`; `action` is a verb such as `read`."""
+    try:
+        yield
+    except DDPMError:
+        raise
+    except (OSError, boto.BotoCoreError, boto.ClientError, ImportError) as error:
+        raise StorageError(f"{uri}: cannot {action}: {_reason(error)}") from error
+
+
+def is_conditional_refusal(error: OSError) -> bool:
+    """Whether a conditional write failed because the object is, or is just being, written.
+
+    Servers differ: s3fs reports the same 412 as FileExistsError or as EINVAL, and 409 as EBUSY or EIO.
+    """
+    codes = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+    return isinstance(error, FileExistsError) or _boto_code(error) in codes
+
+
+def _boto_code(error: BaseException) -> str:
+    """The S3 error code behind an exception that s3fs translated; empty where there is none."""
+    for cause in (error, error.__cause__):
+        if isinstance(cause, boto.ClientError):
+            return str(cause.response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    code = _boto_code(error)
+    if code == "NoSuchBucket":
+        return "the bucket does not exist; create it or check the spelling"
+    if code in _CREDENTIAL_CODES:
+        return f"the store refused the credentials ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if isinstance(error, boto.HTTPClientError | ConnectionError | TimeoutError):
+        endpoint = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+        named = f" {endpoint.scheme}://{endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
+        return f"the store{named} cannot be reached; check AWS_ENDPOINT_URL and the network"
+    if isinstance(error, ImportError):
+        return f"no driver for this protocol ({_first_line(error)}); install it"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return "the disk is full; free some space and run again"
+    if isinstance(error, FileNotFoundError):
+        return "does not exist; check the spelling"
+    if isinstance(error, PermissionError):
+        return f"permission denied{f' ({code})' if code else ''}; check the rights of this user or key"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory; name a file"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "a file is where a directory is needed; choose another path"
+    return f"{_first_line(error)} ({code or type(error).__name__})"
+
+
+def _first_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
