@@ -4,6 +4,7 @@ Shapes: x_0, x_t, eps [B, C, H, W] in model range; t int64 [B], the table index 
 is computed in float64 for float64 tensors and in float32 otherwise.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +117,24 @@ def sigma2_table(schedule: NoiseSchedule, kind: Sigma2) -> Float64[Tensor, " T"]
     return torch.cat([schedule.posterior_variance[1:2], schedule.posterior_variance[1:]])
 
 
+def reverse_mean(
+    schedule: NoiseSchedule, eps_pred: Images, x_t: Images, t: Timesteps, clip_x_0: bool = False
+) -> tuple[Images, Images]:
+    """mu_theta and the predicted x_0.
+
+    Without clipping, mu_theta = (x_t - beta_t / sqrt(1 - abar_t) eps_pred) / sqrt(alpha_t) (Ho 2020,
+    eq. 11). With it, the predicted x_0 is clamped to [-1, 1] and mu_theta is the posterior mean at
+    that x_0 (Ho 2020, eq. 7).
+    """
+    x_0_pred = x_0_from_eps(schedule, x_t, t, eps_pred)
+    if clip_x_0:
+        x_0_pred = x_0_pred.clamp(-1.0, 1.0)
+        return q_posterior(schedule, x_0_pred, x_t, t).mean, x_0_pred
+    # Through eps, not x_0: at small abar_t, x_0_pred is large and its rounding would enter the mean.
+    noise = schedule.gather("reverse_mean_coef_eps", t, x_t) * eps_pred
+    return x_t / schedule.gather("sqrt_alphas", t, x_t) - noise, x_0_pred
+
+
 def p_mean_variance(
     schedule: NoiseSchedule,
     eps_pred: Images,
@@ -124,19 +143,32 @@ def p_mean_variance(
     sigma2: Sigma2,
     clip_x_0: bool = False,
 ) -> ReverseStep:
-    """p_theta(x_{t-1} | x_t) = N(mu_theta, sigma_t^2 I) (Ho 2020, eqs. 1 and 11).
+    """p_theta(x_{t-1} | x_t) = N(mu_theta, sigma_t^2 I) (Ho 2020, eqs. 1 and 11): see `reverse_mean` and
+    `sigma2_table`. Raises ConfigError for a bad t or sigma2."""
+    mean, x_0_pred = reverse_mean(schedule, eps_pred, x_t, t, clip_x_0)
+    return ReverseStep(mean, gather_table(sigma2_table(schedule, sigma2), t, x_t), x_0_pred)
 
-    Without clipping, mu_theta = (x_t - beta_t / sqrt(1 - abar_t) eps_pred) / sqrt(alpha_t). With it,
-    the predicted x_0 is clamped to [-1, 1] and mu_theta is the posterior mean at that x_0 (eq. 7).
+
+def ddim_posterior(
+    schedule: NoiseSchedule, x_0: Images, eps: Images, t: int, s: int, eta: float
+) -> GaussianParams:
+    """q_sigma(x_s | x_t, x_0) = N(sqrt(abar_s) x_0 + sqrt(1 - abar_s - sigma^2) eps, sigma^2 I) for s < t
+    (Song 2021, DDIM, eqs. 7 and 12), eps being the noise that x_t holds next to x_0.
+
+    sigma^2 = eta^2 (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s) (eq. 16); s = -1 is x_0 itself
+    (abar = 1, sigma = 0). Raises ConfigError unless -1 <= s < t < T and 0 <= eta <= 1.
     """
-    x_0_pred = x_0_from_eps(schedule, x_t, t, eps_pred)
-    variance = gather_table(sigma2_table(schedule, sigma2), t, x_t)
-    if clip_x_0:
-        x_0_pred = x_0_pred.clamp(-1.0, 1.0)
-        return ReverseStep(q_posterior(schedule, x_0_pred, x_t, t).mean, variance, x_0_pred)
-    # Through eps, not x_0: at small abar_t, x_0_pred is large and its rounding would enter the mean.
-    mean = (
-        x_t / schedule.gather("alphas", t, x_t).sqrt()
-        - schedule.gather("reverse_mean_coef_eps", t, x_t) * eps_pred
-    )
-    return ReverseStep(mean, variance, x_0_pred)
+    if not -1 <= s < t < schedule.num_timesteps:
+        raise ConfigError(f"s, t: {s}, {t} do not satisfy -1 <= s < t < {schedule.num_timesteps}")
+    check_eta(eta)
+    abar_t = float(schedule.alphas_cumprod[t])
+    abar_s = float(schedule.alphas_cumprod[s]) if s >= 0 else 1.0
+    variance = eta**2 * (1.0 - abar_s) / (1.0 - abar_t) * (1.0 - abar_t / abar_s)
+    mean = math.sqrt(abar_s) * x_0 + math.sqrt(max(1.0 - abar_s - variance, 0.0)) * eps
+    return GaussianParams(mean, mean.new_full((mean.shape[0], *(1,) * (mean.dim() - 1)), variance))
+
+
+def check_eta(eta: float) -> None:
+    """Raise ConfigError unless 0 <= eta <= 1."""
+    if not 0.0 <= eta <= 1.0:
+        raise ConfigError(f"eta: {eta} is not in [0, 1]; 0 is deterministic DDIM, 1 is DDPM")

@@ -40,7 +40,7 @@ class NoiseSchedule:
 
     Make one with `linear`, `cosine` or `from_betas`. All tables are float64 [T] on the CPU:
 
-    - `betas`, `alphas` = 1 - beta, `alphas_cumprod` (Ho 2020, eq. 4), `alphas_cumprod_prev`
+    - `betas`, `alphas` = 1 - beta, `sqrt_alphas`, `alphas_cumprod` (Ho 2020, eq. 4), `alphas_cumprod_prev`
     - `sqrt_alphas_cumprod`, `sqrt_one_minus_alphas_cumprod`: the factors of x_0 and eps in x_t
     - `snr` = abar / (1 - abar), `log_snr` (Kingma 2021, eq. 2)
     - `posterior_variance`, `posterior_mean_coef_x0`, `posterior_mean_coef_xt`: q(x_{t-1} | x_t, x_0)
@@ -54,6 +54,7 @@ class NoiseSchedule:
     alphas: Table = field(init=False)
     alphas_cumprod: Table = field(init=False)
     alphas_cumprod_prev: Table = field(init=False)
+    sqrt_alphas: Table = field(init=False)
     sqrt_alphas_cumprod: Table = field(init=False)
     sqrt_one_minus_alphas_cumprod: Table = field(init=False)
     snr: Table = field(init=False)
@@ -76,6 +77,7 @@ class NoiseSchedule:
             "alphas": alphas,
             "alphas_cumprod": abar,
             "alphas_cumprod_prev": abar_prev,
+            "sqrt_alphas": alphas.sqrt(),
             "sqrt_alphas_cumprod": abar.sqrt(),
             "sqrt_one_minus_alphas_cumprod": (1.0 - abar).sqrt(),
             "snr": abar / (1.0 - abar),

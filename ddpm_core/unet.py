@@ -136,8 +136,8 @@ class ResBlock(nn.Module):
         """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h + time))))
-        shortcut: Tensor = self.skip(x)
-        return shortcut + h
+        out: Tensor = self.skip(x) + h
+        return out
 
 
 class Attention(nn.Module):
@@ -253,7 +253,7 @@ class UNet(nn.Module):
                 f"x_t: shape {tuple(x_t.shape)} is not [B, C, H, W] = [B, {expected}] of the network"
             )
         time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
-        times = iter(time[:, :, None, None].split(self.time_splits, dim=1))
+        times = iter(torch.split(time[:, :, None, None], self.time_splits, dim=1))
 
         h: Tensor = self.conv_in(x_t)
         skips = [h]
