@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.shards import MANIFEST, ShardRecord
+from pipelines.shards import MANIFEST
 from pipelines.storage import Location
 
 FORMAT = "ddpm-prepared-data-set"
@@ -277,7 +277,6 @@ def encode_shard(first_id: int, images: UInt8s, labels: pa.Array, sources: pa.Ar
     return sink.getvalue()
 
 
-def dataset_id(image_shape: tuple[int, int, int], records: Sequence[ShardRecord]) -> str:
+def content_id(image_shape: tuple[int, int, int], shard_sha256: Sequence[str]) -> str:
     """sha256 (hex) over the image shape and the shards' sha256: equal content has an equal id."""
-    content = [str(tuple(image_shape)), *(record.sha256 for record in records)]
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+    return hashlib.sha256("\n".join([str(tuple(image_shape)), *shard_sha256]).encode()).hexdigest()

@@ -83,6 +83,8 @@ def _decoded(payload: bytes, image_size: int | None) -> UInt8s:
             image = ImageOps.exif_transpose(image)
             # Palette transparency would warn, and 1-bit images would resize without grey levels.
             image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    except MemoryError:
+        raise  # this machine's trouble, not the image's
     # A decoder fed with damaged bytes raises nearly anything: OSError, SyntaxError, struct.error, ValueError.
     except Exception as error:
         raise RejectedImage(f"truncated or damaged ({_short(error)})") from None

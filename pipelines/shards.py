@@ -54,9 +54,13 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class ActorPool:
-    """The Ray actors that compute shards: how many (fixed, or min and max), and what each one needs."""
+    """The Ray actors that compute shards: how many, and what each one needs.
 
-    size: int | tuple[int, int]
+    The size is a number, (min, max) for a pool that follows an autoscaling cluster, or None for as many as
+    the CPUs of the cluster hold.
+    """
+
+    size: int | tuple[int, int] | None = None
     num_cpus: float = 1
     num_gpus: float = 0
 
@@ -261,7 +265,8 @@ def _results(
 
     if not ray.is_initialized():
         connect()
-    low, high = pool.size if isinstance(pool.size, tuple) else (pool.size, pool.size)
+    size = pool.size or max(1, int(ray.cluster_resources().get("CPU", 1) // max(pool.num_cpus, 1)))
+    low, high = size if isinstance(size, tuple) else (size, size)
     high = min(high, len(missing))
     # One block per shard: a block is what Ray schedules, retries and counts against its back-pressure.
     shards = ray.data.from_items(missing, override_num_blocks=len(missing))

@@ -194,11 +194,16 @@ class Location:
         return list(self.sizes())
 
     def find(self) -> dict[str, int]:
-        """Path below this location and size in bytes of every file at any depth, sorted by path."""
+        """Path (as `fs` has it) and size in bytes of this file, or of every file below here at any depth."""
         with clear_errors("list", self.uri):
             found = self.fs.find(self.path, detail=True)
-        prefix = self.path.rstrip("/") + "/"
-        return {path.removeprefix(prefix): int(found[path]["size"] or 0) for path in sorted(found)}
+        return {path: int(found[path]["size"] or 0) for path in sorted(found)}
+
+    def glob(self) -> dict[str, int]:
+        """Path (as `fs` has it) and size in bytes of the files that match this location as a pattern."""
+        with clear_errors("list", self.uri):
+            found = self.fs.glob(self.path, detail=True)
+        return {path: int(found[path]["size"] or 0) for path in sorted(found) if found[path]["type"] == "file"}
 
     def read_json(self) -> Any:
         """The content as JSON.
@@ -246,7 +251,8 @@ class Location:
         files = self.find()
         if not files:
             raise StorageError(f"{self.uri}: cannot read: does not exist; check the spelling")
-        for name in files:
+        for path in files:
+            name = path.removeprefix(self.path.rstrip("/") + "/")
             Location.parse(Path(directory) / name).write_bytes((self / name).read_bytes())
 
     def discard_temporaries(self) -> None:

@@ -1,0 +1,49 @@
+"""Prepare a data set: `uv run jobs/ingest.py --source IMAGES --output DIRECTORY [--image_size 64]`.
+
+The same command continues a run that was interrupted; a finished data set is left alone.
+"""
+
+import time
+from collections.abc import Sequence
+
+from pipelines.config import parse
+from pipelines.console import ProgressLine, event, run_job, summary
+from pipelines.ingest import IngestConfig, ingest
+
+
+class _Progress:
+    """One progress line per stage; rows found from an earlier run do not count towards the rate."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stage, self._line = stage, ProgressLine(stage, total, "images")
+            self._start, self._found = time.monotonic(), done
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        self._line.update(done, (done - self._found) / elapsed)
+        if done == total:
+            self._line.close()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, ingest, print the summary."""
+    config = parse(IngestConfig, argv, "Turn images into a prepared data set.")
+    result = ingest(config, _Progress())
+    data = result.dataset
+    if result.already_complete:
+        event(f"{data.location} is already complete: nothing to do")
+    rows = [
+        ("images", f"{data.num_rows:,} of {'x'.join(map(str, data.image_shape))} (H x W x C)"),
+        ("classes", "none named" if data.label_names is None else ", ".join(data.label_names[:20])),
+        ("rejected", f"{data.rejected:,} (reasons in {data.location / 'rejected.parquet'})"),
+        ("shards", f"{len(data.shards)}, {sum(shard.bytes for shard in data.shards) / 2**20:,.1f} MiB"),
+        ("data set id", data.dataset_id[:12]),
+        ("output", data.location.uri),
+    ]
+    summary("Prepared data set", rows)
+
+
+if __name__ == "__main__":
+    run_job(main)
