@@ -275,6 +275,12 @@ class TrainConfig:
             self.validation.timesteps_per_image,
             f"must be below diffusion.num_timesteps = {self.diffusion.num_timesteps}",
         )
+        require(
+            self.grid.sampler_steps <= self.diffusion.num_timesteps,
+            "grid.sampler_steps",
+            self.grid.sampler_steps,
+            f"must be at most diffusion.num_timesteps = {self.diffusion.num_timesteps}",
+        )
 
     def semantic(self) -> dict[str, Any]:
         """The fields that decide what is learned: a checkpoint made under others is refused.

@@ -1,12 +1,25 @@
 """Fixtures every test may use; Ray tests share one local cluster."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from pipelines.dataset import PreparedDataset
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+
+# Examples are timed on a shared machine: a slow one is no defect.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +30,40 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., "PreparedDataset"]:
+    """Commits a prepared data set of random images through the real shard engine and opens it."""
+    from pipelines.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
+    from pipelines.shards import ShardedOutput, ShardOutput
+    from pipelines.storage import Location
+
+    def make(
+        num_rows: int = 100, shape: tuple[int, int, int] = (8, 8, 1), shard_rows: int = 64, name: str = "data-set"
+    ) -> PreparedDataset:
+        images = np.random.default_rng(num_rows).integers(0, 256, (num_rows, *shape), np.uint8)
+
+        def compute(index: int) -> ShardOutput:
+            start, stop = index * shard_rows, min((index + 1) * shard_rows, num_rows)
+            labels = pa.array([None] * (stop - start), pa.int64())
+            sources = pa.array([f"image {i}" for i in range(start, stop)])
+            return ShardOutput(encode_shard(start, images[start:stop], labels, sources), stop - start)
+
+        output = ShardedOutput(Location.parse(tmp_path / name), {"rows": num_rows, "shape": list(shape)})
+        output.begin()
+        records = output.compute(lambda: compute, -(-num_rows // shard_rows))
+        fields = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "dataset_id": dataset_id(shape, records),
+            "num_rows": num_rows,
+            "image_shape": list(shape),
+            "label_names": None,
+            "rows_per_group": rows_per_group(shape),
+            "rejected": 0,
+        }
+        output.commit(fields, records)
+        return PreparedDataset.open(output.location)
+
+    return make

@@ -1,0 +1,24 @@
+"""Train a DDPM: `uv run jobs/train.py`, or `ray job submit -- python jobs/train.py --config configs/….yaml`.
+
+With no arguments it trains on 8x8 digits that come with the package, on this machine, into ~/ddpm. The same
+command resumes a run that was interrupted; a finished run is left alone.
+"""
+
+from collections.abc import Sequence
+
+from pipelines.config import parse
+from pipelines.console import run_job, summary
+from pipelines.train_config import TrainConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, train, print the summary."""
+    config = parse(TrainConfig, argv, "Train a denoising diffusion model (DDPM) on prepared images.")
+    from pipelines.train import train  # after parsing: --help and refusals need not wait for Ray and torch
+
+    result = train(config)
+    summary(result.title, result.rows)
+
+
+if __name__ == "__main__":
+    run_job(main)
