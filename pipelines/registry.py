@@ -98,8 +98,15 @@ def _register(client: "MlflowClient", run_id: str, model_id: str, payload: dict[
     for version in client.search_model_versions(f"name='{name}' AND run_id='{run_id}'"):
         if version.tags.get(MODEL_ID_TAG) == payload["model_id"]:
             return str(version.version)
+    # The table of versions has no column for metrics, but one for the description.
+    measured = [f"{key} {value:.4g}" for key, value in (payload.get("metrics") or {}).items()]
     created = client.create_model_version(
-        name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=_tags(payload)
+        name,
+        source=f"models:/{model_id}",
+        run_id=run_id,
+        model_id=model_id,
+        tags=_tags(payload),
+        description=", ".join([f"step {payload['step']}", *measured]),
     )
     return str(created.version)
 
