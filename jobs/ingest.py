@@ -12,17 +12,20 @@ from pipelines.ingest import IngestConfig, ingest
 
 
 class _Progress:
-    """One progress line per stage; rows found from an earlier run do not count towards the rate."""
+    """One progress line per stage; its rate counts from the first unit, without the start of the actors."""
 
     def __init__(self) -> None:
         self._stage = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
-            self._stage, self._line = stage, ProgressLine(stage, total, "images")
+            self._stage, self._line, self._calls = stage, ProgressLine(stage, total, "images"), 0
+        self._calls += 1
+        if self._calls == 1:  # tells what an earlier run left
             self._start, self._found = time.monotonic(), done
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        self._line.update(done, (done - self._found) / elapsed)
+        self._line.update(done, (done - self._found) / max(time.monotonic() - self._start, 1e-9))
+        if self._calls == 2:
+            self._start, self._found = time.monotonic(), done
         if done == total:
             self._line.close()
 

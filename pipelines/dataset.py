@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.shards import MANIFEST
+from pipelines.shards import MANIFEST, ShardRecord
 from pipelines.storage import Location
 
 FORMAT = "ddpm-prepared-data-set"
@@ -277,6 +277,7 @@ def encode_shard(first_id: int, images: UInt8s, labels: pa.Array, sources: pa.Ar
     return sink.getvalue()
 
 
-def content_id(image_shape: tuple[int, int, int], shard_sha256: Sequence[str]) -> str:
+def dataset_id(image_shape: tuple[int, int, int], shards: Sequence[ShardRecord]) -> str:
     """sha256 (hex) over the image shape and the shards' sha256: equal content has an equal id."""
-    return hashlib.sha256("\n".join([str(tuple(image_shape)), *shard_sha256]).encode()).hexdigest()
+    content = [str(tuple(image_shape)), *(shard.sha256 for shard in shards)]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()

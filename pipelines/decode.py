@@ -70,7 +70,7 @@ def _decoded(payload: bytes, image_size: int | None) -> UInt8s:
         raise RejectedImage("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise RejectedImage(f"decompression bomb (more than {MAX_PIXELS:,} pixels)") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  as below
         raise RejectedImage(f"damaged header ({_short(error)})") from None
     if image.width * image.height > MAX_PIXELS:
         raise RejectedImage(f"decompression bomb ({image.width} x {image.height} pixels)")
@@ -80,15 +80,15 @@ def _decoded(payload: bytes, image_size: int | None) -> UInt8s:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            image = ImageOps.exif_transpose(image)
-            # Palette transparency would warn, and 1-bit images would resize without grey levels.
-            image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+            upright = ImageOps.exif_transpose(image)
+            # Also 1-bit images, which would resize without grey levels, and palettes.
+            pixels = upright.convert("L" if image.mode in _GREY_MODES else "RGB")
     except MemoryError:
         raise  # this machine's trouble, not the image's
     # A decoder fed with damaged bytes raises nearly anything: OSError, SyntaxError, struct.error, ValueError.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         raise RejectedImage(f"truncated or damaged ({_short(error)})") from None
-    return np.asarray(image) if image_size is None else _resized(image, image_size)
+    return np.asarray(pixels) if image_size is None else _resized(pixels, image_size)
 
 
 def _resized(image: Image.Image, size: int) -> UInt8s:

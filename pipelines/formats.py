@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ddpm_core.errors import DataError
 from pipelines.storage import Location
 
-IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Concurrent requests of one reader or scanner: object stores answer many at once, each slowly.
 PARALLEL_REQUESTS = 8
 # Encoded images in memory at once per reader.
@@ -55,9 +55,13 @@ class Scan(NamedTuple):
 
 
 class Format(Protocol):
-    """A way to read images below `base`; picklable."""
+    """A way to read images below `base`; picklable. `is_encoded` tells files to decode from plain pixels."""
 
-    base: Location
+    is_encoded: ClassVar[bool]
+
+    @property
+    def base(self) -> Location:
+        """What the items' files are relative to."""
 
     def scan(self, files: Sequence[str]) -> Scan:
         """List the content of `files` (paths below the base, sorted) without reading pixels.
@@ -75,8 +79,10 @@ class ImageFolder:
     """Image files at any depth; the class is the first folder level, files beside the folders have none."""
 
     base: Location
+    is_encoded: ClassVar[bool] = True
 
     def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
         images = [file for file in files if is_image(file)]
         classes = sorted({file.split("/", 1)[0] for file in images if "/" in file})
         numbers = {name: number for number, name in enumerate(classes)}
@@ -84,6 +90,7 @@ class ImageFolder:
         return Scan(items, tuple(classes) or None)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
         for start in range(0, len(items), READ_AHEAD):
             batch = items[start : start + READ_AHEAD]
             # One request per file: on an object store they must overlap.
@@ -98,14 +105,17 @@ class TarArchives:
     """Uncompressed tar files, WebDataset style: `key.jpg` with its label in `key.cls` or `key.json`."""
 
     base: Location
+    is_encoded: ClassVar[bool] = True
 
     def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
         archives = [file for file in files if file.endswith(".tar")]
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as scanners:
             found = list(scanners.map(self._scan_archive, archives))
         return Scan([item for items in found for item in items], None)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
         opened, file = "", None
         for item in items:
             if file is None or item.file != opened:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,17 @@ class IdxImages:
     """MNIST's IDX files of unsigned bytes, also gzipped; the labels lie beside, by MNIST's naming."""
 
     base: Location
+    is_encoded: ClassVar[bool] = False
 
     def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
         images = [file for file in files if is_idx_images(file)]
         if len(images) > 1:
             raise DataError(f"source = {self.base}: holds {len(images)} image files ({', '.join(images)}); name one")
         return Scan([Item(file, 0, len(_read_idx(self.base / file, 3))) for file in images], None)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
         for item in items:
             location = self.base / item.file
             images, labels = _read_idx(location, 3), self._labels(location)
@@ -51,12 +55,15 @@ class EmbeddedDigits:
     """scikit-learn's 1,797 scanned digits, 8x8 with values 0..16 scaled to 0..255; every 6th is in `test`."""
 
     base: Location
+    is_encoded: ClassVar[bool] = False
 
     def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
         rows = len(self._rows())
         return Scan([Item(self.base.uri, 0, rows)], tuple(str(digit) for digit in range(10)))
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
         digits, rows = _digits(), self._rows()
         for item in items:
             for row in rows[item.start : item.stop]:
@@ -95,4 +102,5 @@ def _read_idx(location: Location, ndim: int) -> UInt8s:
 def _digits() -> npt.NDArray[np.float64]:
     """[1797, 65]: 64 pixels and the label. Read from the package's file: importing sklearn takes seconds."""
     package = importlib.metadata.distribution("scikit-learn")
-    return np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
+    digits = np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
+    return digits.astype(np.float64)

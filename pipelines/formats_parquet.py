@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,14 +20,17 @@ class HuggingFaceParquet:
     """Parquet with `image` or `img`, a struct{bytes, path} or binary, and an optional integer `label(s)`."""
 
     base: Location
+    is_encoded: ClassVar[bool] = True
 
     def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
         tables = [file for file in files if file.endswith(".parquet")]
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as scanners:
             found = list(scanners.map(self._scan_file, tables))
         return Scan([item for item, _ in found], found[0][1] if found else None)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
         for item in items:
             location = self.base / item.file
             with location.open("rb") as stream, _arrow_errors(location):

@@ -25,7 +25,7 @@ from pipelines.dataset import (
     FORMAT,
     FORMAT_VERSION,
     PreparedDataset,
-    content_id,
+    dataset_id,
     encode_shard,
     image_column,
     image_view,
@@ -152,13 +152,13 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: Progress)
     unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
     num_units = _write_units(output.work / "units.parquet", items, unit_rows)
     pool = ActorPool(config.num_workers or None)
-
     decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels)
     units = output.compute(
         decoder,
         num_units,
         into="_work/decoded",
-        pool=pool if num_units > 1 else None,
+        # Pixels that need no decoding are copied in less time than actors take to start.
+        pool=pool if images.is_encoded and num_units > 1 else None,
         on_progress=lambda done, of, rows: on_progress("decode", rows, total),
     )
     accepted = [record.extra["accepted"] for record in units]
@@ -180,7 +180,7 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: Progress)
     fields = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "dataset_id": content_id(shape, [shard.sha256 for shard in shards]),
+        "dataset_id": dataset_id(shape, shards),
         "num_rows": num_rows,
         "image_shape": list(shape),
         "label_names": None if label_names is None else list(label_names),

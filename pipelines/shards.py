@@ -241,16 +241,14 @@ class _ShardActor:
                 result: Any = (int(index), self._worker(int(index)))
             except DDPMError as error:
                 result = error
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  a defect: reported by the driver with its trace
                 trace = "".join(traceback.format_exception(error))
                 result = RuntimeError(f"{type(error).__name__} in shard {index}: {error}\n{trace}")
             results.append(pickle.dumps(result))
         return {"result": results}
 
 
-def _results(
-    worker: _ShardWorker, missing: list[int], pool: ActorPool | None
-) -> Iterator[tuple[int, ShardRecord]]:
+def _results(worker: _ShardWorker, missing: list[int], pool: ActorPool | None) -> Iterator[tuple[int, ShardRecord]]:
     """Index and record of each missing shard, in the order of completion."""
     if not missing:
         return
@@ -285,6 +283,7 @@ def _results(
             max_task_retries=_MAX_TASK_RETRIES,
         )
     try:
+        batch: Any
         for batch in computed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for pickled in batch["result"].to_pylist():
                 # Written by our own actor a moment ago, over Ray's authenticated channels.

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +48,8 @@ class Location:
             raise StorageError("location = '': must not be empty; give a path or a URI such as s3://bucket/prefix")
         protocol, separator, rest = text.partition("://")
         if not separator or protocol in ("file", "local"):
-            return cls(os.path.abspath(os.path.expanduser(rest if separator else text)))
+            # Not resolve(): a symbolic link given by the user stays what it is called.
+            return cls(str(Path(rest if separator else text).expanduser().absolute()))
         bucket = rest.split("/", 1)[0]
         if "@" in bucket:
             raise StorageError(
@@ -116,8 +117,8 @@ class Location:
         with clear_errors("write", self.uri):
             if self.is_local:
                 with self._synced_temporary(data) as temporary:
-                    os.replace(temporary, self.path)
-                _sync_directory(os.path.dirname(self.path))
+                    temporary.replace(self.path)
+                _sync_directory(Path(self.path).parent)
             else:
                 self.fs.pipe_file(self.path, data)
 
@@ -140,7 +141,7 @@ class Location:
                         os.link(temporary, self.path)
                     except FileExistsError:
                         return self.read_bytes() == data
-                _sync_directory(os.path.dirname(self.path))
+                _sync_directory(Path(self.path).parent)
                 return True
             for attempt in range(_CONFLICT_RETRIES):
                 try:
@@ -222,19 +223,13 @@ class Location:
 
     def delete(self) -> None:
         """Remove the file or object; nothing happens where there is none."""
-        with clear_errors("delete", self.uri):
-            try:
-                self.fs.rm_file(self.path)
-            except FileNotFoundError:
-                pass
+        with clear_errors("delete", self.uri), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path)
 
     def delete_tree(self) -> None:
         """Remove everything below this location; nothing happens where there is nothing."""
-        with clear_errors("delete", self.uri):
-            try:
-                self.fs.rm(self.path, recursive=True)
-            except FileNotFoundError:
-                pass
+        with clear_errors("delete", self.uri), suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
 
     def upload_directory(self, directory: "str | os.PathLike[str]") -> None:
         """Copy the files of a local directory, at any depth, to below this location."""
@@ -257,25 +252,25 @@ class Location:
 
     def discard_temporaries(self) -> None:
         """Remove what a killed writer left unfinished directly in this (local) directory."""
-        if self.is_local and os.path.isdir(self.path):
-            for name in filter(_is_temporary, os.listdir(self.path)):
-                (self / name).delete()
+        if self.is_local and Path(self.path).is_dir():
+            for path in Path(self.path).iterdir():
+                if _is_temporary(path.name):
+                    path.unlink(missing_ok=True)
 
     @contextmanager
-    def _synced_temporary(self, data: bytes) -> Iterator[str]:
+    def _synced_temporary(self, data: bytes) -> Iterator[Path]:
         """A sibling file that holds `data` on the disk, removed on the way out."""
-        directory, name = os.path.split(self.path)
-        os.makedirs(directory, exist_ok=True)
-        temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex}.tmp")
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(temporary, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary
         finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -287,7 +282,7 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _sync_directory(directory: str) -> None:
+def _sync_directory(directory: Path) -> None:
     """Make a rename or link in `directory` survive a power loss."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

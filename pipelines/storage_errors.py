@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from botocore import exceptions as boto
+from botocore import exceptions as boto  # type: ignore[import-untyped]
 
 from ddpm_core.errors import DDPMError, StorageError
 
