@@ -6,7 +6,6 @@ is computed in float64 for float64 tensors and in float32 otherwise.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -18,7 +17,7 @@ from ddpm_core.schedule import NoiseSchedule, gather_table
 Images = Float[Tensor, "B C H W"]
 Timesteps = Int64[Tensor, " B"]
 Factor = Float[Tensor, "B 1 1 1"]
-Sigma2 = Literal["beta", "beta_tilde"] | Tensor
+Sigma2 = str | Tensor
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,7 @@ def p_mean_variance(
     return ReverseStep(mean, gather_table(sigma2_table(schedule, sigma2), t, x_t), x_0_pred)
 
 
-def ddim_posterior(
-    schedule: NoiseSchedule, x_0: Images, eps: Images, t: int, s: int, eta: float
-) -> GaussianParams:
+def ddim_posterior(schedule: NoiseSchedule, x_0: Images, eps: Images, t: int, s: int, eta: float) -> GaussianParams:
     """q_sigma(x_s | x_t, x_0) = N(sqrt(abar_s) x_0 + sqrt(1 - abar_s - sigma^2) eps, sigma^2 I) for s < t
     (Song 2021, DDIM, eqs. 7 and 12), eps being the noise that x_t holds next to x_0.
 

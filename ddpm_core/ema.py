@@ -41,9 +41,7 @@ class EMA:
         """Take over averages saved before. Raises CheckpointError if names or shapes differ."""
         expected = {name: tuple(tensor.shape) for name, tensor in self._shadow.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        different = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if different:
             name = different[0]
             raise CheckpointError(

@@ -98,9 +98,7 @@ def kl_bpd(
     """
     x_0, eps, eps_pred = (tensor.to(torch.float64) for tensor in (x_0, eps, eps_pred))
     if t.device.type == "cpu" and bool((t < 1).any()):
-        raise ConfigError(
-            f"t: {int(t.min())} is not in 1..{schedule.num_timesteps - 1}; use decoder_bpd at t = 0"
-        )
+        raise ConfigError(f"t: {int(t.min())} is not in 1..{schedule.num_timesteps - 1}; use decoder_bpd at t = 0")
     variance = gather_table(sigma2_table(schedule, sigma2), t, x_0)
     ratio = schedule.gather("posterior_variance", t, x_0) / variance
     if clip_x_0:
@@ -113,9 +111,7 @@ def kl_bpd(
     return _bits_per_dim(0.5 * (ratio - 1.0 - ratio.log()) + (factor * error).square() / (2.0 * variance))
 
 
-def kl_between_bpd(
-    schedule: NoiseSchedule, x_0: Images, x_0_pred: Images, s: Timesteps, t: Timesteps
-) -> PerImage:
+def kl_between_bpd(schedule: NoiseSchedule, x_0: Images, x_0_pred: Images, s: Timesteps, t: Timesteps) -> PerImage:
     """1/2 (SNR(s) - SNR(t)) ||x_0 - x_0_pred||^2 for s < t (Kingma 2021, VDM, eq. 14).
 
     The KL of a step from t to any earlier s under the posterior's own variance; with s = t - 1 it is
@@ -209,9 +205,7 @@ def elbo_terms(
     return ElboTerms(steps, prior_bpd(schedule, x_0), terms, errors)
 
 
-def stratified_timesteps(
-    ids: Int64[Tensor, " B"], seed: int, num_timesteps: int, k: int
-) -> Int64[Tensor, "B k"]:
+def stratified_timesteps(ids: Int64[Tensor, " B"], seed: int, num_timesteps: int, k: int) -> Int64[Tensor, "B k"]:
     """For each image, `k` time steps in 1..T-1, one from each of k equal strata, keyed by (seed, id).
 
     Over the k columns every t is expected k / (T - 1) times, so (T - 1) / k times the sum of the KLs

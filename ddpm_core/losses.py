@@ -3,8 +3,6 @@
 L_simple, L_vlb and min-SNR differ only in the table, so a new objective is a new table.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -13,7 +11,6 @@ from ddpm_core.diffusion import Sigma2, sigma2_table
 from ddpm_core.errors import ConfigError
 from ddpm_core.schedule import NoiseSchedule
 
-LossName = Literal["simple", "vlb", "min_snr"]
 Weights = Float64[Tensor, " T"]
 
 
@@ -47,9 +44,7 @@ def min_snr_weight(schedule: NoiseSchedule, gamma: float = 5.0) -> Weights:
     return schedule.snr.clamp(max=gamma) / schedule.snr
 
 
-def loss_weights(
-    name: LossName, schedule: NoiseSchedule, sigma2: Sigma2 = "beta", gamma: float = 5.0
-) -> Weights:
+def loss_weights(name: str, schedule: NoiseSchedule, sigma2: Sigma2 = "beta", gamma: float = 5.0) -> Weights:
     """The weight table of 'simple', 'vlb' (uses `sigma2`) or 'min_snr' (uses `gamma`), float64 [T]."""
     if name == "simple":
         return simple_weight(schedule)

@@ -96,9 +96,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Mod
     return model_from_bytes(files, device, where=str(directory))
 
 
-def model_from_bytes(
-    files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "model"
-) -> Model:
+def model_from_bytes(files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "model") -> Model:
     """The inverse of `model_bytes`; `where` names the place in errors. Raises ModelError."""
     try:
         config = json.loads(files[CONFIG_FILE])

@@ -91,9 +91,7 @@ class NoiseSchedule:
             object.__setattr__(self, name, table)
 
     @classmethod
-    def linear(
-        cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
-    ) -> "NoiseSchedule":
+    def linear(cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
         """Betas evenly spaced from `beta_start` to `beta_end` (Ho 2020, sec. 4)."""
         _check_num_timesteps(num_timesteps)
         step = (beta_end - beta_start) / max(num_timesteps - 1, 1)
@@ -115,8 +113,7 @@ class NoiseSchedule:
             return math.cos((u + s) / (1.0 + s) * math.pi / 2.0) ** 2
 
         betas = [
-            min(1.0 - abar((i + 1) / num_timesteps) / abar(i / num_timesteps), max_beta)
-            for i in range(num_timesteps)
+            min(1.0 - abar((i + 1) / num_timesteps) / abar(i / num_timesteps), max_beta) for i in range(num_timesteps)
         ]
         config = {"name": "cosine", "num_timesteps": num_timesteps, "s": s, "max_beta": max_beta}
         return cls(torch.tensor(betas, dtype=torch.float64), config)

@@ -46,6 +46,4 @@ def mean_with_errors(values: Float[Tensor, "N M"], population_size: int | None =
             )
         fraction = images / population_size
         population = (1.0 - fraction) * between + fraction * within
-    return MeanEstimate(
-        float(image_means.mean()), None if within is None else math.sqrt(within), math.sqrt(population)
-    )
+    return MeanEstimate(float(image_means.mean()), None if within is None else math.sqrt(within), math.sqrt(population))

@@ -1,0 +1,189 @@
+"""The epsilon-network (Ho 2020, app. B): shapes, size, initialisation, dependence on every input."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_core.errors import ConfigError
+from ddpm_core.unet import Attention, UNet, UNetConfig, count_parameters, timestep_embedding
+
+SMALL = UNetConfig(
+    image_size=8,
+    in_channels=1,
+    base_channels=16,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    dropout=0.0,
+    num_groups=8,
+)
+
+
+def randomised(config):
+    """A network whose zero-initialised convolutions are not zero, so that everything has an effect."""
+    torch.manual_seed(0)
+    unet = UNet(config).eval()
+    for p in unet.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=1 / math.sqrt(p[0].numel()))
+    return unet
+
+
+def test_ddpms_cifar10_network_has_its_published_size():
+    """Ho 2020, app. B: 35.7 million parameters; 35,746,307 counted out."""
+    assert count_parameters(UNet(UNetConfig())) == 35_746_307
+
+
+def test_it_starts_at_zero():
+    x = torch.randn(2, 1, 8, 8)
+    assert not bool(UNet(SMALL)(x, torch.tensor([0, 5])).any())
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(0, 1),
+    st.sampled_from([1, 2]),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_size_that_halves(levels, rows, columns, channels, with_attention, heads):
+    factor = 2 ** (levels - 1)
+    size = (8 * rows * factor // 2 or 8, 4 * columns * factor)
+    config = UNetConfig(
+        image_size=size,
+        in_channels=channels,
+        base_channels=8,
+        channel_multipliers=tuple(range(1, levels + 1)),
+        num_res_blocks=1,
+        attention_resolutions=(size[0] // factor,) * with_attention,
+        num_heads=heads,
+        num_groups=4,
+    )
+    x = torch.randn(2, channels, *size)
+    out = randomised(config)(x, torch.tensor([0, 999]))
+    assert out.shape == x.shape
+    assert bool(out.isfinite().all())
+
+
+@pytest.mark.slow
+def test_256_pixels():
+    config = dataclasses.replace(
+        SMALL, image_size=256, in_channels=3, channel_multipliers=(1,) * 6, attention_resolutions=(8,)
+    )
+    assert UNet(config)(torch.randn(1, 3, 256, 256), torch.tensor([1])).shape == (1, 3, 256, 256)
+
+
+def test_the_output_depends_on_the_time_and_on_every_pixel():
+    unet, x = randomised(SMALL), torch.randn(1, 1, 8, 8, requires_grad=True)
+    out = unet(x, torch.tensor([3]))
+    assert float((unet(x, torch.tensor([4])) - out).detach().abs().max()) > 1e-3
+    # Attention makes even opposite corners see each other.
+    (gradient,) = torch.autograd.grad(out[0, 0, 0, 0], x)
+    assert bool((gradient != 0).all())
+
+
+def test_every_parameter_gets_a_gradient():
+    unet = randomised(SMALL)
+    unet(torch.randn(2, 1, 8, 8), torch.tensor([3, 700])).square().sum().backward()
+    for name, p in unet.named_parameters():
+        assert p.grad is not None, name
+        # A bias before a group norm over one channel group would be dead; none here is.
+        assert float(p.grad.abs().max()) > 0, name
+
+
+def test_rows_of_a_batch_do_not_mix():
+    unet, x, t = randomised(SMALL), torch.randn(3, 1, 8, 8), torch.tensor([1, 50, 900])
+    torch.testing.assert_close(unet(x, t)[1:2], unet(x[1:2], t[1:2]), rtol=1e-4, atol=1e-5)
+    # On one batch shape a row's result does not depend on the other rows at all.
+    other = torch.cat([torch.randn(1, 1, 8, 8), x[1:2], torch.randn(1, 1, 8, 8)])
+    assert torch.equal(unet(other, t)[1], unet(x, t)[1])
+
+
+def test_memory_format_does_not_change_the_result():
+    unet, x, t = randomised(SMALL), torch.randn(2, 1, 8, 8), torch.tensor([1, 50])
+    expected = unet(x, t)
+    unet = unet.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(unet(x.to(memory_format=torch.channels_last), t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_autocast_is_close_and_returns_float32():
+    unet, x, t = randomised(SMALL), torch.randn(4, 1, 8, 8), torch.tensor([1, 50, 300, 999])
+    expected = unet(x, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = unet(x, t)
+    assert found.dtype == torch.float32
+    relative = float((found - expected).norm() / expected.norm())
+    assert 0.0 < relative < 0.05
+
+
+def test_dropout_acts_in_training_only():
+    unet = randomised(dataclasses.replace(SMALL, dropout=0.5))
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 50])
+    assert torch.equal(unet(x, t), unet(x, t))
+    unet.train()
+    assert not torch.equal(unet(x, t), unet(x, t))
+
+
+def test_attention_is_softmax_of_scaled_products():
+    """Vaswani 2017, eq. 1, written out for two heads."""
+    torch.manual_seed(0)
+    attention = Attention(8, num_heads=2, num_groups=2)
+    torch.nn.init.normal_(attention.project.weight)
+    x = torch.randn(2, 8, 3, 4)
+    qkv = attention.qkv(attention.norm(x)).flatten(2)
+    heads = []
+    for head in range(2):
+        q, k, v = (qkv[:, 8 * part + 4 * head : 8 * part + 4 * head + 4] for part in range(3))
+        weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / 2.0, dim=-1)
+        heads.append(torch.einsum("bij,bcj->bci", weights, v))
+    expected = x + attention.project(torch.cat(heads, 1).reshape(2, 8, 3, 4))
+    torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_timestep_embedding():
+    """Vaswani 2017, sec. 3.5, in DDPM's order: sines, then cosines, frequencies 1 to 1e-4."""
+    found = timestep_embedding(torch.tensor([0, 7]), 6)
+    frequencies = [1.0, 1e-2, 1e-4]
+    expected = [[0, 0, 0, 1, 1, 1], [math.sin(7 * w) for w in frequencies] + [math.cos(7 * w) for w in frequencies]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-5, atol=1e-6)
+    assert timestep_embedding(torch.tensor([3]), 7).shape == (1, 7)
+
+
+def test_config_round_trip():
+    assert UNetConfig.from_dict(SMALL.to_dict()) == SMALL
+    assert SMALL.height_width == (8, 8)
+    with pytest.raises(ConfigError, match=r"network\.depth"):
+        UNetConfig.from_dict({"depth": 3})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 9),
+        ("image_size", (8, 0)),
+        ("in_channels", 5),
+        ("base_channels", 20),
+        ("base_channels", 0),
+        ("channel_multipliers", ()),
+        ("num_res_blocks", 0),
+        ("attention_resolutions", (5,)),
+        ("num_heads", 3),
+        ("dropout", 1.0),
+        ("num_groups", 0),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(field, value):
+    name = "base_channels" if field == "num_heads" else field
+    with pytest.raises(ConfigError, match=rf"network\.{name}"):
+        dataclasses.replace(SMALL, **{field: value})
+
+
+def test_another_image_shape_is_refused():
+    with pytest.raises(ConfigError, match="x_t"):
+        UNet(SMALL)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
