@@ -102,5 +102,6 @@ def _read_idx(location: Location, ndim: int) -> UInt8s:
 def _digits() -> npt.NDArray[np.float64]:
     """[1797, 65]: 64 pixels and the label. Read from the package's file: importing sklearn takes seconds."""
     package = importlib.metadata.distribution("scikit-learn")
-    digits = np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
-    return digits.astype(np.float64)
+    path = str(package.locate_file("sklearn/datasets/data/digits.csv.gz"))
+    digits: npt.NDArray[np.float64] = np.loadtxt(path, delimiter=",")
+    return digits

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -198,13 +197,13 @@ class Location:
         """Path (as `fs` has it) and size in bytes of this file, or of every file below here at any depth."""
         with clear_errors("list", self.uri):
             found = self.fs.find(self.path, detail=True)
-        return {path: int(found[path]["size"] or 0) for path in sorted(found)}
+        return _files(found)
 
     def glob(self) -> dict[str, int]:
         """Path (as `fs` has it) and size in bytes of the files that match this location as a pattern."""
         with clear_errors("list", self.uri):
             found = self.fs.glob(self.path, detail=True)
-        return {path: int(found[path]["size"] or 0) for path in sorted(found) if found[path]["type"] == "file"}
+        return _files(found)
 
     def read_json(self) -> Any:
         """The content as JSON.
@@ -278,6 +277,22 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
 
 
+def forget_connections() -> None:
+    """Make file systems anew at their next use, for a process whose AWS_... environment has changed."""
+    for filesystem in _filesystems.values():
+        type(filesystem).clear_instance_cache()
+    _filesystems.clear()
+
+
+def _files(found: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Sizes by path, without directories and the empty objects by which some tools mark them."""
+    return {
+        path: int(found[path]["size"] or 0)
+        for path in sorted(found)
+        if found[path]["type"] == "file" and not path.endswith("/")
+    }
+
+
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
@@ -291,19 +306,27 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-@lru_cache
+_filesystems: dict[str, Any] = {}
+
+
 def _filesystem(protocol: str) -> Any:
-    if protocol in _S3_PROTOCOLS:
-        filesystem = fsspec.filesystem(
-            "s3",
-            # Other processes write too: a remembered listing would hide their objects.
-            use_listings_cache=False,
-            config_kwargs={
-                "retries": {"mode": "standard", "total_max_attempts": 4},
-                "connect_timeout": 5,
-                "read_timeout": 60,
-            },
-        )
-        filesystem.retries = 3  # each with the four attempts above
-        return filesystem
-    return fsspec.filesystem(protocol)
+    if protocol not in _filesystems:
+        _filesystems[protocol] = _connect(protocol)
+    return _filesystems[protocol]
+
+
+def _connect(protocol: str) -> Any:
+    if protocol not in _S3_PROTOCOLS:
+        return fsspec.filesystem(protocol)
+    filesystem = fsspec.filesystem(
+        "s3",
+        # Other processes write too: a remembered listing would hide their objects.
+        use_listings_cache=False,
+        config_kwargs={
+            "retries": {"mode": "standard", "total_max_attempts": 4},
+            "connect_timeout": 5,
+            "read_timeout": 60,
+        },
+    )
+    filesystem.retries = 3  # each with the four attempts above
+    return filesystem

@@ -1,0 +1,222 @@
+"""Locations: local files, a real S3 store, races, and one clear line for everything that goes wrong."""
+
+import os
+import pickle
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3_store
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm_core.errors import StorageError
+from pipelines.storage import Location, forget_connections, json_bytes
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    return Location.parse(tmp_path if request.param == "local" else request.getfixturevalue("s3_prefix"))
+
+
+def test_written_content_is_read_back_and_replaced_as_a_whole(root: Location) -> None:
+    file = root / "deep/er" / "file.bin"
+    assert not file.exists()
+    file.write_bytes(b"first, longer")
+    file.write_bytes(b"second")
+    assert file.exists()
+    assert file.read_bytes() == b"second"
+    assert file.size() == 6
+    with file.open() as opened:
+        opened.seek(3)
+        assert opened.read() == b"ond"
+
+
+def test_listing_names_direct_children_in_order(root: Location) -> None:
+    for name in ("b", "a", "folder/inner", "c"):
+        (root / name).write_bytes(name.encode())
+    assert root.list() == ["a", "b", "c", "folder"]
+    assert [root.sizes()[name] for name in "abc"] == [1, 1, 1]
+    assert {path.rsplit("/", 1)[1]: size for path, size in root.find().items()} == {"a": 1, "b": 1, "c": 1, "inner": 12}
+    assert [path.rsplit("/", 1)[1] for path in (root / "[ab]").glob()] == ["a", "b"]
+    assert (root / "nothing").list() == []
+    assert (root / "nothing").find() == {}
+
+
+def test_deleting_is_idempotent(root: Location) -> None:
+    (root / "tree/a").write_bytes(b"1")
+    (root / "tree/b/c").write_bytes(b"2")
+    (root / "tree/a").delete()
+    (root / "tree/a").delete()
+    assert [path.rsplit("/", 1)[1] for path in (root / "tree").find()] == ["c"]
+    (root / "tree").delete_tree()
+    (root / "tree").delete_tree()
+    assert (root / "tree").find() == {}
+
+
+def test_directories_travel_both_ways(root: Location, tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    (source / "inner").mkdir(parents=True)
+    (source / "a").write_bytes(b"A")
+    (source / "inner" / "b").write_bytes(b"B")
+    (root / "up").upload_directory(source)
+    (root / "up").download_directory(copy)
+    assert (copy / "a").read_bytes() == b"A"
+    assert (copy / "inner" / "b").read_bytes() == b"B"
+    with pytest.raises(StorageError, match="does not exist"):
+        (root / "elsewhere").download_directory(copy)
+
+
+def test_conditional_create_keeps_the_first_content(root: Location) -> None:
+    file = root / "manifest.json"
+    assert file.create(b"mine")
+    assert file.create(b"mine"), "a retry of a write whose acknowledgement was lost is no conflict"
+    assert not file.create(b"theirs")
+    assert file.read_bytes() == b"mine"
+
+
+def test_conditional_create_has_one_winner_among_racing_threads(root: Location) -> None:
+    racers, rounds = 8, 3
+    for attempt in range(rounds):
+        file, barrier, won = root / f"race-{attempt}", threading.Barrier(racers), [False] * racers
+
+        def race(me: int, file: Location = file, barrier: threading.Barrier = barrier, won: list[bool] = won) -> None:
+            barrier.wait()
+            won[me] = file.create(f"writer {me}".encode())
+
+        threads = [threading.Thread(target=race, args=(me,)) for me in range(racers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(won) == 1
+        assert file.read_bytes() == f"writer {won.index(True)}".encode()
+
+
+def test_reading_what_is_missing_or_not_json_names_it(root: Location) -> None:
+    with pytest.raises(StorageError, match=r"gone: cannot read: does not exist"):
+        (root / "gone").read_bytes()
+    with pytest.raises(StorageError, match=r"gone: cannot look up: does not exist"):
+        (root / "gone").size()
+    (root / "text").write_bytes(b"{not json")
+    with pytest.raises(StorageError, match="is not JSON"):
+        (root / "text").read_json()
+    (root / "good").write_json({"b": 1, "a": [2]})
+    assert (root / "good").read_json() == {"a": [2], "b": 1}
+
+
+def test_missing_bucket_is_named(s3_prefix: str) -> None:
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/x: cannot write: the bucket does not exist"):
+        Location.parse("s3://no-such-bucket/x").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "match"),
+    [
+        ("unknownkeyid", "some-secret-value", "refused the credentials"),
+        (s3_store.ACCESS_KEY, "some-secret-value", "refused the credentials"),
+        (s3_store.READ_ONLY_KEY, s3_store.READ_ONLY_SECRET, "permission denied"),
+    ],
+)
+def test_refused_credentials_are_named_and_never_shown(
+    s3_prefix: str, monkeypatch: pytest.MonkeyPatch, key: str, secret: str, match: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    forget_connections()
+    with pytest.raises(StorageError, match=match) as raised:
+        Location.parse(s3_prefix + "/x").write_bytes(b"")
+    assert secret not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_unreachable_endpoint_is_one_line(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hidden@127.0.0.1:9")
+    forget_connections()
+    with pytest.raises(StorageError, match="cannot be reached; check AWS_ENDPOINT_URL") as raised:
+        Location.parse(s3_prefix).read_bytes()
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "match"),
+    [
+        ("", "must not be empty"),
+        ("ftpx://host/file", "unknown protocol 'ftpx'"),
+        ("s3://", "the bucket is missing"),
+        ("s3://key:secret@bucket/x", "must not carry credentials"),
+    ],
+)
+def test_bad_uris_are_refused(uri: str, match: str) -> None:
+    with pytest.raises(StorageError, match=match) as raised:
+        Location.parse(uri)
+    assert "secret" not in str(raised.value).replace("AWS_SECRET", "")
+
+
+def test_parsing_makes_one_canonical_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = str(tmp_path / "a" / "b")
+    for text in ("a/b", "a/b/", "~/a/b", f"file://{expected}", expected):
+        assert Location.parse(text).uri == expected
+    location = Location.parse("s3://bucket/key/")
+    assert (location.uri, location.path, location.name) == ("s3://bucket/key", "bucket/key", "key")
+    assert not location.is_local
+    assert location.parent.uri == "s3://bucket"
+    assert Location.parse(location) is location
+
+
+@given(st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1), st.integers(1, 4))
+def test_joining_and_parent_are_inverse_and_pickle_keeps_identity(name: str, depth: int) -> None:
+    location = Location.parse("/root")
+    for _ in range(depth):
+        location = location / name
+    assert location.name == name
+    assert (location.parent / name) == location
+    assert pickle.loads(pickle.dumps(location)) == location
+
+
+@given(st.dictionaries(st.text(), st.integers()))
+def test_json_bytes_do_not_depend_on_key_order(value: dict[str, int]) -> None:
+    assert json_bytes(value) == json_bytes(dict(reversed(value.items())))
+
+
+def test_a_killed_writer_leaves_nothing_visible(tmp_path: Path) -> None:
+    (tmp_path / ".part-00000.parquet.0123.tmp").write_bytes(b"half")
+    root = Location.parse(tmp_path)
+    assert root.list() == []
+    root.discard_temporaries()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"cannot mount a small disk: {made.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def test_full_disk_is_one_line_and_leaves_the_old_content(small_disk: Path) -> None:
+    file = Location.parse(small_disk / "file")
+    file.write_bytes(b"old")
+    for write in (file.write_bytes, (file.parent / "new").create):
+        with pytest.raises(StorageError, match=r"cannot write: the disk is full"):
+            write(bytes(2**20))
+    assert file.read_bytes() == b"old"
+    assert sorted(os.listdir(small_disk)) == ["file"]
+
+
+def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=re.escape("a file is where a directory is needed")):
+        Location.parse(tmp_path / "file" / "below").write_bytes(b"")
+    with pytest.raises(StorageError, match="is a directory"):
+        Location.parse(tmp_path).read_bytes()
