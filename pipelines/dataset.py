@@ -146,15 +146,15 @@ class PreparedDataset:
     def read_groups(self, groups: Sequence[int]) -> tuple[Int64s, UInt8s]:
         """Ids int64 [n] and images uint8 [n, H, W, C] of whole row groups, in the order given.
 
-        Groups of one shard that follow each other in `groups` are read in one go. The images are read-only
-        where no copy was needed.
+        Groups of one shard that follow each other in `groups` are read in one go. The images are Arrow's own
+        memory where that needs no copy.
 
         Raises:
             IndexError: A group is not in 0..num_groups-1.
             StorageError: A shard cannot be read.
         """
-        ids = [np.arange(self.group_starts[group], self.group_starts[group + 1]) for group in groups]
         tables = [self._read(shard, local, ["image"]) for shard, local in self._runs(groups)]
+        ids = [np.arange(self.group_starts[group], self.group_starts[group + 1]) for group in groups]
         chunks = [chunk for table in tables for chunk in table["image"].chunks]
         images = [image_view(chunk, self.image_shape) for chunk in chunks]
         if not images:
@@ -224,7 +224,7 @@ def _open_shard(location: Location, sha256: str, thread: int) -> pq.ParquetFile:
 
 
 def image_view(column: pa.FixedSizeBinaryArray, shape: tuple[int, int, int]) -> UInt8s:
-    """A column without nulls as uint8 [n, H, W, C], sharing its memory (read-only)."""
+    """A column without nulls as uint8 [n, H, W, C], sharing its memory."""
     row_bytes = shape[0] * shape[1] * shape[2]
     count, offset = len(column) * row_bytes, column.offset * row_bytes
     return np.frombuffer(column.buffers()[1], np.uint8, count, offset).reshape(len(column), *shape)

@@ -95,8 +95,9 @@ def _resized(image: Image.Image, size: int) -> UInt8s:
     """The centred square, resized to size x size."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    # Not resize(box=...): its filter also takes in pixels around the box.
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _short(error: Exception) -> str:
