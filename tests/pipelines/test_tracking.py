@@ -1,42 +1,32 @@
-"""Tracking against a real MLflow database and a real server that goes away: nothing lost, nothing twice."""
+"""Tracking into a real MLflow database: everything arrives, nothing twice, through any kill and resume."""
 
 import os
-import queue
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from mlflow import MlflowClient
+from mlflow_store import (
+    PATIENCE_S,
+    Lines,
+    clean_environment,  # noqa: F401  an autouse fixture
+    curve,
+    report_steps,
+    start,
+    the_run,
+    write_model,
+    write_png,
+)
 
 from ddpm_core.errors import DDPMError, RequestMismatchError
 from pipelines import tracking
-from pipelines.mlflow_run import MlflowRun, configure_mlflow, reason, redact
+from pipelines.mlflow_run import MlflowRun
 from pipelines.spool import Spool, SpoolState, iter_records
 from pipelines.storage import Location
-from pipelines.tracking import Tracker, resolve_tracking_uri, run_link, without_credentials
-
-configure_mlflow()
-from mlflow import MlflowClient  # noqa: E402  its settings come first
-
-PATIENCE_S = 180  # a server may take minutes to start on a busy machine
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(tracking, "LISTEN_INTERVAL_S", 0.02)
-    monkeypatch.setattr(tracking, "SEND_INTERVAL_S", 0.1)
-    monkeypatch.setattr(tracking, "SLOW_INTERVAL_S", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -45,104 +35,6 @@ def database(tmp_path_factory):
     uri = f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
     MlflowClient(uri).search_experiments()
     return uri
-
-
-class Server:
-    """A real `mlflow server` on a loopback port, started and stopped by the tests."""
-
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri, self._directory, self._process = f"http://127.0.0.1:{self.port}", directory, None
-
-    def start(self) -> None:
-        store = f"sqlite:///{self._directory}/mlflow.db"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", store]
-        command += ["--artifacts-destination", str(self._directory / "artifacts")]
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                with urllib.request.urlopen(self.uri + "/health", timeout=5):
-                    return
-            except OSError:
-                assert self._process.poll() is None, "mlflow server ended"
-                assert time.monotonic() < deadline, "mlflow server does not start"
-                time.sleep(0.2)  # between probes of a starting server; the loop above is the condition
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.stop()
-
-
-class Lines(queue.Queue):
-    """Collects what `notify` is told; a test waits for the line it needs."""
-
-    def __call__(self, line: str) -> None:
-        self.seen = [*getattr(self, "seen", []), line]
-        self.put(line)
-
-    def expect(self, text: str) -> str:
-        while True:
-            line = self.get(timeout=PATIENCE_S)
-            if text in line:
-                return line
-
-
-def start(tmp_path, uri, *, notify=None, **options):
-    options = {"run_key": f"key of {tmp_path.name}", "experiment": tmp_path.name, "run_name": "a run", **options}
-    return Tracker(
-        options.pop("spool", tmp_path / "spool.jsonl"),
-        root=tmp_path,
-        tracking_uri=uri,
-        notify=notify or Lines(),
-        **options,
-    )
-
-
-def the_run(tmp_path, uri):
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(tmp_path.name)
-    (run,) = client.search_runs([experiment.experiment_id])  # exactly one
-    return client, run
-
-
-def curve(client, run, key="train/loss"):
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
-
-
-def report_steps(spool, first, last):
-    for step in range(first, last):
-        spool.append("metrics", step=step, values={"train/loss": step / 4, "train/lr": 1e-4})
-
-
-def write_png(path):
-    Image.effect_noise((32, 32), 60).save(path)
-    return str(path)
-
-
-def write_model(directory):
-    directory.mkdir()
-    (directory / "config.json").write_text("{}")
-    (directory / "ema.safetensors").write_bytes(b"weights")
-    return str(directory)
 
 
 def test_everything_a_run_records_is_in_mlflow_with_the_times_of_the_spool(tmp_path, database):
@@ -276,67 +168,6 @@ print("pending", report.pending, flush=True)
     assert run.data.tags["ddpm.attempt"] == "2"
 
 
-@pytest.mark.slow
-def test_an_unreachable_server_at_start_and_in_the_middle_only_delays_the_records(tmp_path, server):
-    lines, heard = Lines(), Lines()
-    tracker = start(tmp_path, server.uri, notify=lines, listener=heard)
-    line = lines.expect("cannot be used")
-    assert "Connection refused" in line
-    assert str(tracker.spool.path) in line
-    report_steps(tracker.spool, 0, 50)
-    while heard.get(timeout=PATIENCE_S).payload.get("step") != 49:
-        pass  # the display works without MLflow
-    server.start()
-    lines.expect("answers again")
-    assert lines.expect("workflowType").startswith(f"tracking: {server.uri}/#/experiments/")
-    report_steps(tracker.spool, 50, 80)
-    server.stop()
-    report_steps(tracker.spool, 80, 120)
-    tracker.spool.append("image", key="grid", step=100, path=write_png(tmp_path / "grid.png"))
-    lines.expect("cannot be used")
-    server.start()
-    lines.expect("answers again")
-    report_steps(tracker.spool, 120, 150)
-    model = write_model(tmp_path / "model")
-    tracker.spool.append(
-        "model", uri=model, name="over-http", model_id="hash", step=149, metrics={"train/loss": 149 / 4}
-    )
-    report = tracker.finish("FINISHED")
-    assert (report.pending, report.refused) == (0, 0)
-    assert sum("cannot be used" in line for line in lines.seen) == 2  # one line per outage
-    client, run = the_run(tmp_path, server.uri)
-    assert curve(client, run) == [(step, step / 4) for step in range(150)]
-    assert run.info.status == "FINISHED"
-    assert len(client.list_artifacts(run.info.run_id, "images")) == 2
-    version = client.get_model_version_by_alias("over-http", "champion")
-    assert version.tags["ddpm.model_id"] == "hash"
-    assert version.source == f"models:/{run.outputs.model_outputs[0].model_id}"
-
-
-@pytest.mark.slow
-def test_what_is_pending_at_the_end_is_sent_by_the_command_it_names(tmp_path, server, capsys):
-    server.stop()
-    tracker = start(tmp_path, server.uri)
-    report_steps(tracker.spool, 0, 40)
-    report = tracker.finish("FINISHED", timeout_s=PATIENCE_S)
-    assert (report.pending, report.link) == (42, None)  # start, 40 steps, finish
-    assert report.advice.endswith(f"python -m pipelines.tracking {tracker.spool.path}")
-    assert tracking.main([str(tracker.spool.path)]) == 1
-    assert "Connection refused" in capsys.readouterr().err
-    server.start()
-    for _ in range(2):  # the second time there is nothing left to send
-        assert tracking.main([str(tracker.spool.path)]) == 0
-        assert f"sent: {server.uri}/#/experiments/" in capsys.readouterr().out
-    client, run = the_run(tmp_path, server.uri)
-    assert curve(client, run) == [(step, step / 4) for step in range(40)]
-    assert run.info.status == "FINISHED"
-
-
-def test_the_command_refuses_what_is_no_spool(tmp_path, capsys):
-    assert tracking.main([str(tmp_path / "none.jsonl")]) == 1
-    assert "is not a tracking spool" in capsys.readouterr().err
-
-
 def test_one_run_has_one_driver(tmp_path, database):
     tracker = start(tmp_path, database)
     with pytest.raises(DDPMError, match=rf"another job \(pid {os.getpid()}\)"):
@@ -377,6 +208,16 @@ def test_a_new_machine_continues_from_the_mirror(tmp_path, database):
     assert curve(client, run) == [(step, step / 4) for step in range(60)]
 
 
+def test_a_new_machine_without_any_spool_asks_mlflow_what_it_has(tmp_path, database):
+    for machine, first, last in (("a", 0, 40), ("b", 20, 60), ("c", 10, 80)):
+        tracker = start(tmp_path, database, spool=tmp_path / machine / "spool.jsonl")
+        report_steps(tracker.spool, first, last)
+        tracker.finish("FINISHED")
+    client, run = the_run(tmp_path, database)
+    assert curve(client, run) == [(step, step / 4) for step in range(80)]
+    assert run.data.tags["ddpm.attempt"] == "3"
+
+
 def test_one_refused_record_costs_that_record_only(tmp_path, database):
     lines = Lines()
     tracker = start(tmp_path, database, notify=lines)
@@ -396,8 +237,8 @@ def test_one_refused_record_costs_that_record_only(tmp_path, database):
 def test_a_broken_artifact_store_delays_pictures_not_metrics(tmp_path, database):
     blocked = tmp_path / "mlartifacts"
     blocked.write_text("a file where the store's directory should be")
-    lines = Lines()
-    tracker = start(tmp_path, database, notify=lines)
+    mirror, lines = Location.parse(tmp_path / "run" / "spool.jsonl"), Lines()
+    tracker = start(tmp_path, database, spool=tmp_path / "a" / "spool.jsonl", notify=lines, mirror=mirror)
     tracker.spool.append("image", key="grid", step=0, path=write_png(tmp_path / "grid.png"))
     report_steps(tracker.spool, 0, 20)
     report = tracker.finish("FINISHED")
@@ -406,45 +247,12 @@ def test_a_broken_artifact_store_delays_pictures_not_metrics(tmp_path, database)
     client, run = the_run(tmp_path, database)
     assert curve(client, run) == [(step, step / 4) for step in range(20)]
     blocked.unlink()
-    tracking.replay(tracker.spool.path, notify=lines)
+    elsewhere = start(tmp_path, database, spool=tmp_path / "b" / "spool.jsonl", mirror=mirror)
+    assert elsewhere.finish("FINISHED").pending == 0
     assert len(client.list_artifacts(run.info.run_id, "images")) == 2
-
-
-def test_an_unknown_scheme_is_said_and_the_records_are_kept(tmp_path):
-    lines = Lines()
-    tracker = start(tmp_path, "foo://ann:secret@x", notify=lines)
-    assert "foo://x cannot be used" in lines.expect("cannot be used")
-    assert tracker.finish("FINISHED").pending == 2
-    assert "secret" not in "".join(lines.seen) + tracker.spool.path.read_text()
-
-
-def test_refused_credentials_are_said_with_the_way_to_give_them(tmp_path):
-    class Closed(BaseHTTPRequestHandler):
-        """MLflow's basic-auth answer to wrong credentials."""
-
-        def do_GET(self):
-            body = b"You are not authenticated. Please see the documentation."
-            self.send_response(401)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Closed)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        lines = Lines()
-        tracker = start(tmp_path, f"http://ann:secret@127.0.0.1:{server.server_port}", notify=lines)
-        assert "MLFLOW_TRACKING_PASSWORD" in lines.expect("refuses the credentials")
-        assert tracker.finish("FINISHED").pending == 2
-        assert "secret" not in "".join(lines.seen) + tracker.spool.path.read_text()
-    finally:
-        server.shutdown()
-        server.server_close()
+    tracking.replay(tracker.spool.path, notify=lines)  # the first machine's spool still has it, too
+    assert SpoolState.load(tracker.spool.path, database).deferred == []
+    assert len(client.list_artifacts(run.info.run_id, "images")) == 2
 
 
 def test_a_failing_display_is_said_once_and_stops_nothing(tmp_path, database):
@@ -459,22 +267,27 @@ def test_a_failing_display_is_said_once_and_stops_nothing(tmp_path, database):
     assert sum("no terminal" in line for line in lines.seen) == 1
 
 
-def test_uris(tmp_path, monkeypatch):
-    assert resolve_tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.chdir(tmp_path)
-    assert resolve_tracking_uri("sqlite:///runs/x.db", tmp_path) == f"sqlite:///{tmp_path}/runs/x.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a")
-    assert resolve_tracking_uri(None, tmp_path) == "http://a"
-    assert resolve_tracking_uri("http://b", tmp_path) == "http://b"
-    assert run_link("https://u:p@h:5000/", "7", "r") == (
-        "https://h:5000/#/experiments/7/runs/r?workflowType=machine_learning"
-    )
-    assert "mlflow ui --backend-store-uri sqlite:////x/mlflow.db" in run_link("sqlite:////x/mlflow.db", "7", "r")
-    assert "p@" not in run_link("postgresql://u:p@h/db", "7", "r")
-    assert without_credentials("https://u:p@ss@h/x") == "https://h/x"
-
-
-@pytest.mark.parametrize("uri", ["http://u:p@h/x", "postgresql://u:p@ss@h", "see https://u:p@h for more"])
-def test_messages_carry_no_passwords(uri):
-    assert "u:p" not in redact(uri)
-    assert "u:p" not in reason(ValueError(f"cannot open {uri}"))
+def test_a_run_in_an_object_store_is_tracked_from_there(tmp_path, database, s3_prefix):
+    run_directory = Location.parse(s3_prefix)
+    write_png(tmp_path / "grid.png")
+    write_model(tmp_path / "model")
+    (run_directory / "grids" / "grid.png").write_bytes((tmp_path / "grid.png").read_bytes())
+    (run_directory / "model").upload_directory(tmp_path / "model")
+    mirror = run_directory / "spool.jsonl"
+    tracker = start(tmp_path, "http://127.0.0.1:1", spool=tmp_path / "a" / "spool.jsonl", mirror=mirror)
+    tracker.spool.append("image", key="grid", step=5, path=f"{s3_prefix}/grids/grid.png")
+    tracker.spool.append("artifact", path=f"{s3_prefix}/grids/grid.png", artifact_path="report")
+    tracker.spool.append("artifact", path=f"{s3_prefix}/gone.png")
+    model = {"uri": f"{s3_prefix}/model", "name": f"m-{tmp_path.name}", "model_id": "hash", "step": 5}
+    tracker.spool.append("model", **model)
+    assert tracker.finish("KILLED").pending == 6
+    tracker = start(tmp_path, database, spool=tmp_path / "b" / "spool.jsonl", mirror=mirror)
+    report = tracker.finish("FINISHED")
+    assert (report.pending, report.refused) == (0, 1)
+    assert mirror.read_bytes() == b""
+    client, run = the_run(tmp_path, database)
+    assert len(client.list_artifacts(run.info.run_id, "images")) == 2
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "report")] == ["report/grid.png"]
+    (logged,) = client.search_logged_models([run.info.experiment_id])
+    files = {file.path for file in client.list_logged_model_artifacts(logged.model_id)}
+    assert files == {"MLmodel", "config.json", "ema.safetensors"}
