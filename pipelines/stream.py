@@ -151,9 +151,7 @@ class WindowReader:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Yield one single-row table for each rank and window."""
         dataset = _open(self.plan.data)
-        skipped_windows = self.start_step // self.plan.window_steps
-        for index in batch["id"].to_pylist():
-            window = index + skipped_windows
+        for window in batch["window"].to_pylist():
             first, stop = self.plan.window_range(window)
             begin = max(first, self.start_step)
             images, ids, epochs = read_window(self.plan, dataset, window)
@@ -199,8 +197,9 @@ def start_stream(
     """
     import ray.data
 
-    windows = plan.num_windows - start_step // plan.window_steps
-    stream = ray.data.range(windows, override_num_blocks=windows).map_batches(
+    windows = [{"window": window} for window in range(start_step // plan.window_steps, plan.num_windows)]
+    # items and not ray.data.range, whose own read tasks would each wait for a whole CPU
+    stream = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         WindowReader(plan, world_size, start_step),
         batch_size=None,
         batch_format="pyarrow",
