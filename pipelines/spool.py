@@ -19,7 +19,8 @@ Kinds and their payload (? = optional):
     event     message                  a line for the job's display; not sent to MLflow
     fatal     error, message           a worker's error that no restart can mend; not sent to MLflow
 
-`path` and `uri` are local paths or URIs that `pipelines.storage` reads; they must stay there until sent.
+A payload may bring its own `timestamp_ms`, for what was measured before it is appended. `path` and `uri` are
+local paths or URIs that `pipelines.storage` reads; what they name must stay there until it is sent.
 """
 
 import fcntl
@@ -76,7 +77,7 @@ class Spool:
         self.dropped = 0
 
     def append(self, kind: str, **payload: Any) -> None:
-        """Append one record in one write, stamped with the time of this call (ms since the epoch).
+        """Append one record in one write, stamped with the time of this call (ms since the epoch) by default.
 
         Never raises for the file's sake: a record that cannot be written (disk full, directory gone) is
         counted in `dropped`, and the first one is logged. Raises ValueError for a kind or payload that

@@ -135,7 +135,7 @@ class Tracker:
         self.spool.append("start", **identity)
         state = SpoolState.load(self._path, without_credentials(self._uri))
         self._run = MlflowRun(self._path, identity, self._uri, state, notify)
-        self._finishing = threading.Event()
+        self._finishing, self._heard = threading.Event(), threading.Condition()
         self._threads = [
             threading.Thread(target=loop, name=f"tracking-{loop.__name__.strip('_')}", daemon=True)
             for loop in (self._listen, self._send)
@@ -148,6 +148,12 @@ class Tracker:
         """Where a person sees the run; None until MLflow has answered for the first time."""
         state = self._run.state
         return run_link(self._uri, state.experiment_id or "", state.run_id) if state.run_id else None
+
+    def catch_up(self, timeout_s: float = 5.0) -> bool:
+        """Wait until the listener has heard all that any process had appended; False after `timeout_s`."""
+        _, end, _ = read_records(self._path, self._listened, sys.maxsize)
+        with self._heard:
+            return self._heard.wait_for(lambda: self._listened >= end, timeout_s)
 
     def finish(self, status: str, timeout_s: float = 60.0) -> TrackingReport:
         """End the attempt with `status` (FINISHED, FAILED or KILLED) and wait for MLflow up to `timeout_s`.
@@ -185,7 +191,10 @@ class Tracker:
                     if not complained:
                         self._notify(f"tracking: the display fails on {record.kind} records: {reason(error)}")
                     complained = True
-            advanced, self._listened = end > self._listened, end
+            advanced = end > self._listened
+            with self._heard:
+                self._listened = end
+                self._heard.notify_all()
             if last_round and not advanced:
                 return
             if not advanced:
@@ -245,16 +254,15 @@ class Tracker:
         """Copy the unsent records to the mirror, or empty it when all are sent."""
         if self._mirror is None or not (pending or self._mirrored):
             return
-        unsent = b""
-        if pending:
-            state = self._run.state
-            with self._path.open("rb") as file:
-                for offset in state.deferred:
-                    file.seek(offset)
-                    unsent += file.readline()
-                file.seek(state.offset)
-                unsent += file.read()
-        with suppress(StorageError):  # the run's storage is away too: the spool still has everything
+        unsent, state = b"", self._run.state
+        with suppress(StorageError, OSError):  # the run's storage is away too: the spool still has everything
+            if pending:
+                with self._path.open("rb") as file:
+                    for offset in state.deferred:
+                        file.seek(offset)
+                        unsent += file.readline()
+                    file.seek(state.offset)
+                    unsent += file.read()
             self._mirror.write_bytes(unsent)
             self._mirrored = pending
 

@@ -54,11 +54,9 @@ def test_a_line_torn_at_any_byte_costs_that_line_only(tmp_path_factory, cut):
     whole = kept.count(b"\n")
     assert [r.payload["step"] for r in iter_records(spool.path)] == list(range(whole))
     spool.append("metrics", step=99, values={})
-    steps = [r.payload["step"] for r in iter_records(spool.path)]
-    if kept.endswith(b"}"):  # only the newline was lost: the record itself is whole
-        assert steps == [*range(whole + 1), 99]
-    else:
-        assert steps == [*range(whole), 99]
+    only_the_newline_was_lost = kept.endswith(b"}}")
+    expected = [*range(whole + only_the_newline_was_lost), 99]
+    assert [r.payload["step"] for r in iter_records(spool.path)] == expected
 
 
 def test_several_processes_append_without_mixing(tmp_path):
@@ -131,6 +129,12 @@ def test_foreign_lines_are_counted_and_skipped(tmp_path, line):
     records, end, unreadable = read_records(spool.path, 0)
     assert ([record.kind for record in records], unreadable) == (["note"], 1)
     assert end == spool.path.stat().st_size
+
+
+def test_a_record_may_bring_its_own_time(tmp_path):
+    spool = Spool(tmp_path / "s.jsonl")
+    spool.append("metrics", step=1, values={}, timestamp_ms=1234)
+    assert [record.timestamp_ms for record in iter_records(spool.path)] == [1234]
 
 
 def test_a_spool_can_be_sent_to_another_process(tmp_path):

@@ -267,6 +267,19 @@ def test_a_failing_display_is_said_once_and_stops_nothing(tmp_path, database):
     assert sum("no terminal" in line for line in lines.seen) == 1
 
 
+def test_the_listener_can_be_waited_for_and_its_own_records_stay_out_of_mlflow(tmp_path, database):
+    heard = []
+    tracker = start(tmp_path, database, listener=heard.append)
+    report_steps(tracker.spool, 0, 2000)
+    tracker.spool.append("event", message="worker 1 was lost")
+    tracker.spool.append("fatal", error="ClusterError", message="gave up")
+    assert tracker.catch_up(PATIENCE_S)
+    assert [record.kind for record in heard] == ["start", *["metrics"] * 2000, "event", "fatal"]
+    report = tracker.finish("FAILED")
+    assert (report.pending, report.refused) == (0, 0)
+    assert the_run(tmp_path, database)[1].info.status == "FAILED"
+
+
 def test_a_run_in_an_object_store_is_tracked_from_there(tmp_path, database, s3_prefix):
     run_directory = Location.parse(s3_prefix)
     write_png(tmp_path / "grid.png")
