@@ -80,9 +80,16 @@ def is_idx_images(file: str) -> bool:
     return PurePosixPath(file).name.removesuffix(".gz").endswith(("idx3-ubyte", ".idx3"))
 
 
-@lru_cache(4)
 def _read_idx(location: Location, ndim: int) -> UInt8s:
-    """The array of an IDX file; cached because every unit of a gzipped file has to unpack it from the start."""
+    """The array of an IDX file.
+
+    Cached, because every unit of a gzipped file has to unpack it from the start.
+    """
+    return _unpack_idx(location, ndim, location.version())
+
+
+@lru_cache(4)
+def _unpack_idx(location: Location, ndim: int, version: str) -> UInt8s:
     content = location.read_bytes()
     try:
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content

@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -209,11 +208,12 @@ class DecodeUnits:
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Make the compute function: the engine calls this once per actor."""
-        return self._compute
+        units = pq.ParquetFile(io.BytesIO((self.work / "units.parquet").read_bytes()))
+        return lambda index: self._decode([Item(**row) for row in units.read_row_group(index).to_pylist()])
 
-    def _compute(self, index: int) -> ShardOutput:
+    def _decode(self, unit: Sequence[Item]) -> ShardOutput:
         accepted, labels, sources, rejected = [], [], [], []
-        for image in self.images.read(_read_unit(self.work / "units.parquet", index)):
+        for image in self.images.read(unit):
             try:
                 accepted.append(decode_image(image.payload, self.image_size, self.shape))
             except RejectedImage as reason:
@@ -307,15 +307,6 @@ def _write_units(location: Location, items: Sequence[Item], unit_rows: int) -> i
             count += 1
     location.write_bytes(sink.getvalue())
     return count
-
-
-@lru_cache(1)
-def _open_units(location: Location) -> pq.ParquetFile:
-    return pq.ParquetFile(io.BytesIO(location.read_bytes()))
-
-
-def _read_unit(location: Location, index: int) -> list[Item]:
-    return [Item(**row) for row in _open_units(location).read_row_group(index).to_pylist()]
 
 
 def _write_rejected(output: ShardedOutput, units: Sequence[ShardRecord]) -> None:

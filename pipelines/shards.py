@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -96,7 +97,7 @@ class ShardedOutput:
             return None
         content: dict[str, Any] = manifest.read_json()
         self._refuse_difference("holds a finished output", content.get("request"), self.request)
-        self.work.delete_tree()  # a run that was killed between its commit and its cleaning up
+        self._clean_up()  # after a run that was killed between its commit and its cleaning up
         return content
 
     def begin(self, **pinned: Any) -> None:
@@ -167,8 +168,13 @@ class ShardedOutput:
                 f"{self.location / MANIFEST}: another run committed different content at the same time; "
                 "are both using the same version of this software? Delete the output to start over"
             )
-        self.work.delete_tree()
+        self._clean_up()
         return manifest
+
+    def _clean_up(self) -> None:
+        """Remove the work directory of a complete output; what cannot be removed now does no harm."""
+        with suppress(StorageError):  # a racing run is still writing there, or this user may only read
+            self.work.delete_tree()
 
     def _finished(self, num_shards: int, into: str, suffix: str) -> dict[int, ShardRecord]:
         """Records of the shards whose object is there, with the recorded size; read concurrently."""

@@ -168,6 +168,15 @@ class Location:
         with clear_errors("look up", self.uri):
             return int(self.fs.info(self.path)["size"])
 
+    def version(self) -> str:
+        """A text that changes when the content is replaced (from size and time, or the store's ETag).
+
+        Raises:
+            StorageError: Missing or unreadable.
+        """
+        with clear_errors("look up", self.uri):
+            return str(self.fs.ukey(self.path))
+
     def open(self, mode: str = "rb", **options: Any) -> IO[Any]:
         """A file object of fsspec's; `options` go to its `open` (`block_size`, `cache_type`).
 

@@ -200,7 +200,7 @@ def test_a_shard_that_always_kills_its_actor_ends_the_job(ray_cluster: None, tmp
 def test_an_error_in_an_actor_arrives_unchanged_and_is_not_retried(ray_cluster: None, tmp_path: Path) -> None:
     failing = Squares(str(tmp_path / "log"), fail_at=2)
     Path(failing.log).mkdir()
-    with pytest.raises(DataError, match="^shard 2: cannot be computed$"):
+    with pytest.raises(DataError, match=r"^shard 2: cannot be computed$"):
         output(tmp_path).compute(failing, SHARDS, pool=ActorPool(2))
     assert failing.calls()[2] == 1
 

@@ -29,7 +29,9 @@ def png(index: int) -> bytes:
     return sink.getvalue()
 
 
-def read(uri: str | Path, format: str = "auto", rows_per_unit: int = 3) -> tuple[list[RawImage], tuple[str, ...] | None]:
+def read(
+    uri: str | Path, format: str = "auto", rows_per_unit: int = 3
+) -> tuple[list[RawImage], tuple[str, ...] | None]:
     """All images of a source, read unit by unit as the ingest does."""
     source, files = open_source(str(uri), format)
     items, names = source.scan(list(files))
@@ -162,7 +164,7 @@ def test_idx_labels_must_match_and_one_file_must_be_named(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="10 images and 9 labels"):
         read(tmp_path)
     (tmp_path / "b-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
-    with pytest.raises(DataError, match="2 image files .*name one"):
+    with pytest.raises(DataError, match=r"2 image files .*name one"):
         read(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """Locations: local files, a real S3 store, races, and one clear line for everything that goes wrong."""
 
-import os
 import pickle
 import re
 import subprocess
@@ -211,7 +210,7 @@ def test_full_disk_is_one_line_and_leaves_the_old_content(small_disk: Path) -> N
         with pytest.raises(StorageError, match=r"cannot write: the disk is full"):
             write(bytes(2**20))
     assert file.read_bytes() == b"old"
-    assert sorted(os.listdir(small_disk)) == ["file"]
+    assert [path.name for path in small_disk.iterdir()] == ["file"]
 
 
 def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
