@@ -217,7 +217,7 @@ def test_racing_runs_make_one_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_small_shards_on_actors_hold_the_same_rows(ray_cluster: None, tmp_path: Path) -> None:
-    images = write_folder(tmp_path / "in", 300, (128, 128, 3))  # 341 rows of 48 KiB make a unit: one per 16 MiB
+    images = write_folder(tmp_path / "in", 300, (128, 128, 3))  # 341 such rows (16 MiB) make a unit
     more = RNG.integers(0, 256, (100, 128, 128, 3), np.uint8)
     for index, image in enumerate(more):
         (tmp_path / f"in/class-1/{1000 + index}.png").write_bytes(png(image))
@@ -225,7 +225,7 @@ def test_small_shards_on_actors_hold_the_same_rows(ray_cluster: None, tmp_path: 
     expected = np.delete(np.concatenate([images, more]), 7, axis=0)
     one = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "one"), num_workers=1, shard_mib=4)).dataset
     many = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "many"), num_workers=(1, 3), shard_mib=4)).dataset
-    assert [shard.rows for shard in one.shards[:-1]] == [64] * 6
+    assert [shard.rows for shard in one.shards[:-1]] == [80] * 4
     assert np.array_equal(one.read_images(0, 399)[1], expected)
     assert files(tmp_path / "one") == files(tmp_path / "many")
     assert many.dataset_id == one.dataset_id
