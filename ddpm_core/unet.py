@@ -161,7 +161,12 @@ class Attention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
+    """Nearest-neighbour doubling, then a 3x3 convolution, as one transposed convolution.
+
+    Each pixel of the doubled image lies next to copies of itself, so the 3x3 kernel meets only 2x2
+    different pixels. Adding up the weights that meet the same pixel gives a 4x4 transposed kernel of
+    stride 2: the same function with 4 products per output instead of 9, and no doubled image.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -169,8 +174,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> [B, channels, 2H, 2W]."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
+        flipped = self.conv.weight.flip(2, 3)
+        kernel = F.avg_pool2d(flipped, 2, stride=1, padding=1, divisor_override=1).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 class Stage(nn.Module):
@@ -253,7 +259,8 @@ class UNet(nn.Module):
         time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
         times = iter(torch.split(time[:, :, None, None], self.time_splits, dim=1))
 
-        h: Tensor = self.conv_in(x_t)
+        # On the CPU the channels-last group norm is many times slower than what its convolutions gain.
+        h: Tensor = self.conv_in(x_t.contiguous() if x_t.device.type == "cpu" else x_t)
         skips = [h]
         for module in self.down:
             h = module(h, next(times)) if isinstance(module, Stage) else module(h)
