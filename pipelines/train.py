@@ -68,7 +68,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
         validation_set.location.uri if validation_set else None,
         code_version(),
     )
-    driver = _Driver(job, root, run, start=newest.step if newest else 0)
+    driver = _Driver(job, root, run)
     status = "FAILED"
     try:
         driver.announce(train_set, validation_set)
@@ -122,9 +122,10 @@ def _is_finished(run: Location, config: TrainConfig) -> bool:
 class _Driver:
     """The driver's side of a running training: its tracker, its progress line, Ray Train."""
 
-    def __init__(self, job: TrainJob, root: Location, run: Location, start: int) -> None:
+    def __init__(self, job: TrainJob, root: Location, run: Location) -> None:
         self.job, self.config, self.run = job, job.config, run
-        self.started, self.fatal = time.monotonic(), None
+        self.started = time.monotonic()
+        self.fatal: DDPMError | None = None
         self.progress: ProgressLine | None = None
         self.rate, self.loss = 0.0, float("nan")
         local_root = Path(root.path) if root.is_local else Path("~/ddpm").expanduser()
@@ -141,7 +142,6 @@ class _Driver:
             listener=self._hear,
             mirror=None if run.is_local else run / "tracking" / "spool.jsonl",
         )
-        self.start = start
 
     def announce(self, train_set: PreparedDataset, validation_set: PreparedDataset | None) -> None:
         """Record what this run is: parameters, data sets, lineage tags."""
@@ -157,6 +157,8 @@ class _Driver:
             "ddpm.dataset_id": train_set.dataset_id,
             "ddpm.code_version": self.job.code_version,
             "ddpm.run": self.run.uri,
+            "mlflow.source.name": "jobs/train.py",
+            "mlflow.source.type": "JOB",
         }
         if commit := git_commit():
             tags["mlflow.source.git.commit"] = commit
@@ -186,7 +188,8 @@ class _Driver:
         while thread.is_alive() and self.fatal is None:
             thread.join(0.2)  # in slices: a signal's handler runs between two of them
         if self.fatal is None and failure:
-            time.sleep(0)  # the listener may still be behind the controller's last words
+            self.tracker.catch_up()  # the controller's last words may still be on their way
+        if self.fatal is None and failure:
             self.fatal = ClusterError(
                 f"cluster.max_failures = {config.cluster.max_failures}: gave up ({_first_line(failure[0])}); "
                 "run the same command to continue from the last checkpoint"
