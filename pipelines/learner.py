@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -77,19 +76,20 @@ class Learner:
 
     def step(self, batch: MicroBatch) -> StepResult:
         """Train on this rank's share of one global batch."""
-        ids = torch.tensor(batch.ids)
-        epochs = torch.tensor(batch.epochs)
-        x_0 = to_model_range(torch.tensor(batch.images).to(self.device, non_blocking=True))
+        ids, epochs, images = (
+            torch.tensor(values).to(self.device, non_blocking=True)
+            for values in (batch.ids, batch.epochs, batch.images)
+        )
         if self.config_has_dropout:
             # Resumable without saved generator states: the masks are a function of (seed, step, rank).
             low, high = noise.stream_key(self.config.seed, f"train/dropout/{batch.step}/{self.rank}")
             torch.manual_seed(low | high << 32)
-        parts = torch.tensor_split(torch.arange(len(ids)), self.config.accumulate)
+        count = self.config.accumulate
+        parts = zip(*(values.tensor_split(count) for values in (to_model_range(images), ids, epochs)), strict=True)
         loss = torch.zeros((), device=self.device)
-        for index, rows in enumerate(parts):
-            last = index == len(parts) - 1
-            part = self._loss(x_0[rows], ids[rows], epochs[rows])
-            if last or self.world_size == 1:
+        for index, (x_0, part_ids, part_epochs) in enumerate(parts):
+            part = self._loss(x_0, part_ids, part_epochs)
+            if index == count - 1 or self.world_size == 1:
                 part.backward()
             else:
                 with self.network.no_sync():  # type: ignore[attr-defined]
@@ -106,11 +106,11 @@ class Learner:
 
     def _loss(self, x_0: Tensor, ids: Tensor, epochs: Tensor) -> Tensor:
         """Σ over rows of w(t) ‖ε - ε_θ(x_t, t)‖²/D, times world size / global batch (Ho et al. 2020, eq. 14)."""
-        seed, device = self.config.seed, self.device
-        t = noise.randint(seed, "train/t", ids, epochs, self.schedule.num_timesteps).to(device)
-        eps = noise.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]), device=device)
+        seed = self.config.seed
+        t = noise.randint(seed, "train/t", ids, epochs, self.schedule.num_timesteps)
+        eps = noise.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
         if self.random_flip:
-            flip = noise.uniform(seed, "train/flip", ids, epochs, 1)[:, 0].to(device) < 0.5
+            flip = noise.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
         x_t = q_sample(self.schedule, x_0, t, eps)
         with self.autocast():
@@ -171,9 +171,3 @@ class Learner:
         except (RuntimeError, KeyError) as error:
             text = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the network: {text}") from error
-
-
-def finite_or_step(losses: np.ndarray, first_step: int) -> int | None:
-    """The first step whose loss is NaN or infinite, or None; `losses[i]` belongs to first_step + i."""
-    bad = np.flatnonzero(~np.isfinite(losses))
-    return first_step + int(bad[0]) if len(bad) else None
