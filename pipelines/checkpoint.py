@@ -11,6 +11,7 @@ these directories, so what is restored and where the data goes on cannot differ,
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,13 +47,11 @@ class Checkpoint:
         """One file's bytes.
 
         Raises:
-            CheckpointError: They are not the bytes that were committed.
+            CheckpointError: They are missing or not the bytes that were committed.
+            StorageError: The store cannot be read now.
         """
         path = self.location / name
-        try:
-            data = path.read_bytes()
-        except StorageError as error:
-            raise CheckpointError(f"{path.uri}: {error}") from error
+        data = _read(path)
         wanted = self.state["files"][name]
         if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
             raise CheckpointError(
@@ -89,9 +88,7 @@ class CheckpointStore:
             (directory / COMMIT).delete()
         for name, data in files.items():
             (directory / name).write_bytes(data)
-        return {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-        }
+        return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
 
     def commit(self, step: int, state: Mapping[str, Any]) -> None:
         """Make an uploaded checkpoint valid: one atomic write."""
@@ -104,11 +101,19 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending."""
-        names = [name for name in self.location.list() if name.startswith("step-")]
-        return [int(name[5:]) for name in names if (self.location / name / COMMIT).exists()]
+        return [step for step in self._directories() if (self.directory(step) / COMMIT).exists()]
+
+    def _directories(self) -> list[int]:
+        """Steps that have a directory, committed or not, ascending; other names are not ours."""
+        found = (re.fullmatch(r"step-(\d{8,})", name) for name in self.location.list())
+        return sorted(int(match[1]) for match in found if match)
 
     def newest(self, notify: Callable[[str], None] = lambda message: None) -> Checkpoint | None:
-        """The newest checkpoint that is intact; each corrupt one passed over is told to `notify`."""
+        """The newest checkpoint that is intact; each corrupt one passed over is told to `notify`.
+
+        Raises:
+            StorageError: The store cannot be read now, which says nothing about the checkpoint.
+        """
         for step in reversed(self.steps()):
             try:
                 checkpoint = self.load(step)
@@ -122,16 +127,17 @@ class CheckpointStore:
         """The checkpoint of a step, its files not yet verified.
 
         Raises:
-            CheckpointError: There is none, or its state.json cannot be read.
+            CheckpointError: There is none, or its state.json is damaged.
+            StorageError: The store cannot be read now.
         """
-        directory = self.directory(step)
+        commit = self.directory(step) / COMMIT
         try:
-            state = (directory / COMMIT).read_json()
-        except (StorageError, ValueError) as error:
-            raise CheckpointError(f"{(directory / COMMIT).uri}: {error}") from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CheckpointError(f"{(directory / COMMIT).uri}: not a checkpoint of format {FORMAT}")
-        return Checkpoint(directory, state)
+            state = json.loads(_read(commit))
+        except ValueError as error:
+            raise CheckpointError(f"{commit.uri}: is not JSON ({error})") from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("step") != step:
+            raise CheckpointError(f"{commit.uri}: is not the commit of a checkpoint of step {step}, format {FORMAT}")
+        return Checkpoint(commit.parent, state)
 
     def load_ledger(self) -> tuple[dict[str, Any], Ledger]:
         """The newest checkpoint's state and ledger.
@@ -147,12 +153,21 @@ class CheckpointStore:
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints, and what kills left uncommitted before them."""
         kept = self.steps()[-keep:]
-        for name in self.location.list():
-            if name.startswith("step-") and kept and int(name[5:]) < kept[0]:
-                directory = self.location / name
-                if (directory / COMMIT).exists():
-                    (directory / COMMIT).delete()  # first, so that no half-deleted directory looks valid
+        for step in self._directories():
+            if kept and step < kept[0]:
+                directory = self.directory(step)
+                (directory / COMMIT).delete()  # first, so that no half-deleted directory looks valid
                 directory.delete_tree()
+
+
+def _read(path: Location) -> bytes:
+    """A file's bytes; only a missing one is the checkpoint's fault, any other failure the store's."""
+    try:
+        return path.read_bytes()
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CheckpointError(f"{path.uri}: is missing") from error
+        raise
 
 
 class CheckpointWriter:
