@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 from ddpm_core.errors import ClusterError
 
@@ -42,7 +43,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 
 
-_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
 def quiet_data() -> None:

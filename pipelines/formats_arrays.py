@@ -71,8 +71,8 @@ class EmbeddedDigits:
                 yield RawImage(pixels, int(digits[row, 64]), f"{self.base.uri}#{row}")
 
     def _rows(self) -> npt.NDArray[np.int64]:
-        rows = np.arange(len(_digits()))
-        return rows[(rows % 6 == 5) == self.base.uri.endswith("/test")]
+        held_out = np.arange(len(_digits())) % 6 == 5
+        return np.flatnonzero(held_out == self.base.uri.endswith("/test"))
 
 
 def is_idx_images(file: str) -> bool:

@@ -8,7 +8,6 @@ cardinality of N says that every row was used exactly once.
 """
 
 import io
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """How busy a node is, read by one worker on each node and shown among MLflow's system metrics."""
 
+from contextlib import suppress
+
 import psutil
 import torch
 
@@ -27,8 +29,6 @@ class NodeMetrics:
         if device.type == "cuda":
             values["gpu_memory_usage_megabytes"] = torch.cuda.memory_allocated(device) / 1e6
             values["gpu_peak_memory_megabytes"] = torch.cuda.max_memory_allocated(device) / 1e6
-            try:
+            with suppress(ModuleNotFoundError, RuntimeError):  # no NVML: the other numbers stand without it
                 values["gpu_utilization_percentage"] = float(torch.cuda.utilization(device))
-            except (ModuleNotFoundError, RuntimeError):
-                pass  # NVML is not installed: the other numbers stand without it
         return {f"{self._prefix}/{name}": value for name, value in values.items()}

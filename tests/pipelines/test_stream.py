@@ -28,7 +28,10 @@ def planned_rows(plan: StreamPlan, starts: np.ndarray) -> list[tuple[int, int]]:
     return rows
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), sizes, st.integers(1, 80), st.integers(1, 30), st.integers(0, 9))
+group_sizes = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+@given(group_sizes, sizes, st.integers(1, 80), st.integers(1, 30), st.integers(0, 9))
 def test_every_row_exactly_once_per_epoch(
     groups: list[int], batch_size: int, steps: int, window_steps: int, seed: int
 ) -> None:
