@@ -1,14 +1,17 @@
 """Reading a job's configuration: a YAML recipe, command line overrides, and refusals in one line."""
 
+import argparse
 import dataclasses
 import hashlib
 import json
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ddpm_core.errors import ConfigError, DDPMError
 
@@ -36,22 +39,56 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
         ConfigError: An unknown key, a wrong type, an out-of-range value, or an unreadable recipe.
         SystemExit: After `--help` or `--print_config`.
     """
+    _check_recipes(argv)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="A YAML recipe; later options override it.")
     parser.add_class_arguments(config_class, None)
     try:
-        values = parser.instantiate(parser.parse_args(list(argv)))
+        parsed = parser.parse_args(list(argv))
+        _check_given(config_class, parsed)
+        values = parser.instantiate(parsed)
         return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
     except (ArgumentError, TypeError, ValueError, OSError) as error:
         raise ConfigError(_one_line(error)) from error
 
 
-def _one_line(error: BaseException) -> str:
+def _check_recipes(argv: Sequence[str]) -> None:
+    """Refuse a recipe that is no YAML mapping, by its name: the parser would tell neither file nor reason."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        paths = finder.parse_known_args(list(argv))[0].config
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}; give the path of a YAML recipe") from error
+    for path in paths:
+        try:
+            values = yaml.safe_load(Path(path).expanduser().read_text())
+        except OSError as error:
+            raise ConfigError(f"config = {path}: cannot be read ({error.strerror}); give a YAML recipe") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config = {path}: is not YAML ({_one_line(error, '')})") from error
+        require(isinstance(values, dict), "config", path, "must hold fields and sections, as `name: value` lines")
+        for name, value in values.items():
+            require(value is not None, f"config = {path}: {name}", value, "is empty; give a value or leave it out")
+
+
+def _check_given(config_class: type, values: Namespace, prefix: str = "") -> None:
+    """Refuse what the parser lets through: a null where none is allowed, a value in place of a section."""
+    for name, kind in get_type_hints(config_class).items():
+        field, value = f"{prefix}{name}", values[name]
+        if dataclasses.is_dataclass(kind):
+            require(isinstance(value, Namespace), field, value, "must be a section with fields of its own")
+            _check_given(cast(type, kind), value, f"{field}.")
+        else:
+            require(value is not None or type(None) in get_args(kind), field, value, "must not be null")
+
+
+def _one_line(error: BaseException, advice: str = "; --help lists every field") -> str:
     """The rule that was broken, from the parser's nested report."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = text.replace('Parser key "', "").replace('":', ":", 1).replace("<class '", "").replace("'>", "")
-    return text if isinstance(error, DDPMError) else f"{text}; --help lists every field"
+    return text if isinstance(error, DDPMError) else f"{text}{advice}"
 
 
 def as_dict(config: Any) -> dict[str, Any]:

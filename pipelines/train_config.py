@@ -1,6 +1,7 @@
 """Configuration of the training job; every field is documented and checked before Ray starts."""
 
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from ddpm_core.schedule import NoiseSchedule
@@ -80,6 +81,16 @@ class DiffusionConfig:
         require(self.num_timesteps >= 2, "diffusion.num_timesteps", self.num_timesteps, "must be at least 2")
         for name in ("beta_start", "beta_end"):
             require(0 < getattr(self, name) < 1, f"diffusion.{name}", getattr(self, name), "must be in (0, 1)")
+        require(self.beta_start <= self.beta_end, "diffusion.beta_start", self.beta_start, "must not exceed beta_end")
+        if self.betas is not None:
+            require(len(self.betas) >= 2, "diffusion.betas", self.betas, "must hold at least 2 numbers")
+            for index, beta in enumerate(self.betas):
+                require(0 < beta < 1, f"diffusion.betas[{index}]", beta, "must be in (0, 1)")
+
+    @property
+    def table_length(self) -> int:
+        """T of the schedule that results."""
+        return self.num_timesteps if self.betas is None else len(self.betas)
 
     def noise_schedule(self) -> NoiseSchedule:
         """The schedule's tables."""
@@ -126,8 +137,9 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
-        for name in ("learning_rate", "min_snr_gamma", "grad_clip"):
-            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+        for name in ("learning_rate", "min_snr_gamma"):
+            require(0 < getattr(self, name) < inf, f"train.{name}", getattr(self, name), "must be positive and finite")
+        require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive (.inf clips nothing)")
         for name in ("warmup_steps", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in [0, 1)")
@@ -262,7 +274,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         plain = self.name.replace("-", "").replace("_", "").replace(".", "")
         require(plain.isalnum(), "name", self.name, "must consist of letters, digits, '.', '-' and '_'")
-        high = self.cluster.worker_range[1]
+        high, num_timesteps = self.cluster.worker_range[1], self.diffusion.table_length
         require(
             self.train.batch_size >= high * self.train.accumulate,
             "train.batch_size",
@@ -270,16 +282,16 @@ class TrainConfig:
             f"must be at least workers x accumulate = {high * self.train.accumulate}",
         )
         require(
-            self.validation.timesteps_per_image < self.diffusion.num_timesteps,
+            self.validation.timesteps_per_image < num_timesteps,
             "validation.timesteps_per_image",
             self.validation.timesteps_per_image,
-            f"must be below diffusion.num_timesteps = {self.diffusion.num_timesteps}",
+            f"must be below the number of diffusion steps = {num_timesteps}",
         )
         require(
-            self.grid.sampler_steps <= self.diffusion.num_timesteps,
+            self.grid.sampler_steps <= num_timesteps,
             "grid.sampler_steps",
             self.grid.sampler_steps,
-            f"must be at most diffusion.num_timesteps = {self.diffusion.num_timesteps}",
+            f"must be at most the number of diffusion steps = {num_timesteps}",
         )
 
     def semantic(self) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""What a person sees: exit codes, errors in one line, progress in a job's log, the closing summary."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from ddpm_core.errors import ConfigError, DataError
+from pipelines.console import ProgressLine, clock, event, run_job, summary
+
+
+@pytest.fixture(autouse=True)
+def _restore_signal_handlers():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def exit_code(main: Callable[[Sequence[str]], None]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run_job(main)
+    return ended.value.code
+
+
+def failing(error: BaseException) -> Callable[[Sequence[str]], None]:
+    def main(argv: Sequence[str]) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("train.steps = 0: must be at least 1"), 2, "error: train.steps = 0: must be at least 1"),
+        (DataError("/data [x] /y: is empty"), 1, "error: /data [x] /y: is empty"),  # no markup is read into it
+        (
+            ZeroDivisionError("first\nsecond"),
+            1,
+            "error: unexpected ZeroDivisionError: first (set DDPM_DEBUG=1 for the stack trace)",
+        ),
+        (RuntimeError(), 1, "error: unexpected RuntimeError: no message (set DDPM_DEBUG=1 for the stack trace)"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("DDPM_DEBUG", raising=False)
+    assert exit_code(failing(error)) == code
+    shown = capsys.readouterr()
+    assert shown.err == line + "\n"
+    assert shown.out == ""
+
+
+def test_a_defect_shows_its_stack_trace_on_demand(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("DDPM_DEBUG", "1")
+    assert exit_code(failing(ZeroDivisionError("oops"))) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert shown.splitlines()[-1].startswith("error: unexpected ZeroDivisionError: oops")
+
+
+def test_a_job_that_ends_well_exits_with_0_and_gets_the_arguments(monkeypatch) -> None:
+    got: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["job", "--a", "1"])
+    assert exit_code(got.extend) == 0
+    assert got == ["--a", "1"]
+    assert exit_code(failing(SystemExit(0))) == 0
+    assert exit_code(failing(SystemExit(None))) == 0
+    assert exit_code(failing(SystemExit(2))) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_interrupts_lets_the_job_clean_up_and_is_not_disturbed_by_a_second(number, code, capsys) -> None:
+    cleaned = []
+
+    def main(argv: Sequence[str]) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            threading.Event().wait(30)
+            pytest.fail("the signal did not interrupt the job")
+        finally:
+            os.kill(os.getpid(), number)
+            cleaned.append(True)
+
+    assert exit_code(main) == code
+    assert cleaned == [True]
+    assert capsys.readouterr().err.startswith(f"interrupted by {number.name}: state is kept")
+
+
+def test_progress_in_a_log_is_a_line_every_few_percent_with_rate_and_eta(capsys) -> None:
+    progress = ProgressLine("digits", 1000, "steps")
+    for done in range(1, 1001):
+        progress.update(done, rate=2.0, detail="loss 0.5")
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert 20 <= len(lines) <= 21
+    assert lines[0] == "digits 1/1,000 (0%)  2.0 steps/s loss 0.5  ETA 8:19"
+    assert lines[-1] == "digits 1,000/1,000 (100%)  2.0 steps/s loss 0.5  ETA 0:00"
+
+
+def test_progress_before_there_is_a_rate(capsys) -> None:
+    ProgressLine("digits", 10, "steps").update(0, rate=0.0)
+    assert capsys.readouterr().err == "digits 0/10 (0%)  0.0 steps/s  ETA ?\n"
+
+
+def test_summary_is_aligned_on_stdout(capsys) -> None:
+    summary("digits: done", [("model", "a"), ("bits/dim", "b")])
+    assert capsys.readouterr().out == "\ndigits: done\n  model     a\n  bits/dim  b\n"
+
+
+def test_long_lines_are_not_broken(capsys) -> None:
+    event("x" * 500)
+    assert capsys.readouterr().err == "x" * 500 + "\n"
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 59.9, 60, 3599, 3600, 90061)] == [
+        "0:00",
+        "0:59",
+        "1:00",
+        "59:59",
+        "1:00:00",
+        "25:01:01",
+    ]
