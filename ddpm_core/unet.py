@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_core.errors import ConfigError
 
@@ -278,3 +279,11 @@ class UNet(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def forward_flops(config: UNetConfig) -> int:
+    """Floating-point operations of one forward pass for one image (a multiply-add is two); a training
+    step needs about three times as many. Counted on shapes alone, without computing."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        UNet(config)(torch.empty(1, config.in_channels, *config.height_width), torch.zeros(1, dtype=torch.int64))
+    return int(counter.get_total_flops())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
-from ddpm_core.unet import Attention, UNet, UNetConfig, Upsample, count_parameters, timestep_embedding
+from ddpm_core.unet import Attention, UNet, UNetConfig, Upsample, count_parameters, forward_flops, timestep_embedding
 
 SMALL = UNetConfig(
     image_size=8,
@@ -195,3 +195,13 @@ def test_a_bad_field_is_refused_by_name(field, value):
 def test_another_image_shape_is_refused():
     with pytest.raises(ConfigError, match="x_t"):
         UNet(SMALL)(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+
+
+def test_forward_flops_by_hand():
+    """One level, one block each way: 2 x (weights of each convolution) x (positions), plus the linears."""
+    config = UNetConfig(4, 1, 8, (1,), 1, (), dropout=0.0, num_groups=4)
+    unet = UNet(config)
+    convolutions = sum(m.weight.numel() for m in unet.modules() if isinstance(m, torch.nn.Conv2d))
+    linears = sum(m.weight.numel() for m in unet.modules() if isinstance(m, torch.nn.Linear))
+    attention = 2 * 2 * 16 * 16 * 8
+    assert forward_flops(config) == 2 * 16 * convolutions + 2 * linears + attention
