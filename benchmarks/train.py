@@ -4,7 +4,7 @@
     uv run --group bench benchmarks/train.py --preset cifar10 --device cuda --peak-tflops 989
     python benchmarks/train.py --contenders bare                    # needs torch, safetensors, jaxtyping
 
-All contenders get the same image size, batch size and, within 2 %, number of parameters, on the same
+All contenders get the same image size, batch size and, within 5 %, number of parameters, on the same
 uint8 images in memory, and do what their own training loop does in a step: noise, loss, backward pass,
 gradient clipping, optimizer, EMA. They take turns within one process (A B C A B C ...), so that a
 machine that is busy for a while slows all of them; compare the ratios, not the rates.
