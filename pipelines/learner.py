@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -90,10 +91,10 @@ class Learner:
         for index, (x_0, part_ids, part_epochs) in enumerate(parts):
             part = self._loss(x_0, part_ids, part_epochs)
             if index == count - 1 or self.world_size == 1:
-                part.backward()
+                torch.autograd.backward(part)
             else:
                 with self.network.no_sync():  # type: ignore[attr-defined]
-                    part.backward()
+                    torch.autograd.backward(part)
             loss += part.detach()
         grad_norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
         for group in self.optimizer.param_groups:
@@ -133,7 +134,8 @@ class Learner:
 
         def call(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.inference_mode(), self.autocast():
-                return unet(x_t, t).float()
+                eps: Tensor = unet(x_t, t)
+                return eps.float()
 
         return call
 
@@ -152,6 +154,7 @@ class Learner:
         weights = {name: value.detach().cpu().contiguous() for name, value in self.unet.state_dict().items()}
         return {"weights.safetensors": save_tensors(weights), "optimizer.safetensors": save_tensors(moments)}
 
+    @torch.no_grad()
     def load(self, weights: bytes, optimizer: bytes, ema: bytes) -> None:
         """Take up the state that `state` and the model's ema.safetensors hold.
 
@@ -163,11 +166,12 @@ class Learner:
             self.ema.load_state_dict(load_tensors(ema))
             moments = load_tensors(optimizer)
             for name, parameter in self.unet.named_parameters():
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                # fused Adam keeps every entry, its step count too, on the parameter's device
-                self.optimizer.state[parameter] = {
-                    key: moments[f"{key}/{name}"].to(self.device, torch.float32) for key in keys
-                }
-        except (RuntimeError, KeyError) as error:
+                # fused Adam keeps every entry, its step count too, on the parameter's device, and the moments in
+                # the parameter's memory layout (channels-last on GPUs), which safetensors does not keep
+                state = {"step": moments[f"step/{name}"].to(self.device)}
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = torch.empty_like(parameter).copy_(moments[f"{key}/{name}"])
+                self.optimizer.state[parameter] = state
+        except (RuntimeError, KeyError, SafetensorError) as error:
             text = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the network: {text}") from error

@@ -25,6 +25,8 @@ from pipelines.dataset import PreparedDataset
 from pipelines.train_config import GridConfig, ValidationConfig
 
 EpsFn = Callable[[Tensor, Tensor], Tensor]
+# Samples drawn in one network call: the unit that is divided among the ranks.
+_SAMPLE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,16 @@ def sample_images(
 ) -> npt.NDArray[np.uint8]:
     """`config.num_images` samples uint8 [n, H, W, C] by DDIM (η = 0), the same on any number of ranks."""
     height, width, channels = image_shape
-    share = -(-config.num_images // ranks.world_size)
-    ids = torch.arange(share, device=device) + ranks.rank * share
-    samples = sample_ddim(
-        schedule, eps_fn, ids, (channels, height, width), seed, num_steps=config.sampler_steps, device=device
-    )
-    parts = ranks.gather(to_uint8(samples).cpu().numpy())
-    return np.concatenate(parts)[: config.num_images]
+    size = min(config.num_images, _SAMPLE_BATCH)
+    parts = []
+    for start in range(0, config.num_images, size)[ranks.rank :: ranks.world_size]:
+        ids = torch.arange(start, start + size, device=device)
+        samples = sample_ddim(
+            schedule, eps_fn, ids, (channels, height, width), seed, num_steps=config.sampler_steps, device=device
+        )
+        parts.append((start, to_uint8(samples).cpu().numpy()))
+    gathered = sorted((row for part in ranks.gather(parts) for row in part), key=lambda row: row[0])
+    return np.concatenate([images for _, images in gathered])[: config.num_images]
 
 
 def grid_png(images: npt.NDArray[np.uint8], min_side: int = 512) -> bytes:
