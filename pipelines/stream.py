@@ -11,6 +11,7 @@ the whole data set; a window of that sequence (64 MiB by default) is read by one
 rows. A data set smaller than the window is shuffled as a whole.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,7 +94,7 @@ class StreamPlan:
     def shares(self, world_size: int) -> list[tuple[int, int]]:
         """Each rank's rows [low, high) of a global batch; sizes differ by at most one."""
         edges = [rank * self.batch_size // world_size for rank in range(world_size + 1)]
-        return list(zip(edges[:-1], edges[1:]))
+        return list(itertools.pairwise(edges))
 
 
 def segment_groups(plan: StreamPlan, group_starts: Int64s, part: Segment) -> tuple[Int64s, Int64s]:
@@ -155,8 +156,8 @@ class WindowReader:
             first, stop = self.plan.window_range(window)
             begin = max(first, self.start_step)
             images, ids, epochs = read_window(self.plan, dataset, window)
-            batches = np.arange((begin - first) * self.plan.batch_size, (stop - first) * self.plan.batch_size)
-            batches = batches.reshape(stop - begin, self.plan.batch_size)
+            size = self.plan.batch_size
+            batches = np.arange((begin - first) * size, (stop - first) * size).reshape(stop - begin, size)
             for rank, (low, high) in enumerate(self.plan.shares(self.world_size)):
                 rows = batches[:, low:high].reshape(-1)
                 yield pa.table(
@@ -234,7 +235,7 @@ def micro_batches(
         LedgerError: What arrives is not this rank's share of the expected step.
     """
     expected = start_step
-    for table in iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+    for table in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
         first, stop, owner = (table[name][0].as_py() for name in ("start", "stop", "rank"))
         if first != expected or owner != rank:
             raise LedgerError(

@@ -209,7 +209,7 @@ class _Driver:
             loop,
             train_loop_config={"job": self.job},
             scaling_config=ScalingConfig(
-                num_workers=scaling.num_workers,
+                num_workers=scaling.num_workers,  # type: ignore[arg-type]  # (min, max) is Ray Train v2's
                 use_gpu=scaling.use_gpu,
                 resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
             ),
@@ -218,12 +218,12 @@ class _Driver:
                 storage_path=storage.path,
                 storage_filesystem=None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs)),
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
-                callbacks=[_controller_callback(self.tracker.spool)],
+                callbacks=[_controller_callback(self.tracker.spool)],  # type: ignore[list-item]
             ),
         )
         try:
             trainer.fit()
-        except Exception as error:  # handed to the main thread
+        except Exception as error:  # noqa: BLE001  # handed to the main thread
             failure.append(error)
 
     def _hear(self, record: Record) -> None:
