@@ -17,44 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+from random_data import make_data
 
 from pipelines import cluster
-from pipelines.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
-from pipelines.shards import ShardedOutput, ShardOutput
-from pipelines.storage import Location
+from pipelines.dataset import PreparedDataset
 from pipelines.stream import StreamPlan, micro_batches, read_window, start_stream
-
-SHARD_ROWS = 20_000
-
-
-def make_data(directory: Path, rows: int, size: int) -> PreparedDataset:
-    """A prepared data set of random images."""
-    shape = (size, size, 3)
-
-    def compute(index: int) -> ShardOutput:
-        count = min(SHARD_ROWS, rows - index * SHARD_ROWS)
-        images = np.random.default_rng(index).integers(0, 256, (count, *shape), np.uint8)
-        labels, sources = pa.array([None] * count, pa.int64()), pa.array(["random"] * count)
-        return ShardOutput(encode_shard(index * SHARD_ROWS, images, labels, sources), count)
-
-    output = ShardedOutput(Location.parse(directory), {"rows": rows, "size": size})
-    output.begin()
-    records = output.compute(lambda: compute, -(-rows // SHARD_ROWS))
-    fields = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "dataset_id": dataset_id(shape, records),
-        "num_rows": rows,
-        "image_shape": list(shape),
-        "label_names": None,
-        "rows_per_group": rows_per_group(shape),
-        "rejected": 0,
-    }
-    output.commit(fields, records)
-    return PreparedDataset.open(output.location)
 
 
 def plain(dataset: PreparedDataset) -> float:
@@ -95,7 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        dataset = make_data(Path(directory) / "data", options.rows, options.size)
+        dataset = make_data(Path(directory) / "data", options.rows, (options.size, options.size, 3))
         steps = options.epochs * options.rows // options.batch_size
         plan = StreamPlan.of(dataset, 0, options.batch_size, steps, 64 << 20)
         one_epoch = StreamPlan.of(dataset, 0, options.batch_size, options.rows // options.batch_size, 64 << 20)
