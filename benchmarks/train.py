@@ -171,9 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=2, help="training steps per turn")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument(
-        "--job-steps", type=int, default=0, help="also (b): the whole job with one worker for so many steps, then (a) again"
-    )
+    parser.add_argument("--job-steps", type=int, default=0, help="also (b): the whole job, one worker, so many steps")
     parser.add_argument("--peak-tflops", type=float, help="of the device in bf16, for the FLOPs utilisation")
     args = parser.parse_args()
     device, config = torch.device(args.device), PRESETS[args.preset]
@@ -221,13 +219,15 @@ def main() -> None:
 
         precision = "bf16" if medians["bare", "bf16"] > medians["bare", "fp32"] else "fp32"
         step = steps["bare", precision]
-        bare_rates, job_rates = [turn(step, 0)], []
+        turns = max(1, args.job_steps // args.steps // 2)
+        bare_rates, job_rates = [statistics.median(turn(step, 0) for _ in range(turns))], []
         for _ in range(args.rounds):
             job_rates.append(job_rate(config, args.batch, args.job_steps, precision, device.type == "cuda"))
-            bare_rates.append(statistics.median(turn(step, 0) for _ in range(max(1, args.job_steps // args.steps // 2))))
+            bare_rates.append(statistics.median(turn(step, 0) for _ in range(turns)))
         ratios = [rate / ((a + b) / 2) for rate, a, b in zip(job_rates, bare_rates, bare_rates[1:], strict=True)]
-        print(f"\nwhole job, one worker, {precision}: {statistics.median(job_rates):.1f} images/s after the first tenth")
-        print(f"job / bare (bare before and after each job): {statistics.median(ratios):.3f} x {ratios}")
+        print(f"\nwhole job, 1 worker, {precision}: {statistics.median(job_rates):.1f} images/s after its first tenth")
+        shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(f"job / bare (mean of bare before and after each job): {statistics.median(ratios):.3f} x  ({shown})")
 
 
 if __name__ == "__main__":
