@@ -205,19 +205,30 @@ def elbo_terms(
     return ElboTerms(steps, prior_bpd(schedule, x_0), terms, errors)
 
 
-def stratified_timesteps(ids: Int64[Tensor, " B"], seed: int, num_timesteps: int, k: int) -> Int64[Tensor, "B k"]:
-    """For each image, `k` time steps in 1..T-1, one from each of k equal strata, keyed by (seed, id).
+def timestep_proposal(schedule: NoiseSchedule) -> Float64[Tensor, " S"]:
+    """Probabilities of the S = T - 1 time steps 1..T-1 that are uniform in log-SNR (Kingma 2021, VDM, sec. 5.1).
 
-    Over the k columns every t is expected k / (T - 1) times, so (T - 1) / k times the sum of the KLs
-    at them is an unbiased estimate of the sum over all t; k = T - 1 takes every t once. Raises
-    ConfigError unless T >= 2 and 1 <= k <= T - 1.
+    In log-SNR the KLs are 1/2 ||eps - eps_pred||^2 times a nearly constant factor, so weighting by the
+    inverse of these probabilities evens out terms that differ by orders of magnitude over t.
     """
-    if not 1 <= k <= num_timesteps - 1:
-        raise ConfigError(f"k: {k} is not in 1..{num_timesteps - 1}, the number of KL terms")
-    words = noise.random_words(seed, _STREAM + "/timesteps", ids, 0, k)
-    strata = torch.arange(k, device=words.device) << 32
-    # Integer arithmetic: t = 1 + floor((stratum + u) (T - 1) / k) with u a multiple of 2^-32, exactly.
-    return 1 + (strata + words) * (num_timesteps - 1) // (k << 32)
+    steps = -schedule.log_snr.diff()
+    return steps / steps.sum()
+
+
+def stratified_timesteps(
+    ids: Int64[Tensor, " B"], seed: int, proposal: Float64[Tensor, " S"], k: int
+) -> Int64[Tensor, "B k"]:
+    """For each image, `k` time steps in 1..T-1, one from each of k equally probable strata, keyed by (seed, id).
+
+    Over the k columns t is expected k proposal[t - 1] times, so the mean over the columns of KL / proposal
+    is an unbiased estimate of the sum of the KLs over all t. Raises ConfigError unless 1 <= k <= T - 1.
+    """
+    if not 1 <= k <= len(proposal):
+        raise ConfigError(f"k: {k} is not in 1..{len(proposal)}, the number of KL terms")
+    strata = torch.arange(k, dtype=torch.float64, device=ids.device)
+    points = (strata + noise.uniform(seed, _STREAM + "/timesteps", ids, 0, k)) / k
+    edges = proposal.to(ids.device).cumsum(0)[:-1]  # without the last, so that rounding cannot lead past it
+    return 1 + torch.searchsorted(edges, points, right=True)
 
 
 @torch.no_grad()
@@ -233,7 +244,8 @@ def estimate_bpd(
 ) -> Terms:
     """An unbiased estimate of each image's ELBO from 1 + `k` network calls on the batch [B, C, H, W].
 
-    L_T is exact, L_0 has one draw, and the sum of the KLs comes from `stratified_timesteps`. A result
+    L_T is exact, L_0 has one draw, and the sum of the KLs comes from `stratified_timesteps`, stratified and
+    weighted by importance. A result
     depends on (seed, id) and the image only, so two models compared with one seed meet the same noise.
     """
     ids = ids.to(images.device)
@@ -246,9 +258,9 @@ def estimate_bpd(
 
     decoder = term_bpd(schedule, images, 0, *predict(torch.zeros_like(ids), 0), sigma2, clip_x_0)
     kl_sum = torch.zeros_like(decoder)
-    for draw, t in enumerate(stratified_timesteps(ids, seed, schedule.num_timesteps, k).unbind(1), 1):
-        kl_sum += kl_bpd(schedule, x_0, t, *predict(t, draw), sigma2, clip_x_0)
-    kl_sum *= (schedule.num_timesteps - 1) / k
+    proposal = timestep_proposal(schedule).to(images.device)
+    for draw, t in enumerate(stratified_timesteps(ids, seed, proposal, k).unbind(1), 1):
+        kl_sum += kl_bpd(schedule, x_0, t, *predict(t, draw), sigma2, clip_x_0) / (k * proposal[t - 1])
     prior = prior_bpd(schedule, x_0)
     return Terms(prior + kl_sum + decoder, prior, kl_sum, decoder)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_core import likelihood as lk
+from ddpm_core import noise
 from ddpm_core.diffusion import p_mean_variance, q_posterior, q_sample, sigma2_table, x_0_from_eps
 from ddpm_core.errors import ConfigError
 from ddpm_core.schedule import NoiseSchedule
@@ -148,28 +149,48 @@ def test_elbo_terms_is_the_terms_of_its_own_noise_and_batch_free():
 @settings(max_examples=50, deadline=None)
 def test_strata_hold_one_time_step_each(num_timesteps, data):
     k = data.draw(st.integers(1, num_timesteps - 1))
-    t = lk.stratified_timesteps(torch.arange(50), 3, num_timesteps, k)
+    proposal = lk.timestep_proposal(NoiseSchedule.linear(num_timesteps, 0.01, 0.3))
+    t = lk.stratified_timesteps(torch.arange(50), 3, proposal, k)
     assert int(t.min()) >= 1
     assert int(t.max()) <= num_timesteps - 1
-    position = (t - 1).double() * k / (num_timesteps - 1)
-    stratum = torch.arange(k).double()
-    assert bool((position > stratum - k / (num_timesteps - 1) - 1e-9).all())
-    assert bool((position < stratum + 1).all())
+    upper = proposal.cumsum(0)
+    lower = upper - proposal
+    stratum = torch.arange(k).double() / k
+    assert bool((upper[t - 1] >= stratum - 1e-9).all())
+    assert bool((lower[t - 1] <= stratum + 1 / k + 1e-9).all())
 
 
-def test_all_strata_take_every_time_step_once():
-    t = lk.stratified_timesteps(torch.arange(7), 0, 1000, 999)
-    assert torch.equal(t, torch.arange(1, 1000).expand(7, -1))
+def test_the_proposal_is_uniform_in_log_snr():
+    """Kingma 2021, VDM, sec. 5.1: the probability of t is its share of the whole change of log-SNR."""
+    schedule = NoiseSchedule.cosine(100)
+    proposal = lk.timestep_proposal(schedule)
+    change = (schedule.snr[:-1] / schedule.snr[1:]).log()
+    torch.testing.assert_close(proposal, change / (schedule.snr[0] / schedule.snr[-1]).log(), rtol=1e-9, atol=0)
+    assert float(proposal.sum()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_every_time_step_is_expected_equally_often(k):
-    """So that the weight (T - 1) / k makes the estimate unbiased, also where k does not divide T - 1."""
+def test_a_time_step_is_expected_as_often_as_it_is_weighted(k):
     n = 40_000
-    t = lk.stratified_timesteps(torch.arange(n), 1, 12, k)
+    proposal = lk.timestep_proposal(NoiseSchedule.linear(12, 0.01, 0.3))
+    t = lk.stratified_timesteps(torch.arange(n), 1, proposal, k)
     frequency = torch.bincount(t.flatten(), minlength=12)[1:].double() / n
-    expected = k / 11
-    assert bool(((frequency - expected).abs() < 4 * (expected * max(1 - expected, 0.05) / n) ** 0.5).all())
+    expected = k * proposal
+    assert bool(((frequency - expected).abs() < 4 * (expected / n) ** 0.5).all())
+
+
+def test_importance_makes_the_estimate_tighter_than_uniform_time_steps_would():
+    """The spread of a single image's estimate against that of T / K times K uniformly drawn KLs."""
+    schedule, images = NoiseSchedule.linear(), images_like(5, 1, (1, 2, 2)).expand(500, -1, -1, -1)
+    ids = torch.arange(500)
+    estimate = lk.estimate_bpd(schedule, toy_eps, images, ids, 1, 8).kl_sum
+    uniform = torch.full((999,), 1 / 999, dtype=torch.float64)
+    x_0 = lk.x_0_of(images)
+    kls = []
+    for draw, t in enumerate(lk.stratified_timesteps(ids, 1, uniform, 8).unbind(1)):
+        eps = noise.normal(2, "uniform", ids, draw, (1, 2, 2), dtype=torch.float64)
+        kls.append(lk.kl_bpd(schedule, x_0, t, eps, toy_eps(q_sample(schedule, x_0, t, eps), t), "beta_tilde"))
+    assert float(estimate.std()) < 0.5 * float((torch.stack(kls).mean(0) * 999).std())
 
 
 @pytest.mark.parametrize("clip", [False, True])
