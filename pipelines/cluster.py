@@ -18,7 +18,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
 
     Args:
         address: A cluster's address. None takes `RAY_ADDRESS` (set by `ray job submit`) and, where that is
-            not set, starts a private Ray on this machine which ends with the job.
+            not set, starts a private Ray on this machine which ends with the job. Where this process is
+            connected already, that connection is used, and `disconnect` leaves it as it was.
         num_cpus: CPUs a private Ray may schedule; None for all of the machine's.
 
     Raises:
@@ -26,6 +27,10 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     """
     import ray
 
+    global _connected_here
+    if ray.is_initialized():
+        quiet_data()
+        return f"Ray at {ray.get_runtime_context().gcs_address}"
     address = address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -39,10 +44,12 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
             f"cluster.address = {address or 'local'}: cannot connect to Ray ({reason}); "
             "start one with `ray start --head` or leave the address out"
         ) from error
+    _connected_here = True
     quiet_data()
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 
 
+_connected_here = False
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
@@ -58,8 +65,10 @@ def quiet_data() -> None:
 
 
 def disconnect() -> None:
-    """Leave Ray; a private local Ray ends. Does nothing when not connected."""
-    import ray
+    """Leave the Ray that `connect` connected to; a private local Ray ends. Does nothing when it did not."""
+    global _connected_here
+    if _connected_here:
+        import ray
 
-    if ray.is_initialized():
         ray.shutdown()
+    _connected_here = False
