@@ -115,7 +115,8 @@ class Ledger:
         """
         ledger = cls()
         try:
-            for row in pq.read_table(io.BytesIO(data)).to_pylist():
+            # without threads: Arrow's pool, still starting when a short command ends, can abort its exit
+            for row in pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False).to_pylist():
                 ledger._used[row["epoch"]] = BitMap64.deserialize(row["bitmap"])
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise CheckpointError(f"ledger.parquet: cannot be read ({str(error).splitlines()[0]})") from error
