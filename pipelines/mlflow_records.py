@@ -99,7 +99,8 @@ class RecordWriter:
             self._client.log_batch(self._run_id, tags=chunk)
 
     def _note(self, record: Record) -> None:
-        text = record.payload["markdown"][:MAX_NOTE_LENGTH]
+        # A picture in the description is an artifact of this run, whose id only MLflow knows.
+        text = record.payload["markdown"].replace("{run_id}", self._run_id)[:MAX_NOTE_LENGTH]
         self._client.set_tag(self._run_id, "mlflow.note.content", text)
 
     def _artifact(self, record: Record) -> None:

@@ -12,7 +12,7 @@ Kinds and their payload (? = optional):
     metrics   step, values {name: float}
     image     key, step, path          a PNG file; one per key and step, shown as a slider
     artifact  path, artifact_path?     a file or directory, into that folder of the run's artifacts
-    note      markdown                 the run's description
+    note      markdown                 the run's description; {run_id} in it becomes the run's id
     dataset   name, digest, uri, context
     model     uri, name, model_id, step, tags?, metrics?, dataset?          registered under `name`
     finish    status                   FINISHED, FAILED or KILLED

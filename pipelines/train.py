@@ -265,7 +265,8 @@ class _Driver:
         spool.append(
             "note",
             markdown=f"{headline}\n\nModel `{result['model_id'][:12]}` at `{result['model']}`, "
-            f"{result['parameters']:,} parameters, trained on `{self.job.train}`.",
+            f"{result['parameters']:,} parameters, trained on `{self.job.train}`.\n\n"
+            f"![samples](get-artifact?path=grids/{Location.parse(result['grid']).name}&run_uuid={{run_id}})",
         )
 
     def close(self, status: str) -> TrackingReport:

@@ -188,7 +188,7 @@ class Worker:
                 "perf/images_per_second": steps * self.config.train.batch_size / seconds,
                 "perf/data_wait_seconds": self.waited,
                 "perf/data_wait_fraction": self.waited / seconds,
-                "cluster/workers": self.ranks.world_size,
+                "perf/workers": self.ranks.world_size,
             },
         )
         self.results.clear()
