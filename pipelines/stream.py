@@ -80,11 +80,15 @@ class StreamPlan:
         return first, min(first + self.window_steps, self.steps)
 
     def segments(self, window: int) -> list[Segment]:
-        """The parts of a window, one for each epoch that it touches."""
+        """The parts of a window, one for each epoch that it touches.
+
+        The last part may reach beyond the last step: were it cut there, its rows would be shuffled otherwise,
+        and a run that is continued to more steps would repeat some rows of the epoch and skip others.
+        """
         first, stop = self.window_range(window)
-        position, end = first * self.batch_size, stop * self.batch_size
+        position, end = first * self.batch_size, (first + self.window_steps) * self.batch_size
         parts = []
-        while position < end:
+        while position < stop * self.batch_size:
             epoch, offset = divmod(position, self.num_rows)
             length = min(self.num_rows - offset, end - position)
             parts.append(Segment(epoch, offset, offset + length))
@@ -132,9 +136,11 @@ def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> tupl
         images.append(group_images[rows])
         ids.append(group_ids[rows])
         epochs.append(np.full(len(rows), part.epoch, np.int64))
+    first, stop = plan.window_range(window)
+    due = (stop - first) * plan.batch_size
     if len(images) == 1:
-        return images[0], ids[0], epochs[0]
-    return np.concatenate(images), np.concatenate(ids), np.concatenate(epochs)
+        return images[0][:due], ids[0][:due], epochs[0][:due]
+    return np.concatenate(images)[:due], np.concatenate(ids)[:due], np.concatenate(epochs)[:due]
 
 
 @dataclass(frozen=True)

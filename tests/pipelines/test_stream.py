@@ -25,6 +25,7 @@ def planned_rows(plan: StreamPlan, starts: np.ndarray) -> list[tuple[int, int]]:
             groups, index = segment_groups(plan, starts, part)
             read = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in groups])
             rows += [(part.epoch, int(row)) for row in read[index]]
+        del rows[plan.window_range(window)[1] * plan.batch_size :]
     return rows
 
 
@@ -45,6 +46,15 @@ def test_every_row_exactly_once_per_epoch(
     finished = steps * batch_size // num_rows
     assert sum(epoch < finished for epoch, _ in rows) == finished * num_rows
     assert all(epoch <= finished and 0 <= row < num_rows for epoch, row in rows)
+
+
+@given(st.integers(1, 50), sizes, st.integers(1, 40), st.integers(1, 40), st.integers(1, 30))
+def test_more_steps_leave_the_rows_of_the_first_ones_as_they_were(
+    num_rows: int, batch_size: int, steps: int, more: int, window_steps: int
+) -> None:
+    starts = group_starts([min(9, num_rows - start) for start in range(0, num_rows, 9)])
+    short, long = (StreamPlan("unused", num_rows, 0, batch_size, n, window_steps) for n in (steps, steps + more))
+    assert planned_rows(long, starts)[: steps * batch_size] == planned_rows(short, starts)
 
 
 @given(sizes, st.integers(1, 8))
