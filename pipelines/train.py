@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ddpm_core.errors
-from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError
+from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DataError, DDPMError
 from pipelines import cluster
 from pipelines.checkpoint import Checkpoint, CheckpointStore
 from pipelines.config import as_dict, differences, digest
@@ -50,8 +50,8 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     """
     root = Location.parse(config.root)
     run = root / "runs" / config.name
-    train_set = _open_data(root, config.data.train)
-    validation_set = _open_data(root, config.data.validation) if config.data.validation else None
+    train_set = _open_data(root, "data.train", config.data.train)
+    validation_set = _open_data(root, "data.validation", config.data.validation) if config.data.validation else None
     if validation_set is not None and validation_set.image_shape != train_set.image_shape:
         raise ConfigError(
             f"data.validation = {config.data.validation}: its images are {validation_set.image_shape}, "
@@ -86,13 +86,16 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     return _summary(config, run, result, driver, report)
 
 
-def _open_data(root: Location, uri: str) -> PreparedDataset:
+def _open_data(root: Location, field: str, uri: str) -> PreparedDataset:
     """The prepared data set at `uri`; embedded ones are prepared under `root` on first use."""
     if uri.startswith("embedded://"):
         from pipelines.ingest import ensure_embedded
 
         return ensure_embedded(uri, root / "data" / uri.removeprefix("embedded://"))
-    return PreparedDataset.open(uri)
+    dataset = PreparedDataset.open(uri)
+    if dataset.num_rows == 0:
+        raise DataError(f"{field} = {uri}: holds no images; ingest a source that has some")
+    return dataset
 
 
 def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:
@@ -190,7 +193,7 @@ class _Driver:
         if self.fatal is None and failure:
             self.tracker.catch_up()  # the controller's last words may still be on their way
         if self.fatal is None and failure:
-            self.fatal = ClusterError(
+            self.fatal = _own_error(failure[0]) or ClusterError(
                 f"cluster.max_failures = {config.cluster.max_failures}: gave up ({_first_line(failure[0])}); "
                 "run the same command to continue from the last checkpoint"
             )
@@ -305,6 +308,9 @@ def _own_error(error: BaseException | None) -> DDPMError | None:
         if isinstance(error, DDPMError):
             return error
         seen.add(id(error))
+        for failure in getattr(error, "worker_failures", {}).values():
+            if (found := _own_error(failure)) is not None:
+                return found
         error = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error.__cause__
     return None
 
@@ -336,9 +342,7 @@ def _summary(
                 f"ELBO of {scores['num_images']} validation images)",
             )
         )
-        rows.append(
-            ("terms", f"L_T {scores['prior']:.5f} + ΣL_t {scores['kl_sum']:.4f} + L_0 {scores['decoder']:.4f}")
-        )
+        rows.append(("terms", f"L_T {scores['prior']:.5f} + ΣL_t {scores['kl_sum']:.4f} + L_0 {scores['decoder']:.4f}"))
     rows += [
         ("model", f"{result['model']} ({result['parameters']:,} parameters, id {result['model_id'][:12]})"),
         ("samples", result["grid"]),
