@@ -39,7 +39,7 @@ class NetworkConfig:
 
     base_channels: int = 32
     """Channels at full resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    channel_multipliers: tuple[int, ...] = (1, 2)
     """Channels of each resolution as a multiple of base_channels; each further entry halves H and W."""
     num_res_blocks: int = 1
     """Residual blocks at each resolution on the way down (one more on the way up)."""
@@ -105,7 +105,7 @@ class DiffusionConfig:
 class OptimizationConfig:
     """What is minimised and how."""
 
-    steps: int = 2000
+    steps: int = 1500
     """Optimizer steps of the whole training; raising it and running again trains on."""
     batch_size: int = 64
     """Images in a global batch, divided among the workers."""
@@ -117,7 +117,7 @@ class OptimizationConfig:
     """γ of min_snr."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or AdamW with weight_decay."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-3
     """Step size after the warm-up."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
@@ -125,7 +125,7 @@ class OptimizationConfig:
     """Decoupled weight decay of adamw."""
     grad_clip: float = 1.0
     """Largest L2 norm of the gradient; larger ones are scaled down."""
-    ema_decay: float = 0.9999
+    ema_decay: float = 0.999
     """Decay of the exponential moving average of the weights, after its warm-up."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: activations in bfloat16, weights, tables and loss in float32."""
@@ -183,7 +183,7 @@ class ValidationConfig:
 class GridConfig:
     """Pictures of samples from the EMA weights, while training and at the end."""
 
-    every_steps: int = 1000
+    every_steps: int = 500
     """Steps between grids; the last step always gets one."""
     num_images: int = 64
     """Samples on a grid."""
