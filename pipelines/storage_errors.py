@@ -55,7 +55,7 @@ def _reason(error: BaseException) -> str:
         return f"the store refused the credentials ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if isinstance(error, boto.HTTPClientError | ConnectionError | TimeoutError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | ConnectionError | TimeoutError):
         endpoint = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
         named = f" {endpoint.scheme}://{endpoint.hostname}:{endpoint.port}" if endpoint.hostname else ""
         return f"the store{named} cannot be reached; check AWS_ENDPOINT_URL and the network"

@@ -1,12 +1,16 @@
 """The checkpoint store: one small object commits, damage of any kind is found, a full disk harms nothing."""
 
 import json
-import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # test modules are not packages: helpers lie beside them
+
+from small_disk import small_disk
 
 from ddpm_core.errors import CheckpointError, StorageError
 from pipelines.checkpoint import CheckpointStore, CheckpointWriter
@@ -158,29 +162,18 @@ def test_the_writer_saves_in_order_and_prunes(tmp_path: Path) -> None:
     assert [store.load(step).state["records"] for step in (2, 3)] == [[1, 2], [1, 2, 2]]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], capture_output=True, text=True)
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small disk: {made.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
-def test_a_full_disk_is_told_at_the_next_save_and_leaves_the_checkpoint_before(small_disk: Path) -> None:
-    store = CheckpointStore.open(str(small_disk))
-    writer = CheckpointWriter(store, keep=2)
-    writer.save(100, files(100), STATE)
-    writer.save(200, {**files(200), "optimizer.safetensors": bytes(2**17)}, STATE)
-    with pytest.raises(StorageError, match=r"optimizer\.safetensors: cannot write: the disk is full"):
+def test_a_full_disk_is_told_at_the_next_save_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "64k") as disk:
+        store = CheckpointStore.open(str(disk))
+        writer = CheckpointWriter(store, keep=2)
+        writer.save(100, files(100), STATE)
+        writer.save(200, {**files(200), "optimizer.safetensors": bytes(2**17)}, STATE)
+        with pytest.raises(StorageError, match=r"optimizer\.safetensors: cannot write: the disk is full"):
+            writer.wait()
+        assert store.newest(pytest.fail).step == 100
+        writer.save(200, files(200), STATE)  # there is room again
         writer.wait()
-    assert store.newest(pytest.fail).step == 100
-    writer.save(200, files(200), STATE)  # there is room again
-    writer.wait()
-    assert store.newest(pytest.fail).step == 200
+        assert store.newest(pytest.fail).step == 200
 
 
 def test_round_trip_through_object_storage(s3_prefix: str) -> None:
