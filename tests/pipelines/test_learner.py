@@ -222,3 +222,24 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path) -> None:
         assert same(parts[0]["weights"], parts[1]["weights"])
         assert parts[0]["gathered"] == parts[1]["gathered"] == [0, 10]
         assert parts[0]["broadcast"] == parts[1]["broadcast"] == "from rank 0"
+
+
+def test_moments_take_the_memory_layout_of_their_parameters() -> None:
+    """On GPUs the network is channels-last, and fused Adam pairs a parameter with its moments by address."""
+
+    def channels_last() -> Learner:
+        made = learner()
+        made.unet.to(memory_format=torch.channels_last)
+        return made
+
+    whole, first, second = channels_last(), channels_last(), channels_last()
+    for step in range(4):
+        whole.step(batch(step))
+    for step in range(2):
+        first.step(batch(step))
+    second.load(*first.state().values(), save_tensors(first.ema.state_dict()))
+    for parameter, state in second.optimizer.state.items():
+        assert parameter.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
+    for step in range(2, 4):
+        second.step(batch(step))
+    assert distance(weights(second), weights(whole)) < 1e-6
