@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from typing import Any
 
 from ddpm_core.errors import ClusterError
@@ -33,6 +35,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
         return f"Ray at {ray.get_runtime_context().gcs_address}"
     address = address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address:
             ray.init(address="auto" if address == "auto" else address, **_QUIET)
@@ -45,6 +48,10 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
             "start one with `ray start --head` or leave the address out"
         ) from error
     _connected_here = True
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put its own in place: they would end the job before it has recorded that it was stopped.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     quiet_data()
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 

@@ -105,7 +105,7 @@ class DiffusionConfig:
 class OptimizationConfig:
     """What is minimised and how."""
 
-    steps: int = 1500
+    steps: int = 1000
     """Optimizer steps of the whole training; raising it and running again trains on."""
     batch_size: int = 64
     """Images in a global batch, divided among the workers."""

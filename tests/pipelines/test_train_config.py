@@ -125,7 +125,7 @@ def test_worker_ranges() -> None:
 
 def test_the_network_names_the_field_that_does_not_fit_the_images() -> None:
     with pytest.raises(ConfigError, match=r"network\.image_size: .*multiple of 4"):
-        TrainConfig().network.unet_config((30, 30, 1))
+        read("--network.channel_multipliers", "[1, 2, 2]").network.unet_config((30, 30, 1))
 
 
 # What may change between two attempts of one run, and what would make it another training.
@@ -152,8 +152,8 @@ def test_the_semantic_config_holds_every_field_that_decides_what_is_learned() ->
 def test_a_free_field_leaves_the_semantic_config_as_it_was_and_another_is_named() -> None:
     free = read("--train.steps", "9", "--cluster.num_workers", "2", "--name", "y", "--train.accumulate", "2")
     assert free.semantic() == TrainConfig().semantic()
-    other = read("--train.learning_rate", "0.001", "--network.channel_multipliers", "[1, 2]")
+    other = read("--train.learning_rate", "0.002", "--network.channel_multipliers", "[1, 3]")
     assert differences(TrainConfig().semantic(), other.semantic()) == [
-        "network.channel_multipliers: [1, 2, 2] -> [1, 2]",
-        "train.learning_rate: 0.0002 -> 0.001",
+        "network.channel_multipliers: [1, 2] -> [1, 3]",
+        "train.learning_rate: 0.001 -> 0.002",
     ]
