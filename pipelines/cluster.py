@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from typing import Any
 
@@ -38,10 +40,11 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address:
+            _probe(address)
             ray.init(address="auto" if address == "auto" else address, **_QUIET)
         else:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ClusterError(
             f"cluster.address = {address or 'local'}: cannot connect to Ray ({reason}); "
@@ -58,6 +61,12 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
 
 _connected_here = False
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+def _probe(address: str) -> None:
+    """Raise OSError where nothing listens at a host:port address: Ray itself would go on trying for minutes."""
+    if match := re.fullmatch(r"([\w.-]+|\[[\w:]+\]):(\d+)", address):
+        socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=10).close()
 
 
 def quiet_data() -> None:

@@ -114,8 +114,12 @@ class MlflowRun:
             from mlflow import MlflowClient
 
             if urlsplit(self._uri).scheme not in ("http", "https"):
-                # In front of a database MLflow resolves models:/ through the URI of the process.
+                # In front of a database MLflow resolves models:/ through the URI of the process. It also puts it
+                # into the environment, where the next run of this process would take it for the user's wish.
+                given = os.environ.get("MLFLOW_TRACKING_URI")
                 mlflow.set_tracking_uri(self._uri)
+                if given is None:
+                    os.environ.pop("MLFLOW_TRACKING_URI", None)
             with _database_lock(self._uri):
                 client = MlflowClient(self._uri)
                 # The first use of a database creates its tables.

@@ -1,5 +1,6 @@
 """What the tests of the training job share: tiny real runs, and how their traces are read."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from pipelines.train_config import (
     TrainConfig,
     ValidationConfig,
 )
+
+# A user's own cluster and tracking server are none of the tests' business.
+for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(_name, None)
 
 ROWS, BATCH = 100, 16
 
