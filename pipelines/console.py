@@ -34,7 +34,17 @@ def event(message: str) -> None:
 
 
 def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a job's `main(argv)` and exit: 0 done, 1 failed, 2 bad usage or config, 130/143 interrupted.
+    """Run a job's `main(argv)` and exit with `exit_code_of` it."""
+    code = exit_code_of(main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything has been closed that must be. What libraries do at exit (Ray above all, when a training was given
+    # up) could only turn this exit code into another.
+    os._exit(code)
+
+
+def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
+    """Run a job's `main(argv)`: 0 done, 1 failed, 2 bad usage or config, 130/143 interrupted.
 
     Errors of the project's own tree become one line. Anything else is a defect: it also gets one line, and
     its stack trace is printed when the environment has DDPM_DEBUG=1.
@@ -65,8 +75,7 @@ def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:
         text = (str(error).strip() or "no message").splitlines()[0]
         event(f"error: unexpected {type(error).__name__}: {text} (set DDPM_DEBUG=1 for the stack trace)")
         code = 1
-    sys.stdout.flush()
-    sys.exit(code)
+    return code
 
 
 class ProgressLine:

@@ -130,6 +130,7 @@ class _Driver:
         self.started = time.monotonic()
         self.fatal: DDPMError | None = None
         self.progress: ProgressLine | None = None
+        self.thread: threading.Thread | None = None  # runs Ray Train
         self.rate, self.loss = 0.0, float("nan")
         local_root = Path(root.path) if root.is_local else Path("~/ddpm").expanduser()
         key = f"train/{run.uri}"
@@ -186,10 +187,10 @@ class _Driver:
                 )
         self.progress = ProgressLine(config.name, config.train.steps, "steps")
         failure: list[BaseException] = []
-        thread = threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True)
-        thread.start()
-        while thread.is_alive() and self.fatal is None:
-            thread.join(0.2)  # in slices: a signal's handler runs between two of them
+        self.thread = threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True)
+        self.thread.start()
+        while self.thread.is_alive() and self.fatal is None:
+            self.thread.join(0.2)  # in slices: a signal's handler runs between two of them
         if self.fatal is None and failure:
             self.tracker.catch_up()  # the controller's last words may still be on their way
         if self.fatal is None and failure:
@@ -276,7 +277,10 @@ class _Driver:
         """Leave Ray and finish tracking."""
         if self.progress is not None:
             self.progress.close()
-        cluster.disconnect()
+        # Ray ends a process at once in which one thread leaves while another still waits for an answer. A
+        # training that is given up is therefore left to end with this process, as after a kill.
+        if self.thread is None or not self.thread.is_alive():
+            cluster.disconnect()
         return self.tracker.finish(status, timeout_s=60.0)
 
 

@@ -17,6 +17,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 
+# Run by a test as a process of its own, not to be imported by the collector of docstring examples.
+collect_ignore = ["gloo_rank.py"]
+
 # Examples are timed on a shared machine: a slow one is no defect.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")

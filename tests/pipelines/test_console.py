@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from ddpm_core.errors import ConfigError, DataError
-from pipelines.console import ProgressLine, clock, event, run_job, summary
+from pipelines.console import ProgressLine, clock, event, exit_code_of, summary
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +18,6 @@ def _restore_signal_handlers():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def exit_code(main: Callable[[Sequence[str]], None]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_job(main)
-    return ended.value.code
 
 
 def failing(error: BaseException) -> Callable[[Sequence[str]], None]:
@@ -46,9 +40,9 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], None]:
         (RuntimeError(), 1, "error: unexpected RuntimeError: no message (set DDPM_DEBUG=1 for the stack trace)"),
     ],
 )
-def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys, monkeypatch) -> None:
+def test_an_error_is_one_line_and_an_exit_code_of(error, code, line, capsys, monkeypatch) -> None:
     monkeypatch.delenv("DDPM_DEBUG", raising=False)
-    assert exit_code(failing(error)) == code
+    assert exit_code_of(failing(error)) == code
     shown = capsys.readouterr()
     assert shown.err == line + "\n"
     assert shown.out == ""
@@ -56,7 +50,7 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys, monkey
 
 def test_a_defect_shows_its_stack_trace_on_demand(capsys, monkeypatch) -> None:
     monkeypatch.setenv("DDPM_DEBUG", "1")
-    assert exit_code(failing(ZeroDivisionError("oops"))) == 1
+    assert exit_code_of(failing(ZeroDivisionError("oops"))) == 1
     shown = capsys.readouterr().err
     assert "Traceback (most recent call last)" in shown
     assert shown.splitlines()[-1].startswith("error: unexpected ZeroDivisionError: oops")
@@ -65,11 +59,11 @@ def test_a_defect_shows_its_stack_trace_on_demand(capsys, monkeypatch) -> None:
 def test_a_job_that_ends_well_exits_with_0_and_gets_the_arguments(monkeypatch) -> None:
     got: list[str] = []
     monkeypatch.setattr(sys, "argv", ["job", "--a", "1"])
-    assert exit_code(got.extend) == 0
+    assert exit_code_of(got.extend) == 0
     assert got == ["--a", "1"]
-    assert exit_code(failing(SystemExit(0))) == 0
-    assert exit_code(failing(SystemExit(None))) == 0
-    assert exit_code(failing(SystemExit(2))) == 2
+    assert exit_code_of(failing(SystemExit(0))) == 0
+    assert exit_code_of(failing(SystemExit(None))) == 0
+    assert exit_code_of(failing(SystemExit(2))) == 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -85,7 +79,7 @@ def test_a_signal_interrupts_lets_the_job_clean_up_and_is_not_disturbed_by_a_sec
             os.kill(os.getpid(), number)
             cleaned.append(True)
 
-    assert exit_code(main) == code
+    assert exit_code_of(main) == code
     assert cleaned == [True]
     assert capsys.readouterr().err.startswith(f"interrupted by {number.name}: state is kept")
 

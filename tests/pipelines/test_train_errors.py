@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # test modules are not pa
 from small_disk import small_disk
 from train_runs import ROWS, checkpoints, prepare_images, run_directory, tiny
 
-from pipelines.console import run_job
+from pipelines.console import exit_code_of
 from pipelines.dataset import PreparedDataset
 from pipelines.spool import SpoolLock
 from pipelines.storage import Location, forget_connections
@@ -43,14 +43,13 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(code: int, job: Callable[[Sequence[str]], Any]) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_job(job)
+        ended = exit_code_of(job)
         shown = capsys.readouterr()
         assert shown.out == ""
         (line,) = shown.err.splitlines()
         assert line.startswith("error: ")
         assert "unexpected" not in line
-        assert ended.value.code == code
+        assert ended == code
         return line.removeprefix("error: ")
 
     return run
@@ -160,11 +159,10 @@ def test_a_run_that_another_job_is_running(config: TrainConfig, refusal) -> None
 def ends_with(code: int, job: Callable[[Sequence[str]], Any], capsys: pytest.CaptureFixture[str]) -> str:
     """The last line of a job that started and failed: `error: ...`, and no stack trace before it."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        run_job(job)
+    ended = exit_code_of(job)
     shown = capsys.readouterr()
     lines = shown.err.splitlines()
-    assert ended.value.code == code
+    assert ended == code
     assert "Traceback" not in shown.err + shown.out
     assert sum(line.startswith("error: ") for line in lines) == 1
     assert shown.out == ""
