@@ -86,7 +86,7 @@ class Worker:
         self._report()
         if start < steps:
             self._train(start)
-        if self.last_validation is None:  # killed between the last checkpoint and the result
+        else:  # killed between the last checkpoint and the result
             self._validate(steps)
             self._grid(steps)
         self.writer.wait()
