@@ -105,7 +105,7 @@ def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch)
     [
         (CONFIG, 0.0),
         (replace(CONFIG, optimizer="adamw", weight_decay=0.1), 0.3),
-        (replace(CONFIG, precision="bf16"), 0),
+        (replace(CONFIG, precision="bf16"), 0.0),
     ],
 )
 def test_a_resumed_training_ends_in_the_very_same_weights(config: OptimizationConfig, dropout: float) -> None:
