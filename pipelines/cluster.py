@@ -44,8 +44,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
             ray.init(address="auto" if address == "auto" else address, **_QUIET)
         else:
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # Ray has a bare one too: a node that takes more than 30 s to start
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(
             f"cluster.address = {address or 'local'}: cannot connect to Ray ({reason}); "
             "start one with `ray start --head` or leave the address out"
