@@ -129,18 +129,21 @@ def _group_order(seed: int, epoch: int, num_groups: int) -> Int64s:
 
 def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> tuple[Any, Int64s, Int64s]:
     """Read one window in training order: images uint8 [n, H, W, C], ids [n], epochs [n]."""
-    images, ids, epochs = [], [], []
+    first, stop = plan.window_range(window)
+    due = (stop - first) * plan.batch_size
+    images = np.empty((due, *dataset.image_shape), np.uint8)
+    ids, epochs, done = np.empty(due, np.int64), np.empty(due, np.int64), 0
     for part in plan.segments(window):
         groups, rows = segment_groups(plan, dataset.group_starts, part)
         group_ids, group_images = dataset.read_groups(groups.tolist())
-        images.append(group_images[rows])
-        ids.append(group_ids[rows])
-        epochs.append(np.full(len(rows), part.epoch, np.int64))
-    first, stop = plan.window_range(window)
-    due = (stop - first) * plan.batch_size
-    if len(images) == 1:
-        return images[0][:due], ids[0][:due], epochs[0][:due]
-    return np.concatenate(images)[:due], np.concatenate(ids)[:due], np.concatenate(epochs)[:due]
+        rows = rows[: due - done]
+        end = done + len(rows)
+        # mode="clip" lets NumPy gather straight into `out`: the images are copied once
+        np.take(group_images, rows, axis=0, out=images[done:end], mode="clip")
+        ids[done:end] = group_ids[rows]
+        epochs[done:end] = part.epoch
+        done = end
+    return images, ids, epochs
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ class WindowReader:
             size = self.plan.batch_size
             batches = np.arange((begin - first) * size, (stop - first) * size).reshape(stop - begin, size)
             for rank, (low, high) in enumerate(self.plan.shares(self.world_size)):
-                rows = batches[:, low:high].reshape(-1)
+                # the only rank's rows are those of the window in order: a view, not a copy
+                rows = batches[:, low:high].reshape(-1) if self.world_size > 1 else slice(batches[0, 0], None)
                 yield pa.table(
                     {
                         "rank": pa.array([rank]),
