@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from ddpm_core.errors import DDPMError
 
@@ -86,32 +86,23 @@ class ProgressLine:
         self._last_printed = -1.0
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(label, total=self._total, detail="")
+            # On a narrow terminal the bar gives way first, not the numbers.
+            columns = BarColumn(bar_width=20), TextColumn("{task.description}")
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(label, total=self._total)
             self._bar.start()
 
     def update(self, done: int, rate: float, detail: str = "") -> None:
         """Show `done` of the total; `rate` is in units per second and gives the ETA."""
-        shown = f"{rate:,.1f} {self._unit}/s {detail}".rstrip()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, detail=shown)
-            return
         fraction = done / self._total
-        if fraction - self._last_printed < 0.05 and done < self._total:
-            return
-        self._last_printed = fraction
         eta = clock((self._total - done) / rate) if rate > 0 else "?"
-        event(f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  {shown}  ETA {eta}")
+        line = f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  ETA {eta}  {rate:,.1f} {self._unit}/s"
+        line = f"{line} {detail}".rstrip()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=line)
+        elif fraction - self._last_printed >= 0.05 or done >= self._total:
+            self._last_printed = fraction
+            event(line)
 
     def close(self) -> None:
         """Take the bar off the terminal."""

@@ -65,9 +65,7 @@ class Learner:
                 self.network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
         optimizer = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(
-            self.unet.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = optimizer(self.unet.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
         self.ema = EMA(self.unet, config.ema_decay, warmup=True)
         self.weights = loss_weights(config.loss, schedule, gamma=config.min_snr_gamma).to(device, torch.float32)
 

@@ -61,9 +61,7 @@ class StreamPlan:
     window_steps: int
 
     @classmethod
-    def of(
-        cls, dataset: PreparedDataset, seed: int, batch_size: int, steps: int, window_bytes: int
-    ) -> "StreamPlan":
+    def of(cls, dataset: PreparedDataset, seed: int, batch_size: int, steps: int, window_bytes: int) -> "StreamPlan":
         """A plan whose windows hold about `window_bytes` of images, at least one global batch."""
         row_bytes = int(np.prod(dataset.image_shape))
         window_steps = max(1, window_bytes // (row_bytes * batch_size))

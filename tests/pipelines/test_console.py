@@ -91,13 +91,13 @@ def test_progress_in_a_log_is_a_line_every_few_percent_with_rate_and_eta(capsys)
     progress.close()
     lines = capsys.readouterr().err.splitlines()
     assert 20 <= len(lines) <= 21
-    assert lines[0] == "digits 1/1,000 (0%)  2.0 steps/s loss 0.5  ETA 8:19"
-    assert lines[-1] == "digits 1,000/1,000 (100%)  2.0 steps/s loss 0.5  ETA 0:00"
+    assert lines[0] == "digits 1/1,000 (0%)  ETA 8:19  2.0 steps/s loss 0.5"
+    assert lines[-1] == "digits 1,000/1,000 (100%)  ETA 0:00  2.0 steps/s loss 0.5"
 
 
 def test_progress_before_there_is_a_rate(capsys) -> None:
     ProgressLine("digits", 10, "steps").update(0, rate=0.0)
-    assert capsys.readouterr().err == "digits 0/10 (0%)  0.0 steps/s  ETA ?\n"
+    assert capsys.readouterr().err == "digits 0/10 (0%)  ETA ?  0.0 steps/s\n"
 
 
 def test_summary_is_aligned_on_stdout(capsys) -> None:
