@@ -224,7 +224,7 @@ def main() -> None:
         for _ in range(args.rounds):
             job_rates.append(job_rate(config, args.batch, args.job_steps, precision, device.type == "cuda"))
             bare_rates.append(statistics.median(turn(step, 0) for _ in range(turns)))
-        ratios = [rate / ((a + b) / 2) for rate, a, b in zip(job_rates, bare_rates, bare_rates[1:], strict=True)]
+        ratios = [rate / ((a + b) / 2) for rate, a, b in zip(job_rates, bare_rates[:-1], bare_rates[1:], strict=True)]
         print(f"\nwhole job, 1 worker, {precision}: {statistics.median(job_rates):.1f} images/s after its first tenth")
         shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
         print(f"job / bare (mean of bare before and after each job): {statistics.median(ratios):.3f} x  ({shown})")

@@ -3,7 +3,6 @@
 The same command continues a run that was interrupted; a finished data set is left alone.
 """
 
-import time
 from collections.abc import Sequence
 
 from pipelines.config import parse
@@ -12,20 +11,15 @@ from pipelines.ingest import IngestConfig, ingest
 
 
 class _Progress:
-    """One progress line per stage; its rate counts from the first unit, without the start of the actors."""
+    """One progress line per stage."""
 
     def __init__(self) -> None:
         self._stage = ""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, rate: float) -> None:
         if stage != self._stage:
-            self._stage, self._line, self._calls = stage, ProgressLine(stage, total, "images"), 0
-        self._calls += 1
-        if self._calls == 1:  # tells what an earlier run left
-            self._start, self._found = time.monotonic(), done
-        self._line.update(done, (done - self._found) / max(time.monotonic() - self._start, 1e-9))
-        if self._calls == 2:
-            self._start, self._found = time.monotonic(), done
+            self._stage, self._line = stage, ProgressLine(stage, total, "images")
+        self._line.update(done, rate)
         if done == total:
             self._line.close()
 

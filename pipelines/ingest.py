@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
+from pipelines.actor_pool import ActorPool
 from pipelines.config import require
 from pipelines.dataset import (
     FORMAT,
@@ -32,9 +33,10 @@ from pipelines.dataset import (
 )
 from pipelines.decode import RejectedImage, decode_image, with_channels
 from pipelines.formats import Format, Item
-from pipelines.shards import ActorPool, ShardedOutput, ShardOutput, ShardRecord, shard_name
+from pipelines.shards import ShardedOutput, ShardOutput, ShardRecord, shard_name
 from pipelines.sources import canonical_source, open_source, split_units
 from pipelines.storage import Location
+from pipelines.version import code_version
 
 # A unit is what a kill can lose and what one actor holds: this much decoded data, and not more rows than that.
 _UNIT_BYTES = 16 * 2**20
@@ -42,7 +44,7 @@ _MAX_UNIT_ROWS = 4096
 # Up to this many shards are written by the driver: copying them takes less time than starting actors.
 _SHARDS_WITHOUT_ACTORS = 4
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class IngestSummary:
     already_complete: bool
 
 
-def ingest(config: IngestConfig, on_progress: Progress | None = None) -> IngestSummary:
+def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, total, rate: None) -> IngestSummary:
     """Prepare a data set, or continue to, or find that it is complete.
 
     Args:
         config: What to make.
-        on_progress: Called with (stage, rows done, rows in all); the stages are `decode` and `write`.
+        on_progress: Called with (stage, rows done, rows in all, rows per second); the stages are `decode`, `write`.
 
     Raises:
         DataError: The source cannot be used, or too many of its images cannot.
@@ -116,7 +118,7 @@ def ingest(config: IngestConfig, on_progress: Progress | None = None) -> IngestS
     if manifest is not None:
         return IngestSummary(PreparedDataset.open(output.location), already_complete=True)
     try:
-        _prepare(config, output, on_progress or (lambda stage, done, total: None))
+        _prepare(config, output, on_progress)
     except StorageError:
         # A racing run of the same request commits first and removes the work objects under our hands.
         if output.committed() is None:
@@ -137,7 +139,7 @@ def ensure_embedded(source: str, output: str | Location) -> PreparedDataset:
     return ingest(IngestConfig(source, Location.parse(output).uri)).dataset
 
 
-def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: Progress) -> None:
+def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgress) -> None:
     images, files = open_source(config.source, config.format)
     items, label_names = images.scan(list(files))
     total = sum(item.stop - item.start for item in items)
@@ -158,7 +160,7 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: Progress)
         into="_work/decoded",
         # Pixels that need no decoding are copied in less time than actors take to start.
         pool=pool if images.is_encoded and num_units > 1 else None,
-        on_progress=lambda done, of, rows: on_progress("decode", rows, total),
+        on_progress=lambda progress: on_progress("decode", progress.rows, total, progress.rate),
     )
     accepted = [record.extra["accepted"] for record in units]
     num_rows = sum(accepted)
@@ -174,7 +176,7 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: Progress)
         CutShards(output.work / "decoded", tuple(accepted), shape, shard_rows),
         num_shards,
         pool=pool if num_shards > _SHARDS_WITHOUT_ACTORS else None,
-        on_progress=lambda done, of, rows: on_progress("write", rows, num_rows),
+        on_progress=lambda progress: on_progress("write", progress.rows, num_rows, progress.rate),
     )
     fields = {
         "format": FORMAT,
@@ -186,6 +188,7 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: Progress)
         "rows_per_group": group,
         "rejected": total - num_rows,
         "source_content": content,
+        "code_version": code_version(),
         "decoded_by": {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")},
     }
     output.commit(fields, shards)

@@ -8,29 +8,42 @@ An output is a directory or prefix:
     OUTPUT/manifest.json               written last and conditionally: it exists if and only if all is there
 
 A shard is a pure function of the request and its index. So a resumed run computes what has no record, two
-racing runs write the same bytes, and planning costs O(shards).
+racing runs write the same bytes, a lost shard of a finished output is made again and must come out equal, and
+planning costs O(shards).
 """
 
 import hashlib
-import pickle
-import traceback
-import warnings
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ddpm_core.errors import ClusterError, DDPMError, RequestMismatchError, StorageError
-from pipelines.config import differences
+from ddpm_core.errors import RequestMismatchError, StorageError
+from pipelines.actor_pool import ActorPool, run_on_actors
+from pipelines.config import differences, digest
 from pipelines.storage import Location, json_bytes
 
 MANIFEST = "manifest.json"
-# An actor that dies on the same shard this often is killed by the shard (memory), not by its machine.
-_MAX_TASK_RETRIES = 5
 _RECORD_READERS = 16
 
-Progress = Callable[[int, int, int], None]
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a computation stands.
+
+    Attributes:
+        shards: Shards done, found ones included.
+        num_shards: Shards in all.
+        rows: Rows done, found ones included.
+        rate: Rows per second of this run since its first actor began to compute; 0.0 before the first shard.
+    """
+
+    shards: int
+    num_shards: int
+    rows: int
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class ShardOutput:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
     """A finished shard: object `name`, `rows`, `bytes`, `sha256` (hex) and the job's own `extra` facts."""
 
@@ -51,19 +64,6 @@ class ShardRecord:
     bytes: int
     sha256: str
     extra: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """The Ray actors that compute shards: how many, and what each one needs.
-
-    The size is a number, (min, max) for a pool that follows an autoscaling cluster, or None for as many as
-    the CPUs of the cluster hold.
-    """
-
-    size: int | tuple[int, int] | None = None
-    num_cpus: float = 1
-    num_gpus: float = 0
 
 
 Compute = Callable[[int], ShardOutput]
@@ -122,7 +122,7 @@ class ShardedOutput:
         into: str = "data",
         suffix: str = ".parquet",
         pool: ActorPool | None = None,
-        on_progress: Progress | None = None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> list[ShardRecord]:
         """Compute the shards that are not there and return the records of all, in order.
 
@@ -132,25 +132,59 @@ class ShardedOutput:
             into: Directory below the location that takes the shards.
             suffix: Ending of the objects' names.
             pool: The actors; None computes in this process, one shard after the other.
-            on_progress: Called with (shards done, shards in all, rows done), first for what was found.
+            on_progress: Called first for what was found, then after every shard.
 
         Raises:
             DDPMError: What the compute function raised: it ends the computation at once.
             ClusterError: Ray gave up.
         """
-        found = self._finished(num_shards, into, suffix)
-        rows = sum(record.rows for record in found.values())
+        found = self.finished(num_shards, into=into, suffix=suffix)
+        rows = rows_before = sum(record.rows for record in found.values())
         missing = [index for index in range(num_shards) if index not in found]
-        worker = _ShardWorker(factory, self.location, into, suffix)
-        _report(on_progress, len(found), num_shards, rows)
-        for index, record in _results(worker, missing, pool):
+        on_progress(Progress(len(found), num_shards, rows, 0.0))
+        began: float | None = None
+        stored = run_on_actors(_Store(factory, self.location, into, suffix), missing, pool, self.location.uri)
+        for index, (record, seconds) in stored:
+            now = time.monotonic()
+            began = began or now - seconds
             found[index] = record
             rows += record.rows
-            _report(on_progress, len(found), num_shards, rows)
+            on_progress(Progress(len(found), num_shards, rows, (rows - rows_before) / max(now - began, 1e-9)))
         return [found[index] for index in range(num_shards)]
 
+    def lost(self, manifest: Mapping[str, Any]) -> list[int]:
+        """Indices of the shards of a complete output whose object is missing or has another size than recorded."""
+        sizes = (self.location / "data").sizes()
+        return [index for index, shard in enumerate(manifest["shards"]) if sizes.get(shard["name"]) != shard["bytes"]]
+
+    def recompute(
+        self,
+        factory: Callable[[], Compute],
+        indices: Sequence[int],
+        manifest: Mapping[str, Any],
+        *,
+        pool: ActorPool | None = None,
+        restore: bool = False,
+    ) -> Iterator[tuple[int, bool]]:
+        """Compute shards of a complete output once more: yields each index and whether its bytes are the recorded ones.
+
+        Args:
+            factory: As for `compute`.
+            indices: The shards.
+            manifest: Of the output.
+            pool: As for `compute`.
+            restore: Write every shard that came out equal.
+
+        Raises:
+            DDPMError: What the compute function raised.
+            ClusterError: Ray gave up.
+        """
+        wanted = {index: manifest["shards"][index] for index in indices}
+        recomputed = _Recompute(factory, self.location / "data", wanted, restore)
+        yield from run_on_actors(recomputed, indices, pool, self.location.uri)
+
     def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
-        """Write the manifest (`fields`, `request`, `shards`), once, and remove the work directory.
+        """Write the manifest (`fields`, `request`, `request_sha256`, `shards`), once, and remove the work directory.
 
         Every `extra` fact of a record becomes a field of its shard's entry.
 
@@ -161,7 +195,8 @@ class ShardedOutput:
         for record in records:
             entry = asdict(record)
             shards.append({**entry.pop("extra"), **entry})
-        manifest = {**fields, "request": dict(self.request), "shards": shards}
+        request = dict(self.request)
+        manifest = {**fields, "request": request, "request_sha256": digest(request), "shards": shards}
         (self.location / "data").discard_temporaries()
         if not (self.location / MANIFEST).create(json_bytes(manifest)):
             raise StorageError(
@@ -176,8 +211,8 @@ class ShardedOutput:
         with suppress(StorageError):  # a racing run is still writing there, or this user may only read
             self.work.delete_tree()
 
-    def _finished(self, num_shards: int, into: str, suffix: str) -> dict[int, ShardRecord]:
-        """Records of the shards whose object is there, with the recorded size; read concurrently."""
+    def finished(self, num_shards: int, *, into: str = "data", suffix: str = ".parquet") -> dict[int, ShardRecord]:
+        """Records of the shards of an unfinished output whose object is there, with the recorded size."""
         records = _records(self.location, into)
         present = set(records.list())
         indices = [index for index in range(num_shards) if shard_name(index, ".json") in present]
@@ -207,14 +242,9 @@ def _records(location: Location, into: str) -> Location:
     return location / "_work" / "records" / into.rsplit("/", 1)[-1]
 
 
-def _report(on_progress: Progress | None, done: int, total: int, rows: int) -> None:
-    if on_progress is not None:
-        on_progress(done, total, rows)
-
-
 @dataclass
-class _ShardWorker:
-    """Computes and stores one shard: the object first, its record when the object is there."""
+class _Store:
+    """Computes and stores one shard, the object first, then its record; returns it and the seconds it took."""
 
     factory: Callable[[], Compute]
     location: Location
@@ -222,88 +252,37 @@ class _ShardWorker:
     suffix: str
     compute: Compute | None = None
 
-    def __call__(self, index: int) -> ShardRecord:
-        if self.compute is None:
-            self.compute = self.factory()
+    def __call__(self, index: int) -> tuple[ShardRecord, float]:
+        began = time.monotonic()
+        target = self.location / self.into / shard_name(index, self.suffix)
+        record_at = _records(self.location, self.into) / shard_name(index, ".json")
+        if record_at.exists() and target.exists():  # a racing run, or this one before its actor was killed
+            record = ShardRecord(**record_at.read_json())
+            if target.size() == record.bytes:
+                return record, 0.0
+        self.compute = self.compute or self.factory()
         output = self.compute(index)
-        name = shard_name(index, self.suffix)
         sha256 = hashlib.sha256(output.data).hexdigest()
-        record = ShardRecord(name, output.rows, len(output.data), sha256, output.extra)
-        (self.location / self.into / name).write_bytes(output.data)
-        (_records(self.location, self.into) / shard_name(index, ".json")).write_json(asdict(record))
-        return record
+        record = ShardRecord(target.name, output.rows, len(output.data), sha256, output.extra)
+        target.write_bytes(output.data)
+        record_at.write_json(asdict(record))
+        return record, time.monotonic() - began
 
 
-class _ShardActor:
-    """What Ray Data runs. An exception travels as a value, so that it arrives unchanged and is not retried."""
+@dataclass
+class _Recompute:
+    """Computes one shard and compares it with what the manifest says of it."""
 
-    def __init__(self, worker: _ShardWorker) -> None:
-        self._worker = worker
+    factory: Callable[[], Compute]
+    directory: Location
+    wanted: Mapping[int, Mapping[str, Any]]
+    restore: bool
+    compute: Compute | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        results = []
-        for index in batch["item"]:
-            try:
-                result: Any = (int(index), self._worker(int(index)))
-            except DDPMError as error:
-                result = error
-            except Exception as error:  # noqa: BLE001  a defect: reported by the driver with its trace
-                trace = "".join(traceback.format_exception(error))
-                result = RuntimeError(f"{type(error).__name__} in shard {index}: {error}\n{trace}")
-            results.append(pickle.dumps(result))
-        return {"result": results}
-
-
-def _results(worker: _ShardWorker, missing: list[int], pool: ActorPool | None) -> Iterator[tuple[int, ShardRecord]]:
-    """Index and record of each missing shard, in the order of completion."""
-    if not missing:
-        return
-    if pool is None:
-        for index in missing:
-            yield index, worker(index)
-        return
-    import ray.data  # here: a run with nothing to compute, or in-process, must not pay seconds for it
-    from ray.exceptions import RayError
-
-    from pipelines.cluster import connect
-
-    if not ray.is_initialized():
-        connect()
-    size = pool.size or max(1, int(ray.cluster_resources().get("CPU", 1) // max(pool.num_cpus, 1)))
-    low, high = size if isinstance(size, tuple) else (size, size)
-    high = min(high, len(missing))
-    # One block per shard: a block is what Ray schedules, retries and counts against its back-pressure.
-    shards = ray.data.from_items(missing, override_num_blocks=len(missing))
-    shards.context.enable_progress_bars = False
-    shards.context.print_on_execution_start = False
-    with warnings.catch_warnings():
-        # Ray 2.60 announces another spelling of max_task_retries but has none yet.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
-        computed = shards.map_batches(
-            _ShardActor,
-            fn_constructor_args=(worker,),
-            batch_size=1,
-            concurrency=(min(low, high), high),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus,
-            max_task_retries=_MAX_TASK_RETRIES,
-        )
-    try:
-        batch: Any
-        for batch in computed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for pickled in batch["result"].to_pylist():
-                # Written by our own actor a moment ago, over Ray's authenticated channels.
-                result = pickle.loads(pickled)
-                if isinstance(result, Exception):
-                    raise result
-                yield result
-    except RayError as error:
-        raise ClusterError(
-            f"{worker.location}: Ray gave up computing shards ({_ray_reason(error)}); "
-            "look for workers killed by the memory limit, then run again: finished shards are kept"
-        ) from error
-
-
-def _ray_reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    def __call__(self, index: int) -> bool:
+        self.compute = self.compute or self.factory()
+        output, wanted = self.compute(index), self.wanted[index]
+        equal = bool(hashlib.sha256(output.data).hexdigest() == wanted["sha256"])
+        if equal and self.restore:
+            (self.directory / wanted["name"]).write_bytes(output.data)
+        return equal

@@ -16,10 +16,11 @@ from pipelines.dataset import PreparedDataset
 from pipelines.learner import Learner, StepResult
 from pipelines.ledger import Ledger
 from pipelines.node_metrics import NodeMetrics
+from pipelines.pictures import grid_png
 from pipelines.storage import Location
 from pipelines.stream import StreamPlan, micro_batches, start_stream
 from pipelines.train_config import TrainConfig
-from pipelines.validation import BitsPerDim, Ranks, grid_png, sample_images, validate
+from pipelines.validation import BitsPerDim, Ranks, sample_images, validate
 
 Record = dict[str, Any]
 RESULT = "result.json"

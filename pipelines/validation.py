@@ -4,7 +4,6 @@ Both are divided among the ranks by image id, in fixed-shape batches with noise 
 do not depend on how many ranks there are.
 """
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 
 from ddpm_core.images import to_uint8
@@ -128,20 +126,3 @@ def sample_images(
         parts.append((start, to_uint8(samples).cpu().numpy()))
     gathered = sorted((row for part in ranks.gather(parts) for row in part), key=lambda row: row[0])
     return np.concatenate([images for _, images in gathered])[: config.num_images]
-
-
-def grid_png(images: npt.NDArray[np.uint8], min_side: int = 512) -> bytes:
-    """A PNG with the images [n, H, W, C] in a near-square grid, small ones enlarged without smoothing."""
-    count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = -(-count // columns)
-    sheet = np.zeros((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.uint8)
-    for index, image in enumerate(images):
-        top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
-        sheet[top : top + height, left : left + width] = image
-    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    scale = max(1, round(min_side / max(picture.size)))
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

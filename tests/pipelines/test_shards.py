@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
-from pipelines.shards import ActorPool, ShardedOutput, ShardOutput
+from pipelines.actor_pool import ActorPool
+from pipelines.shards import ShardedOutput, ShardOutput
 from pipelines.storage import Location
 
 SHARDS = 9

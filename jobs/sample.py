@@ -1,0 +1,24 @@
+"""Generate images: `uv run jobs/sample.py --model models:/digits@champion --output DIRECTORY --num_images 1000`.
+
+The same command continues a sample set that was interrupted, makes lost shards again, and leaves a complete one
+alone.
+"""
+
+from collections.abc import Sequence
+
+from pipelines.config import parse
+from pipelines.console import run_job, summary
+from pipelines.sample_config import SampleConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, sample, print the summary."""
+    config = parse(SampleConfig, argv, "Generate images with a trained model.")
+    from pipelines.sample import sample  # after parsing: --help and refusals need not wait for torch
+
+    result = sample(config)
+    summary(result.title, result.rows)
+
+
+if __name__ == "__main__":
+    run_job(main)

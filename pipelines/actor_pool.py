@@ -1,0 +1,126 @@
+"""Running a function of an index on a pool of Ray actors, whatever dies meanwhile."""
+
+import pickle
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddpm_core.errors import ClusterError, DDPMError
+
+# An actor that dies on the same task this often is killed by the task (memory), not by its machine.
+_MAX_TASK_RETRIES = 5
+# Ray's driver keeps some kilobytes for each task; beyond this many indices, a task computes several.
+_MAX_TASKS = 4096
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """How many Ray actors compute, and what each one needs.
+
+    The size is a number, (min, max) for a pool that follows an autoscaling cluster, or None for as many as
+    the cluster holds now.
+    """
+
+    size: int | tuple[int, int] | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+    def bounds(self, cluster: Mapping[str, float]) -> tuple[int, int]:
+        """(min, max) number of actors on a cluster with these resources."""
+        if self.size is not None:
+            return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        size = max(1, int(min(cluster.get(kind, 0.0) // need for kind, need in needs.items() if need > 0)))
+        return size, size
+
+
+class _Actor:
+    """What Ray Data runs. An exception travels as a value, so that it arrives unchanged and is not retried."""
+
+    def __init__(self, worker: Callable[[int], Any]) -> None:
+        self._worker = worker
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        for index in map(int, batch["indices"][0]):
+            try:
+                result: Any = (index, self._worker(index))
+            except DDPMError as error:
+                result = error
+            except Exception as error:  # noqa: BLE001  a defect: reported by the driver with its trace
+                trace = "".join(traceback.format_exception(error))
+                result = RuntimeError(f"{type(error).__name__} at index {index}: {error}\n{trace}")
+            yield {"result": [pickle.dumps(result)]}
+
+
+def run_on_actors(
+    worker: Callable[[int], Any], indices: Sequence[int], pool: ActorPool | None, where: str
+) -> Iterator[tuple[int, Any]]:
+    """Each index and what `worker(index)` returns, in the order of completion.
+
+    Args:
+        worker: Picklable; each actor has a copy of its own and keeps it.
+        indices: What is computed, each at least once: again where an actor was lost before its result arrived.
+        pool: The actors; None computes in this process, one after the other.
+        where: Names the work in errors.
+
+    Raises:
+        DDPMError: What a worker raised: it ends the computation at once.
+        ClusterError: Ray gave up.
+    """
+    if not indices:
+        return
+    if pool is None:
+        for index in indices:
+            yield index, worker(index)
+        return
+    import ray.data  # here: a run with nothing to compute, or in-process, must not pay seconds for it
+    from ray.exceptions import RayError
+
+    from pipelines.cluster import connect
+
+    if not ray.is_initialized():
+        connect()
+    low, high = pool.bounds(ray.cluster_resources())
+    num_tasks = min(len(indices), _MAX_TASKS)
+    high = min(high, num_tasks)
+    tasks = [{"indices": part.tolist()} for part in np.array_split(np.asarray(indices), num_tasks)]
+    # One block per task: a block is what Ray schedules, retries and counts against its back-pressure.
+    blocks = ray.data.from_items(tasks, override_num_blocks=num_tasks)
+    blocks.context.enable_progress_bars = False
+    blocks.context.print_on_execution_start = False
+    blocks.context.target_max_block_size = 1  # a result arrives when it is there, not when its task is done
+    with warnings.catch_warnings():
+        # Ray 2.60 announces another spelling of max_task_retries but has none yet.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
+        computed = blocks.map_batches(
+            _Actor,
+            fn_constructor_args=(worker,),
+            batch_size=1,
+            concurrency=(min(low, high), high),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            max_task_retries=_MAX_TASK_RETRIES,
+        )
+    try:
+        batch: Any
+        for batch in computed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for pickled in batch["result"].to_pylist():
+                # Written by our own actor a moment ago, over Ray's authenticated channels.
+                result = pickle.loads(pickled)
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+    except RayError as error:
+        raise ClusterError(
+            f"{where}: Ray gave up ({_ray_reason(error)}); "
+            "look for workers killed by the memory limit, then run again: finished shards are kept"
+        ) from error
+
+
+def _ray_reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

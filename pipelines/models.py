@@ -1,0 +1,156 @@
+"""Finding a model by what a user calls it: a directory, a training run, or a name in MLflow's registry."""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_core.errors import ModelError
+from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
+from pipelines.checkpoint import CheckpointStore
+from pipelines.mlflow_run import configure_mlflow, reason
+from pipelines.storage import Location
+from pipelines.tracking import resolve_tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SOURCE_FILE = "source.json"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model's two files and where they came from.
+
+    Attributes:
+        reference: What the user wrote.
+        uri: What it stood for when it was looked up: an alias's version, a run's newest checkpoint.
+        name: Registered name, name of the training run, or of the directory.
+        model_id: Hash of the files; for a model that does not change, the one lasting name.
+        run_id: The MLflow run that made it, where the registry knows.
+        files: Content of config.json and ema.safetensors.
+    """
+
+    reference: str
+    uri: str
+    name: str
+    model_id: str
+    run_id: str | None
+    files: dict[str, bytes]
+
+    def store(self, directory: Location) -> None:
+        """Write the files and, last, where they came from, as `stored_model` reads it."""
+        for name, content in self.files.items():
+            (directory / name).write_bytes(content)
+        origin = {name: getattr(self, name) for name in ("reference", "uri", "name", "model_id", "run_id")}
+        (directory / SOURCE_FILE).write_json(origin)
+
+
+def stored_model(directory: Location) -> FoundModel | None:
+    """The model that `FoundModel.store` wrote to `directory`, None if it did not get to its end.
+
+    Raises:
+        ModelError: The files are not the ones that were stored.
+    """
+    if not (directory / SOURCE_FILE).exists():
+        return None
+    found = FoundModel(**(directory / SOURCE_FILE).read_json(), files=_read(directory))
+    if model_id_of(found.files) != found.model_id:
+        raise ModelError(f"{directory}: is not the model {found.model_id[:12]} that was stored; restore it")
+    return found
+
+
+def is_registry_reference(reference: str) -> bool:
+    """Whether MLflow, and not a file system, knows what this stands for."""
+    return reference.startswith(("models:/", "runs:/"))
+
+
+def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundModel:
+    """Look a model up and read it.
+
+    Args:
+        reference: A directory or s3:// prefix that holds a model, or is a training's run directory (its
+            newest intact checkpoint is taken); `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
+            `models:/NAME/latest`, `models:/MODEL_ID`, `runs:/RUN_ID` (the newest model of the run) or
+            `runs:/RUN_ID/PATH`.
+        tracking_uri: Of MLflow, see `pipelines.tracking.resolve_tracking_uri`.
+        root: Directory of the local MLflow database.
+
+    Raises:
+        ModelError: There is no such model, or MLflow does not answer.
+        StorageError: The directory cannot be read.
+    """
+    if is_registry_reference(reference):
+        return _from_mlflow(reference, resolve_tracking_uri(tracking_uri, root))
+    directory, name = Location.parse(reference), ""
+    if not (directory / WEIGHTS_FILE).exists():
+        newest = CheckpointStore.open(directory.uri).newest()
+        if newest is None:
+            raise ModelError(
+                f"model = {reference}: holds neither a model ({CONFIG_FILE}, {WEIGHTS_FILE}) nor the checkpoints "
+                "of a training; check the spelling, or name a registered model as models:/NAME@champion"
+            )
+        name, directory = directory.name, newest.model
+    elif match := re.search(r"([^/]+)/checkpoints/step-\d+/model$", directory.uri):
+        name = match[1]
+    files = _read(directory)
+    return FoundModel(reference, directory.uri, name or directory.name, model_id_of(files), None, files)
+
+
+def _read(directory: Location) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+
+
+def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
+    database = tracking_uri.removeprefix("sqlite:///")
+    if database != tracking_uri and not Path(database).exists():
+        raise ModelError(
+            f"model = {reference}: there is no MLflow database at {database}; set MLFLOW_TRACKING_URI, or train first"
+        )
+    configure_mlflow()
+    import mlflow.artifacts
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        uri, name, run_id = _resolve(MlflowClient(tracking_uri), reference)
+        with tempfile.TemporaryDirectory(prefix="ddpm-model-") as scratch:
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri)
+            files = _read(Location.parse(local))
+    except (MlflowException, OSError) as error:
+        raise ModelError(
+            f"model = {reference}: MLflow does not give it ({reason(error)}); check name and server"
+        ) from error
+    return FoundModel(reference, uri, name, model_id_of(files), run_id, files)
+
+
+def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | None]:
+    """(immutable URI, name, id of the run that made it) of a models:/ or runs:/ reference."""
+    if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([^/@]+))", reference):
+        version: Any
+        if match[2]:
+            version = client.get_model_version_by_alias(match[1], match[2])
+        elif match[3] == "latest":
+            versions = client.search_model_versions(f"name='{match[1]}'")
+            if not versions:
+                raise ModelError(f"model = {reference}: no version of {match[1]} is registered; train one first")
+            version = max(versions, key=lambda found: int(found.version))
+        else:
+            version = client.get_model_version(match[1], match[3])
+        return f"models:/{version.name}/{version.version}", version.name, version.run_id
+    if match := re.fullmatch(r"models:/([^/@]+)", reference):
+        logged = client.get_logged_model(match[1])
+        return reference, logged.name, logged.source_run_id
+    if match := re.fullmatch(r"runs:/([^/]+)", reference):
+        outputs = client.get_run(match[1]).outputs
+        models = outputs.model_outputs if outputs else []
+        if not models:
+            raise ModelError(f"model = {reference}: the run has no model (yet); see its page for its state")
+        newest = max(models, key=lambda output: output.step)
+        return f"models:/{newest.model_id}", client.get_logged_model(newest.model_id).name, match[1]
+    if match := re.fullmatch(r"runs:/([^/]+)/(.+)", reference):
+        return reference, match[2].rsplit("/", 1)[-1], match[1]
+    raise ModelError(
+        f"model = {reference}: is none of models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID, runs:/RUN_ID"
+    )
