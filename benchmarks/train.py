@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import peers
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -82,24 +83,11 @@ def bare(setting: Setting) -> tuple[torch.nn.Module, Step]:
 
 def diffusers(setting: Setting) -> tuple[torch.nn.Module, Step]:
     """(c) diffusers' UNet2DModel of the same widths, in the loop of its unconditional training example."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    c = setting.config
-    widths = tuple(c.base_channels * m for m in c.channel_multipliers)
-    attention = [c.height_width[0] >> level in c.attention_resolutions for level in range(len(widths))]
-    unet = UNet2DModel(
-        sample_size=c.height_width,
-        in_channels=c.in_channels,
-        out_channels=c.in_channels,
-        layers_per_block=c.num_res_blocks,
-        block_out_channels=widths,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-        norm_num_groups=c.num_groups,
-        dropout=c.dropout,
-    ).to(setting.device)
+    unet = peers.diffusers_unet(setting.config).to(setting.device)
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, foreach=True)
     ema.to(setting.device)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
@@ -126,23 +114,9 @@ def diffusers(setting: Setting) -> tuple[torch.nn.Module, Step]:
 
 def lucidrains(setting: Setting) -> tuple[torch.nn.Module, Step]:
     """(c) denoising-diffusion-pytorch's Unet, its width chosen to match, in the loop of its Trainer."""
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA as EmaPytorch
 
-    c = setting.config
-    target = count_parameters(UNet(c))
-
-    def make(dim: int) -> torch.nn.Module:
-        return Unet(dim=dim, dim_mults=c.channel_multipliers, channels=c.in_channels, dropout=c.dropout)
-
-    with torch.device("meta"):
-        sizes = {dim: count_parameters(make(dim)) for dim in range(8, 2 * c.base_channels, 2)}
-    diffusion = GaussianDiffusion(
-        make(min(sizes, key=lambda dim: abs(sizes[dim] - target))),
-        image_size=c.height_width,
-        objective="pred_noise",
-        beta_schedule="linear",
-    ).to(setting.device)
+    diffusion = peers.lucidrains_diffusion(setting.config).to(setting.device)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     ema = EmaPytorch(diffusion, beta=0.995, update_every=10)
 

@@ -13,6 +13,7 @@ that it ends. A message names the field or file, the value, the rule and the fix
     ├── RequestMismatchError  exit 2   an unfinished output was started with another request
     ├── NonFiniteLossError    exit 1   the training loss is NaN or infinite
     ├── ClusterError          exit 1   Ray cannot give what the job needs, or gave up retrying
+    ├── AlreadyRunningError   exit 1   another process of this machine drives the same run
     └── TrackingError         exit 1   MLflow refused something that a retry cannot mend
 """
 
@@ -61,6 +62,10 @@ class NonFiniteLossError(DDPMError):
 
 class ClusterError(DDPMError):
     """Ray cannot give what the job needs, or gave up retrying."""
+
+
+class AlreadyRunningError(DDPMError):
+    """Another process of this machine drives the same run."""
 
 
 class TrackingError(DDPMError):

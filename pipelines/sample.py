@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core.errors import ConfigError, StorageError
+from ddpm_core.errors import AlreadyRunningError, ConfigError, StorageError
 from ddpm_core.model import Model, model_from_bytes
 from pipelines import cluster
 from pipelines.config import digest
@@ -136,8 +136,9 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
     finally:
         report = run.close(status)
     rows = _rows(config, output, found, manifest)
-    rows.append(("MLflow", report.link or "not reached"))
-    if report.advice:
+    if report is not None:
+        rows.append(("MLflow", report.link or "not reached"))
+    if report is not None and report.advice:
         rows.append(("tracking", report.advice))
     rows.append(("time", f"{clock(time.monotonic() - run.started)}, {run.rate:,.1f} images/s"))
     return SampleSummary("Sample set", rows)
@@ -152,15 +153,23 @@ class _Run:
         self._line: ProgressLine | None = None
         self._reported = -math.inf
         root, key = Path(config.root).expanduser(), f"sample/{output.location.uri}"
-        self.tracker = Tracker(
-            root / "spool" / digest(key)[:16] / "spool.jsonl",
-            run_key=key,
-            experiment=f"{found.name}/samples",
-            run_name=config.name or output.location.name,
-            root=root,
-            tracking_uri=config.tracking_uri,
-            notify=event,
-        )
+        self.tracker: Tracker | None = None
+        try:
+            self.tracker = Tracker(
+                root / "spool" / digest(key)[:16] / "spool.jsonl",
+                run_key=key,
+                experiment=f"{found.name}/samples",
+                run_name=config.name or output.location.name,
+                root=root,
+                tracking_uri=config.tracking_uri,
+                notify=event,
+            )
+        except AlreadyRunningError:
+            event(f"another job is making {output.location}: helping it; what it does is in its MLflow run")
+
+    def _record(self, kind: str, **payload: Any) -> None:
+        if self.tracker is not None:
+            self.tracker.spool.append(kind, **payload)
 
     def generate(self) -> dict[str, Any]:
         """Compute what is missing, commit; returns the manifest."""
@@ -193,8 +202,8 @@ class _Run:
         return manifest
 
     def _announce(self) -> None:
-        spool, extra = self.tracker.spool, self.model.config["extra"]
-        spool.append("params", values={**self.output.request, "model": self.found.reference})
+        extra = self.model.config["extra"]
+        self._record("params", values={**self.output.request, "model": self.found.reference})
         tags = {
             "ddpm.job": "sample",
             "ddpm.model_id": self.found.model_id,
@@ -208,7 +217,7 @@ class _Run:
             "mlflow.source.type": "JOB",
             "mlflow.source.git.commit": git_commit(),
         }
-        spool.append("tags", values={name: value for name, value in tags.items() if value is not None})
+        self._record("tags", values={name: value for name, value in tags.items() if value is not None})
 
     def _show(self, progress: Progress) -> None:
         self.rate = progress.rate
@@ -219,14 +228,14 @@ class _Run:
         if progress.rate and (last or now - self._reported > _METRICS_INTERVAL_S):
             self._reported = now
             values = {"sample/images": progress.rows, "perf/images_per_second": progress.rate, "perf/eta_seconds": left}
-            self.tracker.spool.append("metrics", step=progress.rows, values=values)
+            self._record("metrics", step=progress.rows, values=values)
 
     def _finish(self, manifest: Mapping[str, Any]) -> None:
-        spool, preview, request = self.tracker.spool, self.output.location / "preview", self.output.request
+        preview, request = self.output.location / "preview", self.output.request
         for name in ("grid.png", "trajectory.png"):
-            spool.append("artifact", path=(preview / name).uri, artifact_path="preview")
+            self._record("artifact", path=(preview / name).uri, artifact_path="preview")
         how = f"ddim, {request['steps']} steps, η = {request['eta']}" if request["eta"] is not None else "ddpm"
-        spool.append(
+        self._record(
             "note",
             markdown=f"**{manifest['num_rows']:,} images** ({how}, seed {request['seed']}) at "
             f"`{self.output.location}`, by model `{self.found.model_id[:12]}` (`{self.found.uri}`).\n\n"
@@ -235,12 +244,12 @@ class _Run:
             "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})",
         )
 
-    def close(self, status: str) -> TrackingReport:
+    def close(self, status: str) -> TrackingReport | None:
         """Leave Ray and finish tracking."""
         if self._line is not None:
             self._line.close()
         cluster.disconnect()
-        return self.tracker.finish(status)
+        return self.tracker.finish(status) if self.tracker else None
 
 
 def _restore(config: SampleConfig, output: ShardedOutput, manifest: Mapping[str, Any], lost: list[int]) -> None:

@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ddpm_core.errors import DDPMError, StorageError
+from ddpm_core.errors import AlreadyRunningError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class SpoolState:
 class SpoolLock:
     """Exclusive ownership of a spool by one process, released by the kernel when the process ends.
 
-    Raises DDPMError when another process holds it, and StorageError when the directory cannot be written.
+    Raises AlreadyRunningError when another process holds it, and StorageError when the directory cannot be written.
     """
 
     def __init__(self, spool: Path) -> None:
@@ -215,7 +215,7 @@ class SpoolLock:
         except OSError:
             owner = os.pread(self._fd, 32, 0).decode().strip() or "unknown"
             os.close(self._fd)
-            raise DDPMError(
+            raise AlreadyRunningError(
                 f"run of spool {spool}: another job (pid {owner}) is running it; "
                 "one run has one driver: wait for that job or stop it first"
             ) from None

@@ -22,7 +22,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ddpm_core.errors import LedgerError
-from ddpm_core.noise import permutation
 from pipelines.dataset import PreparedDataset
 
 if TYPE_CHECKING:
@@ -116,13 +115,20 @@ def segment_groups(plan: StreamPlan, group_starts: Int64s, part: Segment) -> tup
     first = int(np.searchsorted(ends, part.start, side="right"))
     last = int(np.searchsorted(ends, part.stop, side="left"))
     skipped = part.start - (int(ends[first - 1]) if first else 0)
-    rows = permutation(plan.seed, f"stream/rows/{part.start}", part.epoch, part.stop - part.start)
+    rows = _permutation(plan.seed, f"stream/rows/{part.start}", part.epoch, part.stop - part.start)
     return order[first : last + 1], rows + skipped
 
 
 @lru_cache(maxsize=4)
 def _group_order(seed: int, epoch: int, num_groups: int) -> Int64s:
-    return permutation(seed, "stream/groups", epoch, num_groups)
+    return _permutation(seed, "stream/groups", epoch, num_groups)
+
+
+def _permutation(seed: int, stream: str, epoch: int, n: int) -> Int64s:
+    # here: Ray's coordinator of the split loads this module too, and would spend seconds on importing torch
+    from ddpm_core.noise import permutation
+
+    return permutation(seed, stream, epoch, n)
 
 
 def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> tuple[Any, Int64s, Int64s]:

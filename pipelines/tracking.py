@@ -89,7 +89,7 @@ class Tracker:
             machine; the spool is restored from it where it is absent.
 
     Raises:
-        DDPMError: Another job is running this run (its pid is named).
+        AlreadyRunningError: Another job of this machine is running this run (its pid is named).
         RequestMismatchError: The spool belongs to a run with another key.
         StorageError: The spool's directory cannot be written.
     """
@@ -287,7 +287,7 @@ def replay(spool: Path, tracking_uri: str | None = None, notify: Callable[[str],
         notify: Called with one line about something a person should know.
 
     Raises:
-        DDPMError: The job is still running.
+        AlreadyRunningError: The job is still running.
         TrackingError: It is not a spool, or MLflow does not take everything now.
     """
     starts = [record for record in iter_records(spool) if record.kind == "start"]

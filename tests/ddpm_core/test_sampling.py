@@ -59,6 +59,52 @@ def test_ddim_samples_the_gaussian_it_was_given(eta, num_steps):
     check_moments(x, COVARIANCE, bias=0.01)
 
 
+def ddim_covariance(schedule, num_steps):
+    """The exact covariance of DDIM (eta = 0) on the Gaussian world: each step of eq. 12 is linear in x_t, so in the
+    eigenbasis of COVARIANCE the variance is multiplied by a factor that the step's coefficients give."""
+    variances, basis = torch.linalg.eigh(COVARIANCE.double())
+    found, steps = torch.ones(4, dtype=torch.float64), ddim_timesteps(schedule.num_timesteps, num_steps)
+    for t, s in zip(reversed(steps), [*reversed(steps[:-1]), -1], strict=True):
+        a_t, a_s = float(schedule.alphas_cumprod[t]), float(schedule.alphas_cumprod[s]) if s >= 0 else 1.0
+        eps = (1 - a_t) ** 0.5 / (a_t * variances + 1 - a_t)
+        x_0 = (1 - (1 - a_t) ** 0.5 * eps) / a_t**0.5
+        found = found * (a_s**0.5 * x_0 + (1 - a_s) ** 0.5 * eps) ** 2
+    return basis @ found.diag() @ basis.T
+
+
+@pytest.mark.parametrize("num_steps", [10, 20, 50])
+def test_ddim_in_few_steps_has_the_mean_of_the_data_and_its_own_covariance(num_steps):
+    """Song 2021, eq. 12 is a first-order step: in few of them the samples spread less than the data do, by an amount
+    that is known here. The mean is the data's."""
+    schedule = NoiseSchedule.linear(1000)
+    x = sample_ddim(schedule, gaussian_eps(schedule), torch.arange(5_000), SHAPE, 3, num_steps, clip_x_0=False)
+    check_moments(x, ddim_covariance(schedule, num_steps), bias=0.005)
+
+
+def test_the_spread_of_ddim_approaches_that_of_the_data():
+    schedule = NoiseSchedule.linear(1000)
+    total = float(COVARIANCE.diagonal().sum())
+    missing = [1 - float(ddim_covariance(schedule, k).diagonal().sum()) / total for k in (10, 20, 50, 1000)]
+    assert missing == sorted(missing, reverse=True)
+    assert missing[0] > 0.3
+    assert 0 < missing[-1] < 0.02
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_every_step_is_shown_with_its_input_and_prediction(clip):
+    schedule, ids = NoiseSchedule.linear(20), torch.arange(3)
+    for sample, times in ((sample_ddpm, list(range(19, -1, -1))), (sample_ddim, [19, 13, 6, 0])):
+        seen = []
+        kwargs = {} if sample is sample_ddpm else {"num_steps": 4}
+        x = sample(
+            schedule, toy_eps, ids, (1, 4, 4), 3, clip_x_0=clip, on_step=lambda *s, to=seen: to.append(s), **kwargs
+        )
+        assert [t for t, _, _ in seen] == times
+        assert torch.equal(seen[0][1], noise.normal(3, STREAM, ids, 20, (1, 4, 4)))
+        torch.testing.assert_close(seen[-1][2], x, rtol=1e-5, atol=1e-5)
+        assert torch.equal(sample(schedule, toy_eps, ids, (1, 4, 4), 3, clip_x_0=clip, **kwargs), x)
+
+
 @pytest.mark.parametrize("clip", [False, True])
 def test_full_ddim_with_eta_1_is_ddpm(clip):
     schedule, ids = NoiseSchedule.linear(50, 1e-3, 0.2), torch.arange(6)

@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
 from pipelines.actor_pool import ActorPool
-from pipelines.shards import ShardedOutput, ShardOutput
+from pipelines.shards import Progress, ShardedOutput, ShardOutput
 from pipelines.storage import Location
 
 SHARDS = 9
@@ -94,11 +94,12 @@ def test_a_resumed_run_computes_only_what_is_missing(tmp_path: Path, squares: Sq
     mended = Squares(str(tmp_path / "log3"))
     Path(mended.log).mkdir()
     result.begin()
-    records = result.compute(mended, SHARDS, on_progress=lambda *call: seen.append(call))
+    records = result.compute(mended, SHARDS, on_progress=seen.append)
     result.commit({"kind": "squares"}, records)
     assert set(mended.calls()) == {1, 2, 5, 6, 7, 8}
-    assert seen[0] == (3, SHARDS, 0 + 3 + 4)
-    assert seen[-1] == (SHARDS, SHARDS, sum(range(SHARDS)))
+    assert seen[0] == Progress(3, SHARDS, 0 + 3 + 4, rate=0.0)
+    assert (seen[-1].shards, seen[-1].rows) == (SHARDS, sum(range(SHARDS)))
+    assert all(progress.rate > 0 for progress in seen[1:])
     assert contents(result) == whole
 
 
@@ -147,6 +148,39 @@ def test_what_a_kill_left_after_the_commit_is_cleaned_up(tmp_path: Path, squares
     assert contents(result) == whole
 
 
+def test_a_lost_shard_is_made_again_and_must_come_out_equal(tmp_path: Path, squares: Squares) -> None:
+    result = output(tmp_path)
+    whole = finish(result, squares)
+    manifest = result.committed()
+    assert manifest is not None
+    assert result.lost(manifest) == []
+    (result.location / "data" / "part-00003.parquet").delete()
+    (result.location / "data" / "part-00005.parquet").write_bytes(b"cut")
+    assert result.lost(manifest) == [3, 5]
+    assert list(result.recompute(squares, [3, 5], manifest)) == [(3, True), (5, True)]
+    assert result.lost(manifest) == [3, 5], "compared, not restored"
+    assert list(result.recompute(squares, [3, 5], manifest, restore=True)) == [(3, True), (5, True)]
+    assert contents(result) == whole
+    manifest["shards"][4]["sha256"] = "0" * 64
+    (result.location / "data" / "part-00004.parquet").delete()
+    assert list(result.recompute(squares, [4], manifest, restore=True)) == [(4, False)]
+    assert result.lost(manifest) == [4], "what came out different is not written"
+
+
+def test_a_shard_that_another_run_has_finished_is_taken_over(tmp_path: Path, squares: Squares) -> None:
+    result, other = output(tmp_path), Squares(str(tmp_path / "log2"))
+    Path(other.log).mkdir()
+
+    def meanwhile(progress: Progress) -> None:
+        if progress.shards == 2:  # shards 0 and 1 are there: another run does the rest
+            output(tmp_path).compute(other, SHARDS)
+
+    result.begin()
+    records = result.compute(squares, SHARDS, on_progress=meanwhile)
+    assert [record.rows for record in records] == list(range(SHARDS))
+    assert (set(squares.calls()), set(other.calls())) == ({0, 1}, set(range(2, SHARDS)))
+
+
 def test_no_shards_is_a_valid_output(tmp_path: Path, squares: Squares) -> None:
     result = output(tmp_path)
     assert result.compute(squares, 0) == []
@@ -191,7 +225,7 @@ def test_a_shard_that_always_kills_its_actor_ends_the_job(ray_cluster: None, tmp
     deadly = Squares(str(tmp_path / "log"), die_at=4, deaths=10**6)
     Path(deadly.log).mkdir()
     result = output(tmp_path)
-    with pytest.raises(ClusterError, match="Ray gave up computing shards"):
+    with pytest.raises(ClusterError, match="Ray gave up"):
         result.compute(deadly, SHARDS, pool=ActorPool(2))
     assert 1 < deadly.calls()[4] < 20
     assert result.committed() is None
@@ -209,5 +243,5 @@ def test_an_error_in_an_actor_arrives_unchanged_and_is_not_retried(ray_cluster: 
 @pytest.mark.ray
 def test_a_defect_in_an_actor_arrives_with_its_trace(ray_cluster: None, tmp_path: Path) -> None:
     missing_directory = Squares(str(tmp_path / "not-there"))
-    with pytest.raises(RuntimeError, match=r"FileNotFoundError in shard \d.*\n(.*\n)*.*_compute"):
+    with pytest.raises(RuntimeError, match=r"FileNotFoundError at index \d.*\n(.*\n)*.*_compute"):
         output(tmp_path).compute(missing_directory, SHARDS, pool=ActorPool(1))

@@ -1,6 +1,5 @@
 """Validation and sample grids: the same numbers on any number of ranks, nothing counted twice."""
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ddpm_core.likelihood import estimate_bpd
 from ddpm_core.schedule import NoiseSchedule
 from pipelines.train_config import GridConfig, ValidationConfig
-from pipelines.validation import BitsPerDim, Ranks, grid_png, sample_images, validate
+from pipelines.validation import BitsPerDim, Ranks, sample_images, validate
 
 torch.set_num_threads(1)
 SCHEDULE = NoiseSchedule.linear(100)
@@ -130,27 +128,3 @@ def test_samples_are_the_same_on_any_number_of_ranks(num_images: int) -> None:
     np.testing.assert_array_equal(
         sample_images(Network(), SCHEDULE, (8, 8, 1), replace(config, num_images=1), 3, CPU, Ranks(0, 1)), alone[:1]
     )
-
-
-@pytest.mark.parametrize(
-    ("count", "shape", "columns", "rows"),
-    [(1, (8, 8, 1), 1, 1), (5, (8, 8, 1), 3, 2), (64, (8, 8, 3), 8, 8), (7, (16, 4, 3), 3, 3)],
-)
-def test_a_grid_holds_every_image_in_reading_order(count, shape, columns, rows) -> None:
-    images = np.random.default_rng(0).integers(1, 256, (count, *shape), np.uint8)
-    picture = Image.open(io.BytesIO(grid_png(images, min_side=512)))
-    assert picture.mode == ("L" if shape[2] == 1 else "RGB")
-    width, height = columns * (shape[1] + 1) + 1, rows * (shape[0] + 1) + 1
-    scale = picture.width // width
-    assert picture.size == (width * scale, height * scale)
-    assert 256 < max(picture.size) < 1024  # a picture of about min_side
-    sheet = np.asarray(picture).reshape(height * scale, width * scale, shape[2])[::scale, ::scale]
-    for index, image in enumerate(images):
-        top, left = index // columns * (shape[0] + 1) + 1, index % columns * (shape[1] + 1) + 1
-        np.testing.assert_array_equal(sheet[top : top + shape[0], left : left + shape[1]], image)
-    assert int((sheet > 0).sum()) == images.size  # the rest is black
-
-
-def test_large_images_are_not_enlarged() -> None:
-    images = np.full((4, 300, 300, 3), 9, np.uint8)
-    assert Image.open(io.BytesIO(grid_png(images))).size == (603, 603)

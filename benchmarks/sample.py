@@ -1,0 +1,149 @@
+"""Sampling speed side by side: the bare sampler, the whole job, and two public implementations.
+
+    uv run --group bench benchmarks/sample.py                       # Fashion-MNIST's network, CPU
+    uv run --group bench benchmarks/sample.py --preset cifar10 --device cuda --batch 256
+
+All get the same image size, batch, number of network evaluations and, within 5 %, number of parameters, with
+random weights. The samplers take turns within one process; then (b) the whole job runs on one worker with as many
+CPU threads, between two turns of (a). The job's rate is its own, from its first actor's first network call to the
+last stored shard: PNG, Parquet, digests and records are in it, the start of Ray is not.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import peers
+import torch
+from train import PRESETS
+
+from ddpm_core.model import load_model, save_model
+from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.unet import UNet, UNetConfig, count_parameters
+from pipelines.sample import sample
+from pipelines.sample_config import SampleConfig
+from pipelines.sample_shard import sample_batch
+from pipelines.spool import iter_records
+
+Turn = Callable[[int], object]
+
+
+def ours(directory: Path, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
+    """(a) The bare sampler, DDIM with η = 0, without encoding or storing anything."""
+    model = load_model(directory, args.device)
+    request = {"sampler": "ddim", "steps": args.steps, "eta": 0.0, "seed": 0, "clip_x_0": True, "dtype": dtype}
+    return model.unet, lambda turn: sample_batch(request, model, torch.arange(args.batch) + turn * args.batch)
+
+
+def diffusers(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
+    """(c) diffusers' DDPMPipeline, which returns arrays."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    pipeline = DDPMPipeline(peers.diffusers_unet(config), DDPMScheduler(num_train_timesteps=1000)).to(args.device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def turn(number: int) -> object:
+        with torch.autocast(args.device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return pipeline(batch_size=args.batch, num_inference_steps=args.steps, output_type="np")
+
+    return pipeline.unet, turn
+
+
+def lucidrains(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
+    """(c) denoising-diffusion-pytorch's sampler, DDIM when it has fewer steps than were trained."""
+    diffusion = peers.lucidrains_diffusion(config, args.steps).to(args.device).eval()
+    import denoising_diffusion_pytorch.denoising_diffusion_pytorch as module
+
+    module.tqdm = lambda steps, **kwargs: steps  # its progress bar would be printed and timed
+
+    def turn(number: int) -> object:
+        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return diffusion.sample(batch_size=args.batch).cpu()
+
+    return diffusion.model, turn
+
+
+def job(directory: Path, args: argparse.Namespace, dtype: str, images: int) -> float:
+    """(b) Images/s of the whole job, by its own record."""
+    with tempfile.TemporaryDirectory() as scratch:
+        config = SampleConfig(
+            str(directory),
+            f"{scratch}/samples",
+            images,
+            sampler="ddim",
+            steps=args.steps,
+            dtype=dtype,
+            batch_size=args.batch,
+            shard_size=2 * args.batch,
+            num_workers=1,
+            cpus_per_worker=torch.get_num_threads(),
+            gpus_per_worker=float(args.device == "cuda"),
+            root=scratch,
+        )
+        sample(config)
+        (spool,) = Path(scratch).glob("spool/*/spool.jsonl")
+        records = [record.payload["values"] for record in iter_records(spool) if record.kind == "metrics"]
+        return float(records[-1]["perf/images_per_second"])
+
+
+def main() -> None:
+    """Run the samplers in turns, then the job, and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="fashion")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--batch", type=int, default=64, help="images per network call")
+    parser.add_argument("--steps", type=int, default=20, help="network evaluations per image")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each sampler")
+    parser.add_argument("--job-shards", type=int, default=8, help="shards of two batches that the job makes; 0: no job")
+    args = parser.parse_args()
+    config = PRESETS[args.preset]
+    with tempfile.TemporaryDirectory() as directory:
+        model = Path(directory) / "model"
+        torch.manual_seed(0)
+        save_model(model, UNet(config).state_dict(), config, NoiseSchedule.linear(), {})
+        makers = {
+            "bare": lambda dtype: ours(model, args, dtype),
+            "diffusers": lambda dtype: diffusers(config, args, dtype),
+            "denoising-diffusion-pytorch": lambda dtype: lucidrains(config, args, dtype),
+        }
+        turns: dict[tuple[str, str], Turn] = {}
+        for name, make in makers.items():
+            for dtype in ("float32", "bfloat16"):
+                network, turns[name, dtype] = make(dtype)
+            print(f"{name}: {count_parameters(network):,} parameters")
+
+        def rate(turn: Turn, number: int) -> float:
+            start = time.perf_counter()
+            turn(number)
+            return args.batch / (time.perf_counter() - start)
+
+        rates: dict[tuple[str, str], list[float]] = {key: [] for key in turns}
+        for turn in turns.values():
+            rate(turn, 0)  # warm-up
+        for number in range(args.rounds):
+            for key, turn in turns.items():
+                rates[key].append(rate(turn, number))
+        medians = {key: statistics.median(values) for key, values in rates.items()}
+        print(f"\n{args.preset}, batch {args.batch}, {args.steps} steps, {args.device}: images/s")
+        for (name, dtype), value in medians.items():
+            print(f"  {name:28} {dtype:8} {value:8.1f}  ({min(rates[name, dtype]):.1f}..{max(rates[name, dtype]):.1f})")
+        best = {name: max(medians[name, "float32"], medians[name, "bfloat16"]) for name in makers}
+        for name in ("diffusers", "denoising-diffusion-pytorch"):
+            print(f"bare / {name}, best precision of each: {best['bare'] / best[name]:.2f} x")
+        if args.job_shards:
+            dtype = max(("float32", "bfloat16"), key=lambda dtype: medians["bare", dtype])
+            ratios = []
+            for _ in range(3):
+                around = [rate(turns["bare", dtype], number) for number in range(5)]
+                whole = job(model, args, dtype, args.job_shards * 2 * args.batch)
+                around += [rate(turns["bare", dtype], number) for number in range(5)]
+                ratios.append(whole / statistics.median(around))
+            shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+            print(f"job / bare, one worker, {dtype}: {statistics.median(ratios):.3f} x  ({shown})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What the tests of the sampling job share: tiny models without training, and configurations for them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_core.model import save_model
+from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.unet import UNet, UNetConfig
+from pipelines.sample_config import SampleConfig
+
+NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
+
+
+def save_tiny_model(directory: Path, weights_seed: int = 0, network: UNetConfig = NETWORK, timesteps: int = 20) -> str:
+    """A network with random weights everywhere (also where a new one has zeros); returns the model id."""
+    torch.manual_seed(weights_seed)
+    unet = UNet(network)
+    state = {name: torch.randn_like(value) * 0.1 for name, value in unet.state_dict().items()}
+    extra = {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9}, "code_version": "0.0+src.abc"}
+    return save_model(directory, state, network, NoiseSchedule.linear(timesteps), extra)
+
+
+def tiny(root: Path, **fields: Any) -> SampleConfig:
+    """A sample set of 22 images in 4 shards, each but the last of 2 batches, by 5 steps of DDIM."""
+    if not (root / "model").exists():
+        save_tiny_model(root / "model")
+    values: dict[str, Any] = {
+        "model": str(root / "model"),
+        "output": str(root / "samples"),
+        "num_images": 22,
+        "seed": 3,
+        "sampler": "ddim",
+        "steps": 5,
+        "batch_size": 3,
+        "shard_size": 6,
+        "num_workers": 2,
+        "root": str(root / "home"),
+    }
+    return SampleConfig(**{**values, **fields})
