@@ -15,6 +15,8 @@ from ddpm_core.errors import ClusterError
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# Ray's C++ side otherwise prints advice about Ray Data's own actors on every bulk job's terminal.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def connect(address: str | None = None, num_cpus: int | None = None) -> str:

@@ -62,6 +62,7 @@ def configure_mlflow() -> None:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     }.items():
@@ -80,6 +81,23 @@ def _database_lock(uri: str) -> Iterator[None]:
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def mlflow_client(uri: str) -> "MlflowClient":
+    """A client of the server or database at `uri`, in a process that is set up for it."""
+    configure_mlflow()
+    import mlflow
+    from mlflow import MlflowClient
+
+    if urlsplit(uri).scheme not in ("http", "https"):
+        # In front of a database MLflow resolves models:/ through the URI of the process. It also puts it into the
+        # environment, where the next run of this process would take it for the user's wish.
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri)
+        if given is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with _database_lock(uri):
+        return MlflowClient(uri)
 
 
 class MlflowRun:
@@ -109,19 +127,8 @@ class MlflowRun:
     def connect(self) -> None:
         """Find or create the run; raises whatever MLflow raises when it cannot be reached."""
         if self._client is None:
-            configure_mlflow()
-            import mlflow
-            from mlflow import MlflowClient
-
-            if urlsplit(self._uri).scheme not in ("http", "https"):
-                # In front of a database MLflow resolves models:/ through the URI of the process. It also puts it
-                # into the environment, where the next run of this process would take it for the user's wish.
-                given = os.environ.get("MLFLOW_TRACKING_URI")
-                mlflow.set_tracking_uri(self._uri)
-                if given is None:
-                    os.environ.pop("MLFLOW_TRACKING_URI", None)
+            client = mlflow_client(self._uri)
             with _database_lock(self._uri):
-                client = MlflowClient(self._uri)
                 # The first use of a database creates its tables.
                 client.get_experiment_by_name(self._identity["experiment"])
             self._client, self._writer = client, RecordWriter(client, self.state)

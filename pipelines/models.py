@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_core.errors import ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
 from pipelines.checkpoint import CheckpointStore
-from pipelines.mlflow_run import configure_mlflow, reason
+from pipelines.mlflow_run import mlflow_client, reason
 from pipelines.storage import Location
 from pipelines.tracking import resolve_tracking_uri
 
@@ -108,13 +108,12 @@ def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
         raise ModelError(
             f"model = {reference}: there is no MLflow database at {database}; set MLFLOW_TRACKING_URI, or train first"
         )
-    configure_mlflow()
+    client = mlflow_client(tracking_uri)
     import mlflow.artifacts
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        uri, name, run_id = _resolve(MlflowClient(tracking_uri), reference)
+        uri, name, run_id = _resolve(client, reference)
         with tempfile.TemporaryDirectory(prefix="ddpm-model-") as scratch:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri)
             files = _read(Location.parse(local))

@@ -133,8 +133,8 @@ def test_the_trajectory_leads_from_noise_to_the_images(tmp_path: Path) -> None:
     picture = Image.open(output / "preview" / "trajectory.png")
     scale = picture.width // (5 * 9 + 1)
     sheet = np.asarray(picture)[::scale, ::scale]
-    assert sheet.shape == (8 * 9 + 1, 5 * 9 + 1), "x_t and predicted x_0 of four images, five steps"
-    for row in range(4):
+    assert sheet.shape == (6 * 9 + 1, 5 * 9 + 1), "x_t and predicted x_0 of a batch of three images, five steps"
+    for row in range(3):
         last = sheet[(2 * row + 1) * 9 + 1 :, 4 * 9 + 1 :][:8, :8]
         np.testing.assert_array_equal(last, images[row])  # the last prediction is the image
         assert sheet[2 * row * 9 + 1 :, 1:][:8, :8].std() > 50, "noise at the start"
