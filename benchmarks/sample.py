@@ -79,7 +79,7 @@ def job(directory: Path, args: argparse.Namespace, dtype: str, images: int) -> f
             batch_size=args.batch,
             shard_size=2 * args.batch,
             num_workers=1,
-            cpus_per_worker=torch.get_num_threads(),
+            cpus_per_worker=args.threads,
             gpus_per_worker=float(args.device == "cuda"),
             root=scratch,
         )
@@ -97,8 +97,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images per network call")
     parser.add_argument("--steps", type=int, default=20, help="network evaluations per image")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each sampler")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; of the job, of its one worker")
     parser.add_argument("--job-shards", type=int, default=8, help="shards of two batches that the job makes; 0: no job")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     config = PRESETS[args.preset]
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory) / "model"
@@ -127,7 +129,7 @@ def main() -> None:
             for key, turn in turns.items():
                 rates[key].append(rate(turn, number))
         medians = {key: statistics.median(values) for key, values in rates.items()}
-        print(f"\n{args.preset}, batch {args.batch}, {args.steps} steps, {args.device}: images/s")
+        print(f"\n{args.preset}, batch {args.batch}, {args.steps} steps, {args.device}, {args.threads} CPU thread(s): images/s")
         for (name, dtype), value in medians.items():
             print(f"  {name:28} {dtype:8} {value:8.1f}  ({min(rates[name, dtype]):.1f}..{max(rates[name, dtype]):.1f})")
         best = {name: max(medians[name, "float32"], medians[name, "bfloat16"]) for name in makers}

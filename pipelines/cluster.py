@@ -5,7 +5,10 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ddpm_core.errors import ClusterError
@@ -15,7 +18,7 @@ from ddpm_core.errors import ClusterError
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-# Ray's C++ side otherwise prints advice about Ray Data's own actors on every bulk job's terminal.
+# Ray's C++ side otherwise prints advice about Ray Data's own actors on the terminal of every bulk job.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
@@ -43,9 +46,11 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     try:
         if address:
             _probe(address)
-            ray.init(address="auto" if address == "auto" else address, **_QUIET)
-        else:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+        with _silence():
+            if address:
+                ray.init(address=address, **_QUIET)
+            else:
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
     except Exception as error:  # Ray has a bare one too: a node that takes more than 30 s to start
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(
@@ -63,6 +68,20 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
 
 _connected_here = False
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what Ray's C++ side prints while it starts off the terminal: failures come as exceptions too."""
+    sys.stderr.flush()
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def _probe(address: str) -> None:
