@@ -129,7 +129,8 @@ def main() -> None:
             for key, turn in turns.items():
                 rates[key].append(rate(turn, number))
         medians = {key: statistics.median(values) for key, values in rates.items()}
-        print(f"\n{args.preset}, batch {args.batch}, {args.steps} steps, {args.device}, {args.threads} CPU thread(s): images/s")
+        setting = f"batch {args.batch}, {args.steps} steps, {args.device}, {args.threads} CPU thread(s)"
+        print(f"\n{args.preset}, {setting}: images/s")
         for (name, dtype), value in medians.items():
             print(f"  {name:28} {dtype:8} {value:8.1f}  ({min(rates[name, dtype]):.1f}..{max(rates[name, dtype]):.1f})")
         best = {name: max(medians[name, "float32"], medians[name, "bfloat16"]) for name in makers}
