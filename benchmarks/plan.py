@@ -8,6 +8,7 @@ listing the missing ones, handing them to Ray Data, starting the actor.
 """
 
 import argparse
+import contextlib
 import resource
 import tempfile
 import time
@@ -53,10 +54,8 @@ def main() -> None:
         output = ShardedOutput(Location.parse(f"{scratch}/output"), {"images": args.images})
         output.begin()
         started = time.time()
-        try:
+        with contextlib.suppress(DataError):
             output.compute(Stop(f"{scratch}/log"), num_shards, pool=ActorPool(1))
-        except DataError:
-            pass
         seconds = float((Path(scratch) / "log").read_text().split()[0]) - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cluster.disconnect()

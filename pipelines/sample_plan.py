@@ -71,6 +71,16 @@ def plan(
     last_batches = -(-(num_images - (num_shards - 1) * shard_size) // batch_size)
     batches = sum(last_batches if index == num_shards - 1 else full_batches for index in shards_left)
     calls = batches * request["steps"]
+    size = model.unet.config.height_width
+    rows = [
+        ("shards", f"{len(shards_left):,} of {num_shards:,} to do, up to {shard_size:,} images each"),
+        ("images", f"{images:,} of {num_images:,} to do, {size[0]}x{size[1]}x{model.unet.config.in_channels}"),
+        ("sampler", f"{request['sampler']}, {request['steps']:,} steps"),
+        ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
+        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+    ]
+    if not shards_left:
+        return rows
     try:
         cluster.connect()
         measured = calibrate(found, request, pool)
@@ -81,14 +91,9 @@ def plan(
         cluster.disconnect()
     workers = max(1, min(high, len(shards_left)))
     seconds = calls * measured.seconds_per_call / workers
-    size = model.unet.config.height_width
     return [
-        ("shards", f"{len(shards_left):,} of {num_shards:,} to do, up to {shard_size:,} images each"),
-        ("images", f"{images:,} of {num_images:,} to do, {size[0]}x{size[1]}x{model.unet.config.in_channels}"),
-        ("sampler", f"{request['sampler']}, {request['steps']:,} steps"),
-        ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
+        *rows,
         ("output", f"about {images * measured.bytes_per_image / 2**20:,.1f} MiB in {output.location / 'data'}"),
         ("measured", f"{measured.seconds_per_call * 1000:,.1f} ms per call on one worker"),
         ("time", f"about {clock(seconds)} on {workers} worker(s), after their start"),
-        ("model", f"{found.uri} (id {found.model_id[:12]})"),
     ]

@@ -1,11 +1,15 @@
-"""Fixtures of the tests that use storage."""
+"""Fixtures of the tests that use storage or a finished training."""
 
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pipelines.train_config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # test modules are not packages: helpers lie beside them
 
@@ -44,3 +48,26 @@ def s3_prefix(s3_server: s3_store.S3Store, monkeypatch: pytest.MonkeyPatch) -> I
     forget_connections()
     yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
     forget_connections()
+
+
+@pytest.fixture(scope="session")
+def training_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets and a place for the tests' trainings."""
+    from train_runs import ROWS, prepare_images
+
+    directory = tmp_path_factory.mktemp("root")
+    prepare_images(directory, "train", ROWS)
+    prepare_images(directory, "validation", 12)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def two_workers(ray_cluster: None, training_root: Path) -> "TrainConfig":
+    """What two workers train when nothing happens to them."""
+    from train_runs import tiny
+
+    from pipelines.train import train
+
+    config = tiny(training_root, "two-workers", num_workers=2)
+    train(config)
+    return config

@@ -20,7 +20,6 @@ from train_runs import (
     final_state,
     ledger,
     mlflow_run,
-    prepare_images,
     run_directory,
     tiny,
 )
@@ -34,18 +33,9 @@ EVERY_STEP = list(range(1, 25))
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets that all runs share."""
-    directory = tmp_path_factory.mktemp("root")
-    prepare_images(directory, "train", ROWS)
-    prepare_images(directory, "validation", 12)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def one_worker(ray_cluster: None, root: Path) -> TrainConfig:
+def one_worker(ray_cluster: None, training_root: Path) -> TrainConfig:
     """An uninterrupted training by one worker."""
-    config = tiny(root, "one-worker")
+    config = tiny(training_root, "one-worker")
     train(config)
     return config
 
@@ -88,26 +78,24 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
 
 
 def test_two_workers_train_on_the_same_rows_to_the_same_losses(
-    ray_cluster: None, root: Path, one_worker: TrainConfig
+    two_workers: TrainConfig, one_worker: TrainConfig
 ) -> None:
-    config = tiny(root, "two-workers", num_workers=2)
-    train(config)
-    assert checkpoints(config).load(24).state["world_size"] == 2
-    assert ledger(config).to_bytes() == ledger(one_worker).to_bytes()
-    ours, theirs = curve(config), curve(one_worker)
+    assert checkpoints(two_workers).load(24).state["world_size"] == 2
+    assert ledger(two_workers).to_bytes() == ledger(one_worker).to_bytes()
+    ours, theirs = curve(two_workers), curve(one_worker)
     assert [step for step, _ in ours] == EVERY_STEP
     np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-4)
     np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=1e-6)  # before rounding has been trained on
 
 
 def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_rests(
-    ray_cluster: None, root: Path, one_worker: TrainConfig, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, training_root: Path, one_worker: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny(root, "continued", train={"steps": 12}))
+    train(tiny(training_root, "continued", train={"steps": 12}))
     damaged = Path((checkpoints(one_worker).location.parent.parent / "continued").path) / "checkpoints/step-00000012"
     weights = damaged / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    config = tiny(root, "continued")
+    config = tiny(training_root, "continued")
     capsys.readouterr()
     train(config)
     shown = capsys.readouterr().err
@@ -116,8 +104,11 @@ def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_
     assert final_state(config) == final_state(one_worker)
     assert curve(config) == curve(one_worker)
 
-    before = {path: path.stat().st_mtime_ns for path in (root / "runs/continued/checkpoints").rglob("*")}
+    kept = training_root / "runs/continued/checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
     summary = train(config)
     assert summary.title == "continued: nothing to do"
-    assert {path: path.stat().st_mtime_ns for path in (root / "runs/continued/checkpoints").rglob("*")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (training_root / "runs/continued/checkpoints").rglob("*")
+    } == before
     assert curve(config) == curve(one_worker)

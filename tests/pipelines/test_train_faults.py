@@ -15,12 +15,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent.parent))  # test modules are not packages: helpers lie beside them
 
 from train_runs import (
-    ROWS,
     assert_each_row_once,
     curve,
     final_state,
     mlflow_run,
-    prepare_images,
     run_directory,
     tiny,
 )
@@ -33,22 +31,6 @@ from pipelines.train_config import TrainConfig
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 REPOSITORY = Path(__file__).parents[2]
 Loop = Callable[[dict[str, Any]], None]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("root")
-    prepare_images(directory, "train", ROWS)
-    prepare_images(directory, "validation", 12)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(ray_cluster: None, root: Path) -> TrainConfig:
-    """What two workers train when nothing happens to them."""
-    config = tiny(root, "uninterrupted", num_workers=2)
-    train(config)
-    return config
 
 
 def dying_loop(marks: Path) -> Loop:
@@ -96,9 +78,9 @@ def dying_loop(marks: Path) -> Loop:
 
 
 def test_workers_killed_at_the_worst_moments_lose_and_repeat_nothing(
-    root: Path, tmp_path: Path, uninterrupted: TrainConfig, capsys: pytest.CaptureFixture[str]
+    training_root: Path, tmp_path: Path, two_workers: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(root, "killed", num_workers=2)
+    config = tiny(training_root, "killed", num_workers=2)
     train(config, loop=dying_loop(tmp_path))
     assert sorted(mark.name for mark in tmp_path.iterdir() if mark.is_file()) == [
         "between gradient and update",
@@ -110,11 +92,11 @@ def test_workers_killed_at_the_worst_moments_lose_and_repeat_nothing(
     # The first death left no checkpoint: that attempt began anew.
     assert [f"resumed at step {step} on 2 worker(s)" in shown for step in (6, 12, 18)] == [False, True, True]
     assert_each_row_once(config)
-    assert final_state(config) == final_state(uninterrupted)
-    assert curve(config) == curve(uninterrupted)
+    assert final_state(config) == final_state(two_workers)
+    assert curve(config) == curve(two_workers)
     assert [step for step, _ in curve(config)] == list(range(1, 25))
     validation = "validation/beta_tilde/bits_per_dim"
-    assert curve(config, validation) == curve(uninterrupted, validation)
+    assert curve(config, validation) == curve(two_workers, validation)
 
 
 # The job, but for a worker that kills the driver and then waits for its own end.
@@ -142,12 +124,12 @@ train(parse(TrainConfig, sys.argv[1:], ""), loop=loop)
 """
 
 
-def test_a_killed_driver_and_no_mlflow_server_cost_nothing(root: Path, uninterrupted: TrainConfig) -> None:
+def test_a_killed_driver_and_no_mlflow_server_cost_nothing(training_root: Path, two_workers: TrainConfig) -> None:
     import ray
 
     cluster = {"num_workers": 2, "address": ray.get_runtime_context().gcs_address}
-    config = tiny(root, "driver-killed", cluster=cluster, tracking={"uri": "http://127.0.0.1:1"})
-    recipe = root / "driver-killed.yaml"
+    config = tiny(training_root, "driver-killed", cluster=cluster, tracking={"uri": "http://127.0.0.1:1"})
+    recipe = training_root / "driver-killed.yaml"
     recipe.write_text(yaml.safe_dump(as_dict(config)))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
@@ -164,13 +146,13 @@ def test_a_killed_driver_and_no_mlflow_server_cost_nothing(root: Path, uninterru
     assert re.search(r"resumed at step (6|12) on 2 worker\(s\)", second.stderr)
     assert "driver-killed: trained 24 steps" in second.stdout
     assert_each_row_once(config)
-    assert final_state(config) == final_state(uninterrupted)
+    assert final_state(config) == final_state(two_workers)
 
     spool = Path(run_directory(config).path) / "tracking/spool.jsonl"
     unreachable = "tracking: MLflow at http://127.0.0.1:1 cannot be used (Connection refused); the job goes on"
     assert [shown.stderr.count(unreachable) for shown in (first, second)] == [1, 1]
     assert re.search(rf"\d+ records are not in MLflow yet and wait in {spool}; run", second.stdout)
-    replay(spool, f"sqlite:///{root}/mlflow.db")
-    assert curve(config) == curve(uninterrupted)
+    replay(spool, f"sqlite:///{training_root}/mlflow.db")
+    assert curve(config) == curve(two_workers)
     _, tracked = mlflow_run(config)
     assert tracked.info.status == "FINISHED"
