@@ -39,12 +39,16 @@ class FoundModel:
     run_id: str | None
     files: dict[str, bytes]
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Everything but the files."""
+        return {name: getattr(self, name) for name in ("reference", "uri", "name", "model_id", "run_id")}
+
     def store(self, directory: Location) -> None:
         """Write the files and, last, where they came from, as `stored_model` reads it."""
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
-        origin = {name: getattr(self, name) for name in ("reference", "uri", "name", "model_id", "run_id")}
-        (directory / SOURCE_FILE).write_json(origin)
+        (directory / SOURCE_FILE).write_json(self.origin)
 
 
 def stored_model(directory: Location) -> FoundModel | None:

@@ -123,12 +123,20 @@ def _missing(config: SampleConfig, output: ShardedOutput) -> list[int]:
 
 def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> SampleSummary:
     output.begin()
-    if stored_model(output.location / "model") is None:
+    stored = stored_model(output.location / "model")
+    if stored is None or stored.model_id != found.model_id:
         found.store(output.location / "model")
     run = _Run(config, output, found, model)
     status = "FAILED"
     try:
-        manifest = run.generate()
+        try:
+            manifest = run.generate()
+        except StorageError:
+            # Another job at work on the same request committed first, and removed the work directory.
+            committed = output.committed()
+            if committed is None:
+                raise
+            manifest = committed
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -192,7 +200,12 @@ class _Run:
             "version": FORMAT_VERSION,
             "num_rows": config.num_images,
             "image_shape": [*self.model.unet.config.height_width, self.model.unet.config.in_channels],
-            "model": {"id": self.found.model_id, "uri": self.found.uri, "reference": self.found.reference},
+            "model": {
+                "id": self.found.model_id,
+                "uri": self.found.uri,
+                "reference": self.found.reference,
+                "run_id": self.found.run_id,
+            },
             "lineage": _lineage(self.model),
             "code_version": code_version(),
             "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},

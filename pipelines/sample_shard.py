@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.sampling import OnStep, ddim_timesteps, sample_ddim, sample_ddpm
@@ -52,7 +53,11 @@ class SampleShards:
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Load the model: the engine calls this once per actor."""
         found = stored_model(self.location / "model")
-        assert found is not None, "the driver stores the model before it starts actors"
+        if found is None or found.model_id != self.request["model_id"]:
+            raise ModelError(
+                f"{self.location / 'model'}: is not the model {self.request['model_id'][:12]} that the samples are of; "
+                "restore it, or delete the output to start over"
+            )
         torch.set_num_threads(self.threads)
         model = model_from_bytes(found.files, self.request["device"], where=found.uri)
         return lambda index: self.compute(model, index)

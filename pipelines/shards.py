@@ -90,10 +90,14 @@ class ShardedOutput:
         """The manifest if the output is complete, None if it is not.
 
         Raises:
-            RequestMismatchError: It is complete, and answers another request.
+            RequestMismatchError: What is there, complete or not, answers another request.
         """
-        manifest = self.location / MANIFEST
+        manifest, begun = self.location / MANIFEST, self.work / "request.json"
         if not manifest.exists():
+            if begun.exists():
+                stored = begun.read_json()
+                asked = {name: stored[name] for name in stored if name in self.request}
+                self._refuse_difference("holds an unfinished output", asked, self.request)
             return None
         content: dict[str, Any] = manifest.read_json()
         self._refuse_difference("holds a finished output", content.get("request"), self.request)

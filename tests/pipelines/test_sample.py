@@ -68,7 +68,8 @@ def test_the_manifest_says_what_was_made_and_from_what(made: SampleConfig) -> No
     assert (manifest["num_rows"], manifest["image_shape"]) == (22, [8, 8, 1])
     assert [shard["rows"] for shard in manifest["shards"]] == [6, 6, 6, 4]
     assert [shard["first_id"] for shard in manifest["shards"]] == [0, 6, 12, 18]
-    assert manifest["model"] == {"id": model.model_id, "uri": made.model, "reference": made.model}
+    named = {"reference": made.model, "uri": made.model, "name": "model", "run_id": None}
+    assert manifest["model"] == {**named, "model_id": model.model_id}
     assert manifest["request"]["model_id"] == model.model_id
     assert manifest["lineage"]["dataset"]["id"] == "d" * 64
     assert (Path(made.output) / "preview" / "grid.png").stat().st_size > 500
@@ -191,8 +192,9 @@ def test_another_request_is_refused_and_the_fields_named(
         sample(replace(made, **changed))
     unfinished = replace(made, output=str(tmp_path / "unfinished"))
     by_hand(unfinished)
-    with pytest.raises(RequestMismatchError, match=f"unfinished output of another request .*{named}"):
-        sample(replace(unfinished, **changed))
+    for dry_run in (False, True):
+        with pytest.raises(RequestMismatchError, match=f"unfinished output of another request .*{named}"):
+            sample(replace(unfinished, dry_run=dry_run, **changed))
 
 
 @pytest.mark.ray

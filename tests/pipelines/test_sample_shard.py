@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from sample_runs import save_tiny_model, tiny
 
+from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
 from ddpm_core.model import load_model
 from ddpm_core.sampling import sample_ddim, sample_ddpm
@@ -144,3 +145,11 @@ def test_bfloat16_is_close_to_float32(tmp_path: Path) -> None:
     one, other = all_images(tmp_path), all_images(tmp_path, dtype="bfloat16")
     difference = np.abs(np.stack(list(one.values())).astype(int) - np.stack(list(other.values())).astype(int))
     assert 0 < difference.mean() < 5
+
+
+def test_another_model_beside_the_output_is_refused(tmp_path: Path) -> None:
+    shards, _, output = shards_of(tmp_path)
+    save_tiny_model(tmp_path / "other", weights_seed=1)
+    find_model(str(tmp_path / "other"), None, tmp_path).store(Location.parse(output / "model"))
+    with pytest.raises(ModelError, match="is not the model"):
+        shards()

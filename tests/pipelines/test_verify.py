@@ -38,7 +38,7 @@ def samples(tmp_path: Path) -> Path:
         "version": FORMAT_VERSION,
         "num_rows": 22,
         "image_shape": [8, 8, 1],
-        "model": {"id": found.model_id, "uri": found.uri, "reference": found.reference},
+        "model": found.origin,
         "lineage": {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data"}, "code_version": "1"},
         "code_version": "2",
         "made_with": {"torch": "3"},
