@@ -200,12 +200,7 @@ class _Run:
             "version": FORMAT_VERSION,
             "num_rows": config.num_images,
             "image_shape": [*self.model.unet.config.height_width, self.model.unet.config.in_channels],
-            "model": {
-                "id": self.found.model_id,
-                "uri": self.found.uri,
-                "reference": self.found.reference,
-                "run_id": self.found.run_id,
-            },
+            "model": self.found.origin,
             "lineage": _lineage(self.model),
             "code_version": code_version(),
             "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
