@@ -57,7 +57,7 @@ def run_job(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_folder_becomes_a_data_set(tmp_path: Path) -> None:
     images = write_folder(tmp_path / "in", 40)
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int, float]] = []
     result = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out")), lambda *call: calls.append(call))
     data = result.dataset
     assert not result.already_complete
@@ -71,8 +71,8 @@ def test_a_folder_becomes_a_data_set(tmp_path: Path) -> None:
     assert table["source"].to_pylist()[39] == "class-1/00039.png"
     assert set(files(tmp_path / "out")) == {"manifest.json", "rejected.parquet", "data/part-00000.parquet"}
     assert rejected(tmp_path / "out") == {}
-    assert calls[0] == ("decode", 0, 40)
-    assert calls[-1] == ("write", 40, 40)
+    assert calls[0] == ("decode", 0, 40, 0.0)
+    assert calls[-1][:3] == ("write", 40, 40)
 
 
 def test_images_are_cropped_and_resized(tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ def test_a_killed_job_continues_and_ends_in_the_same_bytes(ray_cluster: None, tm
         assert not (Path(output) / "manifest.json").exists()
         with pytest.raises(DataError, match="not a prepared data set"):
             PreparedDataset.open(output)
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int, float]] = []
     ingest(IngestConfig(source, output, num_workers=1, shard_mib=1), lambda *call: calls.append(call))
-    assert calls[0] == ("decode", 1500, 1500), "nothing is decoded twice"
-    assert next(done for stage, done, _ in calls if stage == "write") > 0
+    assert calls[0] == ("decode", 1500, 1500, 0.0), "nothing is decoded twice"
+    assert next(done for stage, done, *_ in calls if stage == "write") > 0
     assert files(output) == files(whole)
 
 
