@@ -6,9 +6,8 @@ from pathlib import Path
 from random_data import make_data
 
 from ddpm_core.unet import UNetConfig
-from pipelines.spool import iter_records
-from pipelines.train import train
-from pipelines.train_config import (
+from pipelines.tracking.spool import iter_records
+from pipelines.training.config import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -18,6 +17,7 @@ from pipelines.train_config import (
     TrainConfig,
     ValidationConfig,
 )
+from pipelines.training.job import train
 
 
 def job_rate(network: UNetConfig, batch_size: int, steps: int, precision: str, use_gpu: bool) -> float:

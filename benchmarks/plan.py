@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ddpm_core.errors import DataError
 from pipelines import cluster
-from pipelines.actor_pool import ActorPool
-from pipelines.shards import ShardedOutput, ShardOutput
+from pipelines.engine.actor_pool import ActorPool
+from pipelines.engine.shards import ShardedOutput, ShardOutput
 from pipelines.storage import Location
 
 

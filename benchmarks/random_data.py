@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
-from pipelines.shards import ShardedOutput, ShardOutput
+from pipelines.data.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
+from pipelines.engine.shards import ShardedOutput, ShardOutput
 from pipelines.storage import Location
 
 SHARD_ROWS = 20_000

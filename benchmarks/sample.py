@@ -23,10 +23,10 @@ from train import PRESETS
 from ddpm_core.model import load_model, save_model
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.unet import UNet, UNetConfig, count_parameters
-from pipelines.sample import sample
-from pipelines.sample_config import SampleConfig
-from pipelines.sample_shard import sample_batch
-from pipelines.spool import iter_records
+from pipelines.sampling.config import SampleConfig
+from pipelines.sampling.job import sample
+from pipelines.sampling.shard import sample_batch
+from pipelines.tracking.spool import iter_records
 
 Turn = Callable[[int], object]
 

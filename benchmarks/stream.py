@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from random_data import make_data
 
 from pipelines import cluster
-from pipelines.dataset import PreparedDataset
-from pipelines.stream import StreamPlan, micro_batches, read_window, start_stream
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.stream import StreamPlan, micro_batches, read_window, start_stream
 
 
 def plain(dataset: PreparedDataset) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipelines.config import parse
 from pipelines.console import ProgressLine, event, run_job, summary
-from pipelines.ingest import IngestConfig, ingest
+from pipelines.data.ingest import IngestConfig, ingest
 
 
 class _Progress:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from pipelines.config import parse
 from pipelines.console import run_job, summary
-from pipelines.sample_config import SampleConfig
+from pipelines.sampling.config import SampleConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, sample, print the summary."""
     config = parse(SampleConfig, argv, "Generate images with a trained model.")
-    from pipelines.sample import sample  # after parsing: --help and refusals need not wait for torch
+    from pipelines.sampling.job import sample  # after parsing: --help and refusals need not wait for torch
 
     result = sample(config)
     summary(result.title, result.rows)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from pipelines.config import parse
 from pipelines.console import run_job, summary
-from pipelines.train_config import TrainConfig
+from pipelines.training.config import TrainConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, train, print the summary."""
     config = parse(TrainConfig, argv, "Train a denoising diffusion model (DDPM) on prepared images.")
-    from pipelines.train import train  # after parsing: --help and refusals need not wait for Ray and torch
+    from pipelines.training.job import train  # after parsing: --help and refusals need not wait for Ray and torch
 
     result = train(config)
     summary(result.title, result.rows)

@@ -1,1 +1,1 @@
-"""Ingest, training and tracking on Ray: everything between the jobs and the mathematics of ddpm_core."""
+"""The jobs on Ray, storage and MLflow: everything between jobs/ and the mathematics of ddpm_core."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_core.errors import ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
-from pipelines.checkpoint import CheckpointStore
-from pipelines.mlflow_run import mlflow_client, reason
 from pipelines.storage import Location
-from pipelines.tracking import resolve_tracking_uri
+from pipelines.tracking.mlflow_run import mlflow_client, reason
+from pipelines.tracking.tracker import resolve_tracking_uri
+from pipelines.training.checkpoint import CheckpointStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +78,7 @@ def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundMod
             newest intact checkpoint is taken); `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
             `models:/NAME/latest`, `models:/MODEL_ID`, `runs:/RUN_ID` (the newest model of the run) or
             `runs:/RUN_ID/PATH`.
-        tracking_uri: Of MLflow, see `pipelines.tracking.resolve_tracking_uri`.
+        tracking_uri: Of MLflow, see `pipelines.tracking.tracker.resolve_tracking_uri`.
         root: Directory of the local MLflow database.
 
     Raises:

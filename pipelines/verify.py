@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import ConfigError, DataError, DDPMError
-from pipelines import cluster, dataset, sample_shard
-from pipelines.actor_pool import ActorPool
+from pipelines import cluster
 from pipelines.config import digest, require
+from pipelines.data import dataset
+from pipelines.engine.actor_pool import ActorPool
+from pipelines.engine.shards import MANIFEST, ShardedOutput, ShardRecord
 from pipelines.models import stored_model
-from pipelines.shards import MANIFEST, ShardedOutput, ShardRecord
+from pipelines.sampling import shard as sample_shard
 from pipelines.storage import Location
 
 # Shards read at the same time: each is held in memory as a whole.

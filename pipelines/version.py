@@ -14,8 +14,8 @@ def code_version() -> str:
     """`0.1.0+src.0123456789ab`: works in an uploaded working directory too, where there is no git history."""
     total = hashlib.sha256()
     for package in ("ddpm_core", "pipelines"):
-        for path in sorted((_ROOT / package).glob("*.py")):
-            total.update(path.name.encode() + b"\0" + path.read_bytes())
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            total.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     try:
         release = version("ddpm-pipeline")
     except PackageNotFoundError:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from pipelines.dataset import PreparedDataset
+    from pipelines.data.dataset import PreparedDataset
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -38,8 +38,8 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., "PreparedDataset"]:
     """Commits a prepared data set of random images through the real shard engine and opens it."""
-    from pipelines.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
-    from pipelines.shards import ShardedOutput, ShardOutput
+    from pipelines.data.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
+    from pipelines.engine.shards import ShardedOutput, ShardOutput
     from pipelines.storage import Location
 
     def make(

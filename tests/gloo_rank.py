@@ -11,9 +11,9 @@ import test_learner as single
 import torch
 import torch.distributed as dist
 
-from pipelines.learner import Learner
-from pipelines.stream import MicroBatch
-from pipelines.validation import Ranks
+from pipelines.data.stream import MicroBatch
+from pipelines.training.learner import Learner
+from pipelines.training.validation import Ranks
 
 
 def main(rank: int, world_size: int, directory: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines import tracking
-from pipelines.mlflow_run import configure_mlflow
-from pipelines.tracking import Tracker
+from pipelines.tracking import tracker as tracking
+from pipelines.tracking.mlflow_run import configure_mlflow
+from pipelines.tracking.tracker import Tracker
 
 configure_mlflow()
 from mlflow import MlflowClient  # noqa: E402  its settings come first

@@ -8,7 +8,7 @@ import torch
 from ddpm_core.model import save_model
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.unet import UNet, UNetConfig
-from pipelines.sample_config import SampleConfig
+from pipelines.sampling.config import SampleConfig
 
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
 

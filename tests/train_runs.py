@@ -10,11 +10,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from pipelines.checkpoint import CheckpointStore
-from pipelines.ingest import IngestConfig, ingest
-from pipelines.ledger import Ledger
+from pipelines.data.ingest import IngestConfig, ingest
+from pipelines.data.ledger import Ledger
 from pipelines.storage import Location
-from pipelines.train_config import (
+from pipelines.training.checkpoint import CheckpointStore
+from pipelines.training.config import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,

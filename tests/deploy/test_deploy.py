@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.config import parse
-from pipelines.sample_config import SampleConfig
+from pipelines.sampling.config import SampleConfig
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from pipelines.config import as_dict
-from pipelines.train_config import TrainConfig
+from pipelines.training.config import TrainConfig
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pipelines.train_config import TrainConfig
+    from pipelines.training.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # test modules are not packages: helpers lie beside them
 
@@ -66,7 +66,7 @@ def two_workers(ray_cluster: None, training_root: Path) -> "TrainConfig":
     """What two workers train when nothing happens to them."""
     from train_runs import tiny
 
-    from pipelines.train import train
+    from pipelines.training.job import train
 
     config = tiny(training_root, "two-workers", num_workers=2)
     train(config)

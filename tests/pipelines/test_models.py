@@ -8,11 +8,11 @@ from mlflow import MlflowClient
 from sample_runs import save_tiny_model
 
 from ddpm_core.errors import ModelError, StorageError
-from pipelines.checkpoint import CheckpointStore
-from pipelines.mlflow_run import configure_mlflow
 from pipelines.models import find_model, is_registry_reference, stored_model
-from pipelines.registry import register_model
 from pipelines.storage import Location
+from pipelines.tracking.mlflow_run import configure_mlflow
+from pipelines.tracking.registry import register_model
+from pipelines.training.checkpoint import CheckpointStore
 
 configure_mlflow()
 

@@ -14,11 +14,11 @@ from sample_runs import save_tiny_model, tiny
 from ddpm_core.errors import ConfigError, DataError
 from ddpm_core.model import load_model
 from pipelines.config import digest
-from pipelines.ingest import IngestConfig, ensure_embedded, ingest
+from pipelines.data.ingest import IngestConfig, ensure_embedded, ingest
+from pipelines.engine.shards import MANIFEST, ShardedOutput
 from pipelines.models import find_model
-from pipelines.sample import request_of
-from pipelines.sample_shard import FORMAT, FORMAT_VERSION, SampleShards
-from pipelines.shards import MANIFEST, ShardedOutput
+from pipelines.sampling.job import request_of
+from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SampleShards
 from pipelines.storage import Location
 from pipelines.verify import VerifyConfig, VerifyResult, verify
 

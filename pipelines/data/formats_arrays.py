@@ -1,0 +1,114 @@
+"""Images stored as arrays of bytes: MNIST's IDX files, and the digits that come with scikit-learn."""
+
+import gzip
+import importlib.metadata
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_core.errors import DataError
+from pipelines.data.formats import Item, RawImage, Scan, UInt8s
+from pipelines.storage import Location
+
+
+@dataclass(frozen=True)
+class IdxImages:
+    """MNIST's IDX files of unsigned bytes, also gzipped; the labels lie beside, by MNIST's naming."""
+
+    base: Location
+    is_encoded: ClassVar[bool] = False
+
+    def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
+        images = [file for file in files if is_idx_images(file)]
+        if len(images) > 1:
+            raise DataError(f"source = {self.base}: holds {len(images)} image files ({', '.join(images)}); name one")
+        return Scan([Item(file, 0, len(_read_idx(self.base / file, 3))) for file in images], None)
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
+        for item in items:
+            location = self.base / item.file
+            images, labels = _read_idx(location, 3), self._labels(location)
+            if labels is not None and len(labels) != len(images):
+                raise DataError(f"{location}: has {len(images)} images and {len(labels)} labels; replace the files")
+            for row in range(item.start, item.stop):
+                label = None if labels is None else int(labels[row])
+                yield RawImage(images[row], label, f"{item.file}#{row}")
+
+    def _labels(self, images: Location) -> UInt8s | None:
+        plain = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+        for name in (plain, plain + ".gz"):
+            if (images.parent / name).exists():
+                return _read_idx(images.parent / name, 1)
+        return None
+
+
+@dataclass(frozen=True)
+class EmbeddedDigits:
+    """scikit-learn's 1,797 scanned digits, 8x8 with values 0..16 scaled to 0..255; every 6th is in `test`."""
+
+    base: Location
+    is_encoded: ClassVar[bool] = False
+
+    def scan(self, files: Sequence[str]) -> Scan:
+        """See `Format.scan`."""
+        rows = len(self._rows())
+        return Scan([Item(self.base.uri, 0, rows)], tuple(str(digit) for digit in range(10)))
+
+    def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
+        """See `Format.read`."""
+        digits, rows = _digits(), self._rows()
+        for item in items:
+            for row in rows[item.start : item.stop]:
+                pixels = np.round(digits[row, :64].reshape(8, 8) * 255 / 16).astype(np.uint8)
+                yield RawImage(pixels, int(digits[row, 64]), f"{self.base.uri}#{row}")
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        held_out = np.arange(len(_digits())) % 6 == 5
+        return np.flatnonzero(held_out == self.base.uri.endswith("/test"))
+
+
+def is_idx_images(file: str) -> bool:
+    """Whether the name is an IDX file of images (idx3), as `train-images-idx3-ubyte.gz`."""
+    return PurePosixPath(file).name.removesuffix(".gz").endswith(("idx3-ubyte", ".idx3"))
+
+
+def _read_idx(location: Location, ndim: int) -> UInt8s:
+    """The array of an IDX file.
+
+    Cached, because every unit of a gzipped file has to unpack it from the start.
+    """
+    return _unpack_idx(location, ndim, location.version())
+
+
+@lru_cache(4)
+def _unpack_idx(location: Location, ndim: int, version: str) -> UInt8s:
+    content = location.read_bytes()
+    try:
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{location}: damaged gzip ({error}); replace the file") from error
+    header = 4 + 4 * ndim
+    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) < header:
+        raise DataError(f"{location}: not an IDX file of unsigned bytes with {ndim} dimension(s); replace the file")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, 4))
+    expected = header + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected:
+        raise DataError(f"{location}: {len(content):,} bytes, its header promises {expected:,}; replace the file")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+@lru_cache(1)
+def _digits() -> npt.NDArray[np.float64]:
+    """[1797, 65]: 64 pixels and the label. Read from the package's file: importing sklearn takes seconds."""
+    package = importlib.metadata.distribution("scikit-learn")
+    path = str(package.locate_file("sklearn/datasets/data/digits.csv.gz"))
+    digits: npt.NDArray[np.float64] = np.loadtxt(path, delimiter=",")
+    return digits

@@ -1,0 +1,336 @@
+"""Turning a source of images into a prepared data set.
+
+Two passes of the shard engine: the source's rows are cut into units, and each unit is decoded into a work
+object that holds its usable images and the reasons for the others; then shards of equal size are cut from the
+usable images, with dense ids. Rows keep the order of the source, so the bytes of the result depend on the
+request alone. The manifest is written last; the work objects are removed after it.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ddpm_core.errors import DataError, StorageError
+from pipelines.config import require
+from pipelines.data.dataset import (
+    FORMAT,
+    FORMAT_VERSION,
+    PreparedDataset,
+    dataset_id,
+    encode_shard,
+    image_column,
+    image_view,
+    rows_per_group,
+)
+from pipelines.data.decode import RejectedImage, decode_image, with_channels
+from pipelines.data.formats import Format, Item
+from pipelines.data.sources import canonical_source, open_source, split_units
+from pipelines.engine.actor_pool import ActorPool
+from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, shard_name
+from pipelines.storage import Location
+from pipelines.version import code_version
+
+# A unit is what a kill can lose and what one actor holds: this much decoded data, and not more rows than that.
+_UNIT_BYTES = 16 * 2**20
+_MAX_UNIT_ROWS = 4096
+# Up to this many shards are written by the driver: copying them takes less time than starting actors.
+_SHARDS_WITHOUT_ACTORS = 4
+
+OnProgress = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Which images to prepare, how, and where to."""
+
+    source: str
+    """Image file folder, Parquet file(s), IDX file, tar file(s): path, URI or glob; or embedded://digits/train."""
+    output: str
+    """Path or URI of the prepared data set; must be empty, or hold an unfinished run of the same request."""
+    format: Literal["auto", "folder", "parquet", "idx", "tar"] = "auto"
+    """Format of the source; auto recognises it by the files' names."""
+    image_size: int | None = None
+    """Side in pixels: the centred square is resized to it (antialiased). Null keeps the source's one size."""
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (RGB); null makes grey images of all-grey sources and RGB of all others."""
+    max_rejected_fraction: float = 0.01
+    """Largest fraction of unreadable images, in [0, 1], with which the job still succeeds."""
+    num_workers: int | tuple[int, int] = 0
+    """Decoding actors of one CPU each: a number, [min, max] on an autoscaling cluster, 0 for all CPUs."""
+    shard_mib: int = 64
+    """Image bytes (MiB) per object of the prepared data set."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "source", self.source, "must be a path, a URI or a glob")
+        require(bool(self.output), "output", self.output, "must be a path or a URI")
+        size_holds = self.image_size is None or 1 <= self.image_size <= 4096
+        require(size_holds, "image_size", self.image_size, "must be in 1..4096, or null to keep the size")
+        fraction_holds = 0 <= self.max_rejected_fraction <= 1
+        require(fraction_holds, "max_rejected_fraction", self.max_rejected_fraction, "must be in [0, 1]")
+        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
+        pool_holds = low == high == 0 or 1 <= low <= high
+        require(pool_holds, "num_workers", self.num_workers, "must be 0, a positive number, or [min, max]")
+        require(1 <= self.shard_mib <= 2048, "shard_mib", self.shard_mib, "must be in 1..2048")
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The values that determine the bytes of the result."""
+        return {
+            "source": canonical_source(self.source),
+            "format": self.format,
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "shard_mib": self.shard_mib,
+        }
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest made, or found: the data set and whether it was complete before."""
+
+    dataset: PreparedDataset
+    already_complete: bool
+
+
+def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, total, rate: None) -> IngestSummary:
+    """Prepare a data set, or continue to, or find that it is complete.
+
+    Args:
+        config: What to make.
+        on_progress: Called with (stage, rows done, rows in all, rows per second); the stages are `decode`, `write`.
+
+    Raises:
+        DataError: The source cannot be used, or too many of its images cannot.
+        RequestMismatchError: The output belongs to another request.
+        StorageError: The source or the output cannot be read or written.
+        ClusterError: Ray gave up.
+    """
+    output = ShardedOutput(Location.parse(config.output), config.request)
+    manifest = output.committed()
+    if manifest is not None:
+        return IngestSummary(PreparedDataset.open(output.location), already_complete=True)
+    try:
+        _prepare(config, output, on_progress)
+    except StorageError:
+        # A racing run of the same request commits first and removes the work objects under our hands.
+        if output.committed() is None:
+            raise
+    return IngestSummary(PreparedDataset.open(output.location), already_complete=False)
+
+
+def ensure_embedded(source: str, output: str | Location) -> PreparedDataset:
+    """Prepare the embedded data set `source` (`embedded://digits/train`) at `output` unless it is there.
+
+    Takes about a second, and no Ray.
+
+    Raises:
+        ConfigError: There is no such embedded data set.
+        RequestMismatchError: `output` holds something else.
+        StorageError: `output` cannot be written.
+    """
+    return ingest(IngestConfig(source, Location.parse(output).uri)).dataset
+
+
+def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgress) -> None:
+    images, files = open_source(config.source, config.format)
+    items, label_names = images.scan(list(files))
+    total = sum(item.stop - item.start for item in items)
+    if total == 0:
+        raise DataError(f"source = {config.source}: holds no images; check the path and `format`")
+    content = hashlib.sha256(json.dumps([files, items]).encode()).hexdigest()
+    output.begin(source_content=content)
+
+    probed = None if config.image_size else _probe(config.source, images, items)
+    height, width = probed or (config.image_size or 0, config.image_size or 0)
+    unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
+    num_units = _write_units(output.work / "units.parquet", items, unit_rows)
+    pool = ActorPool(config.num_workers or None)
+    decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels)
+    units = output.compute(
+        decoder,
+        num_units,
+        into="_work/decoded",
+        # Pixels that need no decoding are copied in less time than actors take to start.
+        pool=pool if images.is_encoded and num_units > 1 else None,
+        on_progress=lambda progress: on_progress("decode", progress.rows, total, progress.rate),
+    )
+    accepted = [record.extra["accepted"] for record in units]
+    num_rows = sum(accepted)
+    _write_rejected(output, units)
+    _require_few_rejected(config, output, total - num_rows, total)
+
+    channels = config.channels or max(record.extra["channels"] for record in units)
+    shape = (height, width, channels)
+    group = rows_per_group(shape)
+    shard_rows = max(1, config.shard_mib * 2**20 // (int(np.prod(shape)) * group)) * group
+    num_shards = -(-num_rows // shard_rows)
+    shards = output.compute(
+        CutShards(output.work / "decoded", tuple(accepted), shape, shard_rows),
+        num_shards,
+        pool=pool if num_shards > _SHARDS_WITHOUT_ACTORS else None,
+        on_progress=lambda progress: on_progress("write", progress.rows, num_rows, progress.rate),
+    )
+    fields = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "dataset_id": dataset_id(shape, shards),
+        "num_rows": num_rows,
+        "image_shape": list(shape),
+        "label_names": None if label_names is None else list(label_names),
+        "rows_per_group": group,
+        "rejected": total - num_rows,
+        "source_content": content,
+        "code_version": code_version(),
+        "decoded_by": {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")},
+    }
+    output.commit(fields, shards)
+
+
+@dataclass(frozen=True)
+class DecodeUnits:
+    """First pass: decode unit `index` of the source into a work object.
+
+    The object is Parquet: image (fixed-size binary), label, source, reason; first the rows of usable images,
+    in order, then those of rejected ones, without image. Its record says how many are `accepted` and how
+    many `channels` they have.
+    """
+
+    images: Format
+    work: Location
+    image_size: int | None
+    shape: tuple[int, int] | None
+    channels: int | None
+
+    def __call__(self) -> Callable[[int], ShardOutput]:
+        """Make the compute function: the engine calls this once per actor."""
+        units = pq.ParquetFile(io.BytesIO((self.work / "units.parquet").read_bytes()))
+        return lambda index: self._decode([Item(**row) for row in units.read_row_group(index).to_pylist()])
+
+    def _decode(self, unit: Sequence[Item]) -> ShardOutput:
+        accepted, labels, sources, rejected = [], [], [], []
+        for image in self.images.read(unit):
+            try:
+                accepted.append(decode_image(image.payload, self.image_size, self.shape))
+            except RejectedImage as reason:
+                rejected.append((image.source, str(reason)))
+                continue
+            labels.append(image.label)
+            sources.append(image.source)
+        channels = self.channels or max((pixels.shape[-1] for pixels in accepted), default=1)
+        stacked = [with_channels(pixels, channels) for pixels in accepted]
+        column = image_column(np.stack(stacked)) if stacked else pa.array([], pa.binary(1))
+        blank = pa.nulls(len(rejected), column.type)
+        table = pa.table(
+            {
+                "image": pa.chunked_array([column, blank]),
+                "label": pa.array([*labels, *[None] * len(rejected)], pa.int64()),
+                "source": pa.array([*sources, *(source for source, _ in rejected)], pa.string()),
+                "reason": pa.array([*[None] * len(accepted), *(reason for _, reason in rejected)], pa.string()),
+            }
+        )
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
+        extra = {"accepted": len(accepted), "channels": channels}
+        return ShardOutput(sink.getvalue(), len(accepted) + len(rejected), extra)
+
+
+@dataclass(frozen=True)
+class CutShards:
+    """Second pass: shard `index` holds the usable images index*shard_rows ... of all units, in order."""
+
+    decoded: Location
+    accepted: tuple[int, ...]
+    shape: tuple[int, int, int]
+    shard_rows: int
+
+    def __call__(self) -> Callable[[int], ShardOutput]:
+        """Make the compute function: the engine calls this once per actor."""
+        return self._compute
+
+    def _compute(self, index: int) -> ShardOutput:
+        ends = np.cumsum(self.accepted)
+        start = index * self.shard_rows
+        stop = min(start + self.shard_rows, int(ends[-1]))
+        images, tables = [], []
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        for unit in range(first, last + 1):
+            begin = int(ends[unit]) - self.accepted[unit]
+            rows = slice(max(start, begin) - begin, min(stop, int(ends[unit])) - begin)
+            content = (self.decoded / shard_name(unit, ".parquet")).read_bytes()
+            table = pq.read_table(io.BytesIO(content), use_threads=False).slice(rows.start, rows.stop - rows.start)
+            for chunk in table["image"].chunks:
+                channels = chunk.type.byte_width // (self.shape[0] * self.shape[1])
+                images.append(with_channels(image_view(chunk, (*self.shape[:2], channels)), self.shape[2]))
+            tables.append(table.select(["label", "source"]))
+        rest = pa.concat_tables(tables).combine_chunks()
+        labels, sources = rest["label"].combine_chunks(), rest["source"].combine_chunks()
+        return ShardOutput(encode_shard(start, np.concatenate(images), labels, sources), stop - start)
+
+
+def _probe(source: str, images: Format, items: Sequence[Item]) -> tuple[int, int]:
+    """(H, W) of the first readable image among the first 100: the size that all must have."""
+    reason = "none"
+    first_items = next(split_units(items, 100))
+    for image in images.read(first_items):
+        try:
+            height, width, _ = decode_image(image.payload, None, None).shape
+            return height, width
+        except RejectedImage as error:
+            reason = f"{image.source}: {error}"
+    raise DataError(f"source = {source}: none of its first images can be read (last: {reason}); repair the source")
+
+
+def _write_units(location: Location, items: Sequence[Item], unit_rows: int) -> int:
+    """Store the units, one row group each, so that an actor reads its own ones only; returns their number."""
+    schema = pa.schema(
+        [
+            ("file", pa.string()),
+            ("start", pa.int64()),
+            ("stop", pa.int64()),
+            ("label", pa.int64()),
+            ("name", pa.string()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+        ]
+    )
+    sink, count = io.BytesIO(), 0
+    with pq.ParquetWriter(sink, schema) as writer:
+        for unit in split_units(items, unit_rows):
+            rows: list[Mapping[str, Any]] = [item._asdict() for item in unit]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=len(rows))
+            count += 1
+    location.write_bytes(sink.getvalue())
+    return count
+
+
+def _write_rejected(output: ShardedOutput, units: Sequence[ShardRecord]) -> None:
+    """Collect the rejected rows of all units in rejected.parquet, one unit in memory at a time."""
+    schema = pa.schema([("source", pa.string()), ("reason", pa.string())])
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema) as writer:
+        for unit in units:
+            if unit.rows > unit.extra["accepted"]:
+                content = (output.work / "decoded" / unit.name).read_bytes()
+                table = pq.read_table(io.BytesIO(content), columns=["source", "reason"], use_threads=False)
+                writer.write_table(table.slice(unit.extra["accepted"]))
+    (output.location / "rejected.parquet").write_bytes(sink.getvalue())
+
+
+def _require_few_rejected(config: IngestConfig, output: ShardedOutput, rejected: int, total: int) -> None:
+    if rejected > config.max_rejected_fraction * total or rejected == total:
+        path = output.location / "rejected.parquet"
+        examples = pq.read_table(io.BytesIO(path.read_bytes())).slice(0, 1).to_pylist()
+        raise DataError(
+            f"source = {config.source}: {rejected:,} of {total:,} images ({rejected / total:.1%}) cannot be used, "
+            f"more than max_rejected_fraction = {config.max_rejected_fraction} (first: {examples[0]['source']}: "
+            f"{examples[0]['reason']}); repair the source or raise the limit, all reasons are in {path}"
+        )

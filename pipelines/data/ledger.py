@@ -1,0 +1,147 @@
+"""The exactly-once ledger: which rows each epoch has really trained on.
+
+Every rank notes the ids of each micro-batch after its gradient was applied; a checkpoint stores the union over
+ranks, one compressed (roaring) bitmap for each epoch. Adding an id twice to an epoch is an error at once, so a
+cardinality of N says that every row was used exactly once.
+
+    python -m pipelines.data.ledger RUN_OR_CHECKPOINT_URI      prints the ledger's table and checks it
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyroaring import BitMap64
+
+from ddpm_core.errors import CheckpointError, LedgerError
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Ledger:
+    """Row ids used in each epoch."""
+
+    def __init__(self) -> None:
+        self._used: dict[int, BitMap64] = {}
+
+    @property
+    def epochs(self) -> list[int]:
+        """Epochs with at least one used row, ascending."""
+        return sorted(self._used)
+
+    def rows(self, epoch: int) -> int:
+        """Number of rows used in an epoch."""
+        return len(self._used.get(epoch, ()))
+
+    def ids(self, epoch: int) -> Int64s:
+        """The row ids used in an epoch, ascending."""
+        return np.array(self._used.get(epoch, BitMap64()).to_array(), np.int64)
+
+    def total(self) -> int:
+        """Rows used over all epochs."""
+        return sum(len(used) for used in self._used.values())
+
+    def add(self, epochs: Int64s, ids: Int64s) -> None:
+        """Note one micro-batch: `ids[i]` was used in `epochs[i]`.
+
+        Raises:
+            LedgerError: A row had been used in that epoch before.
+        """
+        for epoch in np.unique(epochs).tolist():
+            self._join(epoch, BitMap64(ids[epochs == epoch].astype(np.uint64)), int((epochs == epoch).sum()))
+
+    def merge(self, other: "Ledger") -> None:
+        """Add another rank's notes.
+
+        Raises:
+            LedgerError: Both used the same row in the same epoch.
+        """
+        for epoch, used in other._used.items():
+            self._join(epoch, used, len(used))
+
+    def _join(self, epoch: int, used: BitMap64, count: int) -> None:
+        have = self._used.setdefault(epoch, BitMap64())
+        before = len(have)
+        have |= used
+        if len(have) != before + count:
+            raise LedgerError(
+                f"epoch {epoch}: {before + count - len(have)} row(s) were about to be used twice; "
+                "nothing after the last checkpoint is kept"
+            )
+
+    def check(self, num_rows: int, steps: int, batch_size: int) -> None:
+        """Prove that `steps` steps used every row of each finished epoch exactly once.
+
+        Raises:
+            LedgerError: An epoch lacks rows, holds unknown ids, or the total is off.
+        """
+        finished, rest = divmod(steps * batch_size, num_rows)
+        expected = [*range(finished)] + ([finished] if rest else [])
+        if self.epochs != expected:
+            raise LedgerError(f"the ledger holds epochs {self.epochs}, but {steps} steps make {expected}")
+        for epoch in expected:
+            want = num_rows if epoch < finished else rest
+            used = self._used[epoch]
+            if len(used) != want or used.max() >= num_rows:
+                raise LedgerError(
+                    f"epoch {epoch} used {len(used)} distinct rows (ids up to {used.max()}); "
+                    f"{want} of the {num_rows} were due"
+                )
+
+    def to_bytes(self) -> bytes:
+        """A Parquet table: epoch, rows, bitmap (64-bit roaring, portable format)."""
+        for used in self._used.values():
+            used.run_optimize()  # a finished epoch is one run: 27 bytes whatever its size
+        table = pa.table(
+            {
+                "epoch": pa.array(self.epochs, pa.int64()),
+                "rows": pa.array([self.rows(epoch) for epoch in self.epochs], pa.int64()),
+                "bitmap": pa.array([self._used[epoch].serialize() for epoch in self.epochs], pa.binary()),
+            }
+        )
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Ledger":
+        """The ledger that `to_bytes` wrote.
+
+        Raises:
+            CheckpointError: The bytes are no ledger.
+        """
+        ledger = cls()
+        try:
+            # without threads: Arrow's pool, still starting when a short command ends, can abort its exit
+            for row in pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False).to_pylist():
+                ledger._used[row["epoch"]] = BitMap64.deserialize(row["bitmap"])
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise CheckpointError(f"ledger.parquet: cannot be read ({str(error).splitlines()[0]})") from error
+        return ledger
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(epoch, rows) pairs, ascending."""
+        return ((epoch, self.rows(epoch)) for epoch in self.epochs)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print and check the ledger of a run's newest checkpoint."""
+    from pipelines.config import require
+    from pipelines.training.checkpoint import CheckpointStore
+
+    require(len(argv) == 1, "arguments", list(argv), "give one run directory, local or s3://")
+    state, ledger = CheckpointStore.open(argv[0]).load_ledger()
+    num_rows = state["dataset"]["num_rows"]
+    ledger.check(num_rows, state["step"], state["config"]["train"]["batch_size"])
+    print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}")
+    for epoch, rows in ledger:
+        print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == num_rows else ''}")
+
+
+if __name__ == "__main__":
+    from pipelines.console import run_job
+
+    run_job(main)

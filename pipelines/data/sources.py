@@ -1,0 +1,114 @@
+"""Where images come from: finding a source's files, recognising its format, cutting it into units of work."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from ddpm_core.errors import ConfigError, DataError
+from pipelines.data.formats import Format, ImageFolder, Item, TarArchives, is_image
+from pipelines.data.formats_arrays import EmbeddedDigits, IdxImages, is_idx_images
+from pipelines.data.formats_parquet import HuggingFaceParquet
+from pipelines.storage import Location
+
+FORMATS: dict[str, Any] = {
+    "folder": ImageFolder,
+    "parquet": HuggingFaceParquet,
+    "idx": IdxImages,
+    "tar": TarArchives,
+}
+EMBEDDED = ("embedded://digits/train", "embedded://digits/test")
+_BELONGS = {
+    "parquet": lambda file: file.endswith(".parquet"),
+    "tar": lambda file: file.endswith(".tar"),
+    "idx": is_idx_images,
+    "folder": is_image,
+}
+_GLOB = re.compile(r"[*?\[]")
+_SPLIT = re.compile(r"^(.+)-\d{5}-of-\d{5}")
+
+
+def canonical_source(uri: str) -> str:
+    """The source's URI as it is recorded: `embedded://...` as it is, all else as `Location.parse` has it."""
+    return uri if uri.startswith("embedded://") else Location.parse(uri).uri
+
+
+def open_source(uri: str, format: str = "auto") -> tuple[Format, dict[str, int]]:
+    """Find a source's files and its format.
+
+    Args:
+        uri: A file, a directory, a glob, or one of `EMBEDDED`; local or any URI that fsspec knows.
+        format: A key of `FORMATS`, or `auto` to recognise it by the files' names.
+
+    Returns:
+        The format, and the size in bytes of each of its files by path below the format's base, sorted.
+
+    Raises:
+        ConfigError: Unknown embedded data set.
+        DataError: Nothing is there, the format cannot be told, or several splits are mixed.
+        StorageError: The source cannot be listed.
+    """
+    if uri.startswith("embedded://"):
+        if uri not in EMBEDDED:
+            raise ConfigError(f"source = {uri!r}: unknown embedded data set; choose {' or '.join(EMBEDDED)}")
+        return EmbeddedDigits(Location(uri)), {}
+    base, files = _list_files(Location.parse(uri))
+    if not files:
+        raise DataError(f"source = {uri}: nothing is there; check the spelling")
+    chosen = _detect(uri, files) if format == "auto" else format
+    # The split of a Hugging Face data set is part of the files' names: none must leak into another.
+    splits = sorted({match[1] for file in files if (match := _SPLIT.match(PurePosixPath(file).name))})
+    if chosen == "parquet" and len(splits) > 1:
+        raise DataError(
+            f"source = {uri}: holds the splits {', '.join(splits)}; name one by a glob such as "
+            f"{base.uri}/{'**/' if any('/' in file for file in files) else ''}{splits[-1]}-*.parquet"
+        )
+    kept = {file: size for file, size in files.items() if _BELONGS[chosen](file)}
+    if not kept:
+        raise DataError(f"source = {uri}: no file of format {chosen!r} among {len(files)} files; correct `format`")
+    found: Format = FORMATS[chosen](base)
+    return found, kept
+
+
+def split_units(items: Iterable[Item], rows_per_unit: int) -> Iterator[list[Item]]:
+    """Cut items into lists of `rows_per_unit` rows (the last has fewer), dividing items where needed."""
+    unit: list[Item] = []
+    room = rows_per_unit
+    for item in items:
+        start = item.start
+        while start < item.stop:
+            stop = min(item.stop, start + room)
+            unit.append(item._replace(start=start, stop=stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield unit
+                unit, room = [], rows_per_unit
+    if unit:
+        yield unit
+
+
+def _list_files(location: Location) -> tuple[Location, dict[str, int]]:
+    """A base location, and path below it and size of every file that the URI names."""
+    if _GLOB.search(location.uri) and not (location.is_local and location.exists()):
+        base = Location(location.uri[: _GLOB.search(location.uri).start()].rsplit("/", 1)[0])  # type: ignore[union-attr]
+        found = location.glob()
+    else:
+        base, found = location, location.find()
+        if list(found) == [location.path]:
+            base = location.parent
+    prefix = base.path.rstrip("/") + "/"
+    return base, {path.removeprefix(prefix): found[path] for path in sorted(found)}
+
+
+def _detect(uri: str, files: dict[str, int]) -> str:
+    formats = [name for name, belongs in _BELONGS.items() if any(belongs(file) for file in files)]
+    if len(formats) == 1:
+        return formats[0]
+    if not formats:
+        example = next(iter(files))
+        raise DataError(
+            f"source = {uri}: no images among its {len(files)} file(s), such as {example}; it must hold image "
+            "files, Parquet, IDX or tar (unpack compressed archives)"
+        )
+    raise DataError(f"source = {uri}: holds files of the formats {', '.join(formats)}; choose one with `format`")

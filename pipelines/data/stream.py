@@ -1,0 +1,270 @@
+"""The training stream: which rows every step trains on, and Ray Data reading them ahead of it.
+
+The whole training is one sequence of row positions 0, 1, 2, ...: epoch e holds positions [e·N, (e+1)·N),
+and step s of a run with global batch size B trains on positions [s·B, (s+1)·B). Which row stands at a
+position is a pure function of (data set, seed, window size). So a step consists of the same rows on any
+number of workers, after any restart and any resize; to resume at step s is to read on at position s·B, and
+"every row exactly once per epoch" holds by construction (the ledger proves it on what was really consumed).
+
+Shuffling: an epoch visits the data set's row groups (about 1 MiB each) in a pseudo-random order drawn from
+the whole data set; a window of that sequence (64 MiB by default) is read by one Ray task, which shuffles its
+rows. A data set smaller than the window is shuffled as a whole.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ddpm_core.errors import LedgerError
+from pipelines.data.dataset import PreparedDataset
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows [start, stop) of one epoch's sequence of row groups."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The rows of every step.
+
+    Attributes:
+        data: URI of the prepared data set.
+        num_rows: N, its rows.
+        seed: Of the order; the same seed gives the same order.
+        batch_size: B, rows of one global batch.
+        steps: Steps of the whole training.
+        window_steps: Steps read and shuffled together by one task.
+    """
+
+    data: str
+    num_rows: int
+    seed: int
+    batch_size: int
+    steps: int
+    window_steps: int
+
+    @classmethod
+    def of(cls, dataset: PreparedDataset, seed: int, batch_size: int, steps: int, window_bytes: int) -> "StreamPlan":
+        """A plan whose windows hold about `window_bytes` of images, at least one global batch."""
+        row_bytes = int(np.prod(dataset.image_shape))
+        window_steps = max(1, window_bytes // (row_bytes * batch_size))
+        return cls(dataset.location.uri, dataset.num_rows, seed, batch_size, steps, window_steps)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of the whole training; the last may be shorter."""
+        return -(-self.steps // self.window_steps)
+
+    def window_range(self, window: int) -> tuple[int, int]:
+        """The steps [first, stop) of a window."""
+        first = window * self.window_steps
+        return first, min(first + self.window_steps, self.steps)
+
+    def segments(self, window: int) -> list[Segment]:
+        """The parts of a window, one for each epoch that it touches.
+
+        The last part may reach beyond the last step: were it cut there, its rows would be shuffled otherwise,
+        and a run that is continued to more steps would repeat some rows of the epoch and skip others.
+        """
+        first, stop = self.window_range(window)
+        position, end = first * self.batch_size, (first + self.window_steps) * self.batch_size
+        parts = []
+        while position < stop * self.batch_size:
+            epoch, offset = divmod(position, self.num_rows)
+            length = min(self.num_rows - offset, end - position)
+            parts.append(Segment(epoch, offset, offset + length))
+            position += length
+        return parts
+
+    def shares(self, world_size: int) -> list[tuple[int, int]]:
+        """Each rank's rows [low, high) of a global batch; sizes differ by at most one."""
+        edges = [rank * self.batch_size // world_size for rank in range(world_size + 1)]
+        return list(itertools.pairwise(edges))
+
+
+def segment_groups(plan: StreamPlan, group_starts: Int64s, part: Segment) -> tuple[Int64s, Int64s]:
+    """Where a segment's rows lie.
+
+    Args:
+        plan: The plan.
+        group_starts: First row id of each row group and, last, N; shape [G + 1].
+        part: The segment.
+
+    Returns:
+        The row groups to read, in reading order, and for each of the segment's rows, in training order, its
+        index among the rows read.
+    """
+    order = _group_order(plan.seed, part.epoch, len(group_starts) - 1)
+    ends = np.cumsum(np.diff(group_starts)[order])
+    first = int(np.searchsorted(ends, part.start, side="right"))
+    last = int(np.searchsorted(ends, part.stop, side="left"))
+    skipped = part.start - (int(ends[first - 1]) if first else 0)
+    rows = _permutation(plan.seed, f"stream/rows/{part.start}", part.epoch, part.stop - part.start)
+    return order[first : last + 1], rows + skipped
+
+
+@lru_cache(maxsize=4)
+def _group_order(seed: int, epoch: int, num_groups: int) -> Int64s:
+    return _permutation(seed, "stream/groups", epoch, num_groups)
+
+
+def _permutation(seed: int, stream: str, epoch: int, n: int) -> Int64s:
+    # here: Ray's coordinator of the split loads this module too, and would spend seconds on importing torch
+    from ddpm_core.noise import permutation
+
+    return permutation(seed, stream, epoch, n)
+
+
+def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> tuple[Any, Int64s, Int64s]:
+    """Read one window in training order: images uint8 [n, H, W, C], ids [n], epochs [n]."""
+    first, stop = plan.window_range(window)
+    due = (stop - first) * plan.batch_size
+    images = np.empty((due, *dataset.image_shape), np.uint8)
+    ids, epochs, done = np.empty(due, np.int64), np.empty(due, np.int64), 0
+    for part in plan.segments(window):
+        groups, rows = segment_groups(plan, dataset.group_starts, part)
+        group_ids, group_images = dataset.read_groups(groups.tolist())
+        rows = rows[: due - done]
+        end = done + len(rows)
+        # mode="clip" lets NumPy gather straight into `out`: the images are copied once
+        np.take(group_images, rows, axis=0, out=images[done:end], mode="clip")
+        ids[done:end] = group_ids[rows]
+        epochs[done:end] = part.epoch
+        done = end
+    return images, ids, epochs
+
+
+@dataclass(frozen=True)
+class WindowReader:
+    """The read task of the stream: a window's index in, one table row per rank out.
+
+    A rank's row holds all its micro-batches of the window, so that a step costs a slice and not a message,
+    and Ray Data's order-preserving split (one equal block to each rank in turn) hands every rank its own.
+    """
+
+    plan: StreamPlan
+    world_size: int
+    start_step: int
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield one single-row table for each rank and window."""
+        dataset = _open(self.plan.data)
+        for window in batch["window"].to_pylist():
+            first, stop = self.plan.window_range(window)
+            begin = max(first, self.start_step)
+            images, ids, epochs = read_window(self.plan, dataset, window)
+            size = self.plan.batch_size
+            batches = np.arange((begin - first) * size, (stop - first) * size).reshape(stop - begin, size)
+            for rank, (low, high) in enumerate(self.plan.shares(self.world_size)):
+                # the only rank's rows are those of the window in order: a view, not a copy
+                rows = batches[:, low:high].reshape(-1) if self.world_size > 1 else slice(batches[0, 0], None)
+                yield pa.table(
+                    {
+                        "rank": pa.array([rank]),
+                        "start": pa.array([begin]),
+                        "stop": pa.array([stop]),
+                        "images": _blob(images[rows]),
+                        "ids": _blob(ids[rows]),
+                        "epochs": _blob(epochs[rows]),
+                    }
+                )
+
+
+@lru_cache(maxsize=4)
+def _open(uri: str) -> PreparedDataset:
+    return PreparedDataset.open(uri)
+
+
+def _blob(values: npt.NDArray[Any]) -> pa.Array:
+    """One large_binary value over an array's memory, not copied."""
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def start_stream(
+    plan: StreamPlan, start_step: int, world_size: int, cpus_per_read: float = 0.0, reads_ahead: int = 2
+) -> list["DataIterator"]:
+    """Start Ray Data on all remaining windows and return each rank's iterator.
+
+    Args:
+        plan: The plan.
+        start_step: The first step still to be trained.
+        world_size: Number of ranks.
+        cpus_per_read: CPUs that a read task reserves; 0 lets it run beside workers that hold all CPUs.
+        reads_ahead: Windows read at the same time.
+    """
+    import ray.data
+
+    windows = [{"window": window} for window in range(start_step // plan.window_steps, plan.num_windows)]
+    # items and not ray.data.range, whose own read tasks would each wait for a whole CPU
+    stream = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
+        WindowReader(plan, world_size, start_step),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=cpus_per_read,
+        concurrency=reads_ahead,
+    )
+    # One table row, one block: the unit in which the split deals out. Order-preserving execution makes the
+    # split deal in turn, so rank r gets exactly the rows made for rank r.
+    stream.context.target_max_block_size = 1
+    stream.context.execution_options.preserve_order = True
+    stream.context.enable_progress_bars = False
+    stream.context.print_on_execution_start = False
+    return list(stream.streaming_split(world_size, equal=False))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One rank's share of one global batch: images uint8 [b, H, W, C], ids int64 [b], epochs int64 [b]."""
+
+    step: int
+    images: npt.NDArray[np.uint8]
+    ids: Int64s
+    epochs: Int64s
+
+
+def micro_batches(
+    iterator: "DataIterator", rank: int, start_step: int, image_shape: tuple[int, int, int]
+) -> Iterator[MicroBatch]:
+    """A rank's share of every step from `start_step` on.
+
+    Raises:
+        LedgerError: What arrives is not this rank's share of the expected step.
+    """
+    expected = start_step
+    for table in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+        first, stop, owner = (table[name][0].as_py() for name in ("start", "stop", "rank"))
+        if first != expected or owner != rank:
+            raise LedgerError(
+                f"training stream: rank {rank} expected step {expected} and was given step {first} of rank "
+                f"{owner}: the split no longer deals in turn (has Ray been upgraded?)"
+            )
+        expected = stop
+        steps = stop - first
+        images = _view(table["images"], np.uint8).reshape(steps, -1, *image_shape)
+        ids = _view(table["ids"], np.int64).reshape(steps, -1)
+        epochs = _view(table["epochs"], np.int64).reshape(steps, -1)
+        for index in range(steps):
+            yield MicroBatch(first + index, images[index], ids[index], epochs[index])
+
+
+def _view(column: pa.ChunkedArray, dtype: Any) -> npt.NDArray[Any]:
+    """The single binary value of a column as an array, not copied."""
+    return np.frombuffer(column[0].as_buffer(), dtype)

@@ -1,0 +1,292 @@
+"""The engine of every bulk job: deterministic shards, computed by Ray actors, committed by one manifest.
+
+An output is a directory or prefix:
+
+    OUTPUT/data/part-00042.parquet     one object per shard, named by its index, replaced only by equal bytes
+    OUTPUT/_work/request.json          what is being made; a run that asks for something else is refused
+    OUTPUT/_work/records/data/...json  per finished shard: rows, bytes, sha256 and what the job adds
+    OUTPUT/manifest.json               written last and conditionally: it exists if and only if all is there
+
+A shard is a pure function of the request and its index. So a resumed run computes what has no record, two
+racing runs write the same bytes, a lost shard of a finished output is made again and must come out equal, and
+planning costs O(shards).
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ddpm_core.errors import RequestMismatchError, StorageError
+from pipelines.config import differences, digest
+from pipelines.engine.actor_pool import ActorPool, run_on_actors
+from pipelines.storage import Location, json_bytes
+
+MANIFEST = "manifest.json"
+_RECORD_READERS = 16
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a computation stands.
+
+    Attributes:
+        shards: Shards done, found ones included.
+        num_shards: Shards in all.
+        rows: Rows done, found ones included.
+        rate: Rows per second of this run since its first actor began to compute; 0.0 before the first shard.
+    """
+
+    shards: int
+    num_shards: int
+    rows: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class ShardOutput:
+    """What a compute function makes of an index: the object's content, its row count, facts for its record."""
+
+    data: bytes
+    rows: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """A finished shard: object `name`, `rows`, `bytes`, `sha256` (hex) and the job's own `extra` facts."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    extra: dict[str, Any]
+
+
+Compute = Callable[[int], ShardOutput]
+
+
+@dataclass(frozen=True)
+class ShardedOutput:
+    """An output directory and the request that it answers.
+
+    Attributes:
+        location: The directory or prefix.
+        request: JSON values that determine every byte of the output. A change of any of them is refused.
+    """
+
+    location: Location
+    request: Mapping[str, Any]
+
+    @property
+    def work(self) -> Location:
+        """Where everything lies that is removed after the commit."""
+        return self.location / "_work"
+
+    def committed(self) -> dict[str, Any] | None:
+        """The manifest if the output is complete, None if it is not.
+
+        Raises:
+            RequestMismatchError: What is there, complete or not, answers another request.
+        """
+        manifest, begun = self.location / MANIFEST, self.work / "request.json"
+        if not manifest.exists():
+            if begun.exists():
+                stored = begun.read_json()
+                asked = {name: stored[name] for name in stored if name in self.request}
+                self._refuse_difference("holds an unfinished output", asked, self.request)
+            return None
+        content: dict[str, Any] = manifest.read_json()
+        self._refuse_difference("holds a finished output", content.get("request"), self.request)
+        self._clean_up()  # after a run that was killed between its commit and its cleaning up
+        return content
+
+    def begin(self, **pinned: Any) -> None:
+        """Claim the location for this request, or join an unfinished run of the same request.
+
+        Args:
+            pinned: Further JSON values that an unfinished run must agree on, such as a source's fingerprint.
+
+        Raises:
+            RequestMismatchError: An unfinished run has another request or other pinned values.
+        """
+        request = {**self.request, **pinned}
+        stored = self.work / "request.json"
+        if not stored.create(json_bytes(request)):
+            self._refuse_difference("holds an unfinished output", stored.read_json(), request)
+
+    def compute(
+        self,
+        factory: Callable[[], Compute],
+        num_shards: int,
+        *,
+        into: str = "data",
+        suffix: str = ".parquet",
+        pool: ActorPool | None = None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> list[ShardRecord]:
+        """Compute the shards that are not there and return the records of all, in order.
+
+        Args:
+            factory: Picklable; called once per actor, gives the function from index to `ShardOutput`.
+            num_shards: Indices are 0..num_shards-1.
+            into: Directory below the location that takes the shards.
+            suffix: Ending of the objects' names.
+            pool: The actors; None computes in this process, one shard after the other.
+            on_progress: Called first for what was found, then after every shard.
+
+        Raises:
+            DDPMError: What the compute function raised: it ends the computation at once.
+            ClusterError: Ray gave up.
+        """
+        found = self.finished(num_shards, into=into, suffix=suffix)
+        rows = rows_before = sum(record.rows for record in found.values())
+        missing = [index for index in range(num_shards) if index not in found]
+        on_progress(Progress(len(found), num_shards, rows, 0.0))
+        began: float | None = None
+        stored = run_on_actors(_Store(factory, self.location, into, suffix), missing, pool, self.location.uri)
+        for index, (record, seconds) in stored:
+            now = time.monotonic()
+            began = began or now - seconds
+            found[index] = record
+            rows += record.rows
+            on_progress(Progress(len(found), num_shards, rows, (rows - rows_before) / max(now - began, 1e-9)))
+        return [found[index] for index in range(num_shards)]
+
+    def lost(self, manifest: Mapping[str, Any]) -> list[int]:
+        """Indices of the shards of a complete output whose object is missing or has another size than recorded."""
+        sizes = (self.location / "data").sizes()
+        return [index for index, shard in enumerate(manifest["shards"]) if sizes.get(shard["name"]) != shard["bytes"]]
+
+    def recompute(
+        self,
+        factory: Callable[[], Compute],
+        indices: Sequence[int],
+        manifest: Mapping[str, Any],
+        *,
+        pool: ActorPool | None = None,
+        restore: bool = False,
+    ) -> Iterator[tuple[int, bool]]:
+        """Compute shards of a complete output once more: yields each index and whether its bytes are the recorded ones.
+
+        Args:
+            factory: As for `compute`.
+            indices: The shards.
+            manifest: Of the output.
+            pool: As for `compute`.
+            restore: Write every shard that came out equal.
+
+        Raises:
+            DDPMError: What the compute function raised.
+            ClusterError: Ray gave up.
+        """
+        wanted = {index: manifest["shards"][index] for index in indices}
+        recomputed = _Recompute(factory, self.location / "data", wanted, restore)
+        yield from run_on_actors(recomputed, indices, pool, self.location.uri)
+
+    def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
+        """Write the manifest (`fields`, `request`, `request_sha256`, `shards`), once, and remove the work directory.
+
+        Every `extra` fact of a record becomes a field of its shard's entry.
+
+        Raises:
+            StorageError: A racing run of the same request committed other content.
+        """
+        shards = []
+        for record in records:
+            entry = asdict(record)
+            shards.append({**entry.pop("extra"), **entry})
+        request = dict(self.request)
+        manifest = {**fields, "request": request, "request_sha256": digest(request), "shards": shards}
+        (self.location / "data").discard_temporaries()
+        if not (self.location / MANIFEST).create(json_bytes(manifest)):
+            raise StorageError(
+                f"{self.location / MANIFEST}: another run committed different content at the same time; "
+                "are both using the same version of this software? Delete the output to start over"
+            )
+        self._clean_up()
+        return manifest
+
+    def _clean_up(self) -> None:
+        """Remove the work directory of a complete output; what cannot be removed now does no harm."""
+        with suppress(StorageError):  # a racing run is still writing there, or this user may only read
+            self.work.delete_tree()
+
+    def finished(self, num_shards: int, *, into: str = "data", suffix: str = ".parquet") -> dict[int, ShardRecord]:
+        """Records of the shards of an unfinished output whose object is there, with the recorded size."""
+        records = _records(self.location, into)
+        present = set(records.list())
+        indices = [index for index in range(num_shards) if shard_name(index, ".json") in present]
+        if not indices:
+            return {}
+        sizes = (self.location / into).sizes()
+        with ThreadPoolExecutor(_RECORD_READERS) as readers:
+            read = readers.map(lambda index: (records / shard_name(index, ".json")).read_json(), indices)
+            found = {index: ShardRecord(**content) for index, content in zip(indices, read, strict=True)}
+        return {index: record for index, record in found.items() if sizes.get(record.name) == record.bytes}
+
+    def _refuse_difference(self, what: str, stored: Any, given: Mapping[str, Any]) -> None:
+        differing = differences(stored, dict(given))
+        if differing:
+            raise RequestMismatchError(
+                f"{self.location}: {what} of another request ({'; '.join(differing)}); "
+                "ask for the same, choose another output, or delete it to start over"
+            )
+
+
+def shard_name(index: int, suffix: str) -> str:
+    """Name of a shard's object: `part-00042.parquet`."""
+    return f"part-{index:05d}{suffix}"
+
+
+def _records(location: Location, into: str) -> Location:
+    return location / "_work" / "records" / into.rsplit("/", 1)[-1]
+
+
+@dataclass
+class _Store:
+    """Computes and stores one shard, the object first, then its record; returns it and the seconds it took."""
+
+    factory: Callable[[], Compute]
+    location: Location
+    into: str
+    suffix: str
+    compute: Compute | None = None
+
+    def __call__(self, index: int) -> tuple[ShardRecord, float]:
+        began = time.monotonic()
+        target = self.location / self.into / shard_name(index, self.suffix)
+        record_at = _records(self.location, self.into) / shard_name(index, ".json")
+        if record_at.exists() and target.exists():  # a racing run, or this one before its actor was killed
+            record = ShardRecord(**record_at.read_json())
+            if target.size() == record.bytes:
+                return record, 0.0
+        self.compute = self.compute or self.factory()
+        output = self.compute(index)
+        sha256 = hashlib.sha256(output.data).hexdigest()
+        record = ShardRecord(target.name, output.rows, len(output.data), sha256, output.extra)
+        target.write_bytes(output.data)
+        record_at.write_json(asdict(record))
+        return record, time.monotonic() - began
+
+
+@dataclass
+class _Recompute:
+    """Computes one shard and compares it with what the manifest says of it."""
+
+    factory: Callable[[], Compute]
+    directory: Location
+    wanted: Mapping[int, Mapping[str, Any]]
+    restore: bool
+    compute: Compute | None = None
+
+    def __call__(self, index: int) -> bool:
+        self.compute = self.compute or self.factory()
+        output, wanted = self.compute(index), self.wanted[index]
+        equal = bool(hashlib.sha256(output.data).hexdigest() == wanted["sha256"])
+        if equal and self.restore:
+            (self.directory / wanted["name"]).write_bytes(output.data)
+        return equal

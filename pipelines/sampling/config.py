@@ -1,0 +1,89 @@
+"""Configuration of the sampling job; every field is documented and checked before anything is started."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Literal
+
+from pipelines.config import require
+from pipelines.engine.actor_pool import ActorPool
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Generate images with a model."""
+
+    model: str
+    """Directory or s3:// prefix of a model or of a training run, models:/NAME@ALIAS, models:/NAME/3, runs:/RUN_ID."""
+    output: str
+    """Directory or s3:// prefix of the sample set; {date} in it becomes `date`."""
+    num_images: int
+    """How many images; their ids are 0..num_images-1."""
+    seed: int | str = 0
+    """Of all noise: an image depends on (model, seed, id). '{date}' takes `date` as a number, such as 20261121."""
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    """ddpm: ancestral, all T steps (Ho et al. 2020); ddim: on a sub-sequence of steps (Song et al. 2021)."""
+    steps: int | None = None
+    """Network evaluations per image: of ddim, null for 50; ddpm always takes all T."""
+    eta: float = 0.0
+    """η of ddim, in [0, 1]: 0 is deterministic given the starting noise, 1 has ddpm's noise."""
+    sigma2: Literal["beta", "beta_tilde"] = "beta_tilde"
+    """Variance of ddpm's reverse steps."""
+    clip_x_0: bool = True
+    """Clamp every predicted x_0 to the range of pixels."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network; the sampler's own arithmetic is float32."""
+    batch_size: int = 64
+    """Images in one call of the network; a part of the result's identity, as it may move a last bit."""
+    shard_size: int = 1024
+    """Images in one object: what a kill can cost each worker, and how often progress is shown."""
+    format: Literal["parquet", "webdataset"] = "parquet"
+    """parquet: id and image as Hugging Face's data sets have them; webdataset: tar files of PNG files."""
+    num_workers: int | tuple[int, int] = 0
+    """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now."""
+    cpus_per_worker: int = 1
+    """CPUs, and threads, of each actor."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each actor; 0 samples on CPUs, a fraction shares a GPU."""
+    date: str | None = None
+    """What {date} stands for, as 2026-11-21; null for today (UTC). Schedulers give the date of the schedule."""
+    dry_run: bool = False
+    """Print what would be done and how long it would take, from a short calibration; write nothing."""
+    name: str | None = None
+    """Name of the run in MLflow; null takes the last part of `output`."""
+    root: str = "~/ddpm"
+    """Local directory of the MLflow database, when no server is named, and of records not sent yet."""
+    tracking_uri: str | None = None
+    """MLflow server; null takes MLFLOW_TRACKING_URI, else a SQLite database under `root`."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
+        require(bool(self.output), "output", self.output, "must be a path or a URI")
+        for name in ("num_images", "batch_size", "shard_size", "cpus_per_worker"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
+        require(seed_holds, "seed", self.seed, "must be a number >= 0, or '{date}'")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")
+        require(0 <= self.eta <= 1, "eta", self.eta, "must be in [0, 1]")
+        ddim_only = self.sampler == "ddim" or self.eta == 0
+        require(ddim_only, "eta", self.eta, "is a parameter of --sampler ddim")
+        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
+        pool_holds = low == high == 0 or 1 <= low <= high
+        require(pool_holds, "num_workers", self.num_workers, "must be 0, a positive number, or [min, max]")
+        gpus = self.gpus_per_worker
+        require(gpus >= 0 and (gpus < 1 or gpus == int(gpus)), "gpus_per_worker", gpus, "must be in [0, 1) or whole")
+        if self.date is not None:
+            try:
+                date.fromisoformat(self.date)
+            except ValueError:
+                require(False, "date", self.date, "must be a date such as 2026-11-21")
+
+    def with_date(self) -> "SampleConfig":
+        """The same with every {date} replaced."""
+        day = date.fromisoformat(self.date) if self.date else datetime.now(UTC).date()
+        seed = int(day.strftime("%Y%m%d")) if self.seed == "{date}" else self.seed
+        return replace(self, output=self.output.replace("{date}", day.isoformat()), seed=seed, date=day.isoformat())
+
+    @property
+    def pool(self) -> ActorPool:
+        """The actors that it asks for."""
+        return ActorPool(self.num_workers or None, self.cpus_per_worker, self.gpus_per_worker)

@@ -1,0 +1,304 @@
+"""The sampling job's driver: settle what is asked for, let the shard engine do it, show it, commit it.
+
+A sample set is a pure function of its request: model id, seed, sampler and the shape of the network's batches.
+So the same request made again finds it, or its finished part, and nothing else can be mixed into it.
+"""
+
+import importlib.metadata
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_core.errors import AlreadyRunningError, ConfigError, StorageError
+from ddpm_core.model import Model, model_from_bytes
+from pipelines import cluster
+from pipelines.config import digest
+from pipelines.console import Interrupted, ProgressLine, clock, event
+from pipelines.data.decode import decode_image
+from pipelines.engine.shards import Progress, ShardedOutput
+from pipelines.models import FoundModel, find_model, is_registry_reference, stored_model
+from pipelines.pictures import grid_png
+from pipelines.sampling.config import SampleConfig
+from pipelines.sampling.plan import plan
+from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SUFFIXES, SampleShards, decode_shard
+from pipelines.storage import Location
+from pipelines.tracking.tracker import Tracker, TrackingReport
+from pipelines.version import code_version, git_commit
+
+_DEFAULT_DDIM_STEPS = 50
+_PREVIEW_IMAGES = 64
+_METRICS_INTERVAL_S = 2.0
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What became of a request: `rows` are (name, value) pairs for the closing summary."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+def sample(config: SampleConfig) -> SampleSummary:
+    """Generate a sample set, or continue to, or find that it is complete.
+
+    Raises:
+        ConfigError: A field does not fit the model.
+        ModelError: There is no such model.
+        RequestMismatchError: The output holds samples of another request.
+        StorageError: The output cannot be read or written.
+        ClusterError: Ray is out of reach, or gave up.
+    """
+    config = config.with_date()
+    location = Location.parse(config.output)
+    found = _model_of(config, location)
+    model = model_from_bytes(found.files, where=found.uri)
+    output = ShardedOutput(location, request_of(config, found, model))
+    manifest = output.committed()
+    lost = output.lost(manifest) if manifest else []
+    if config.dry_run:
+        left = lost if manifest else _missing(config, output)
+        return SampleSummary("Plan; nothing was written", plan(output, found, model, left, config.pool))
+    if manifest is None:
+        return _generate(config, output, found, model)
+    rows = _rows(config, output, found, manifest)
+    if not lost:
+        event(f"{location} is already complete: nothing to do")
+        return SampleSummary("Sample set, complete before", rows)
+    _restore(config, output, manifest, lost)
+    return SampleSummary(f"Sample set, {len(lost)} lost shard(s) made again", rows)
+
+
+def request_of(config: SampleConfig, found: FoundModel, model: Model) -> dict[str, Any]:
+    """The values that determine every image of the sample set.
+
+    Raises:
+        ConfigError: The model has other numbers of steps.
+    """
+    ddim, num_timesteps = config.sampler == "ddim", model.schedule.num_timesteps
+    steps = config.steps or (min(_DEFAULT_DDIM_STEPS, num_timesteps) if ddim else num_timesteps)
+    if steps > num_timesteps:
+        raise ConfigError(f"steps = {steps}: the model has {num_timesteps} diffusion steps; ask for at most as many")
+    if not ddim and steps != num_timesteps:
+        raise ConfigError(f"steps = {steps}: ddpm takes all {num_timesteps}; leave it out, or use --sampler ddim")
+    return {
+        "model_id": found.model_id,
+        "num_images": config.num_images,
+        "seed": config.seed,
+        "sampler": config.sampler,
+        "steps": steps,
+        "eta": config.eta if ddim else None,
+        "sigma2": None if ddim else config.sigma2,
+        "clip_x_0": config.clip_x_0,
+        "dtype": config.dtype,
+        "device": "cuda" if config.gpus_per_worker else "cpu",
+        "batch_size": config.batch_size,
+        "shard_size": config.shard_size,
+        "format": config.format,
+    }
+
+
+def _model_of(config: SampleConfig, location: Location) -> FoundModel:
+    """The model asked for. One named in MLflow is looked up once: an alias that has moved since the sample set
+    was begun does not change what the set is made with."""
+    stored = stored_model(location / "model")
+    if stored is not None and stored.reference == config.model and is_registry_reference(config.model):
+        return stored
+    return find_model(config.model, config.tracking_uri, Path(config.root).expanduser())
+
+
+def _num_shards(config: SampleConfig) -> int:
+    return -(-config.num_images // config.shard_size)
+
+
+def _missing(config: SampleConfig, output: ShardedOutput) -> list[int]:
+    """Shards that an unfinished sample set lacks."""
+    found = output.finished(_num_shards(config), suffix=SUFFIXES[config.format])
+    return [index for index in range(_num_shards(config)) if index not in found]
+
+
+def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> SampleSummary:
+    output.begin()
+    stored = stored_model(output.location / "model")
+    if stored is None or stored.model_id != found.model_id:
+        found.store(output.location / "model")
+    run = _Run(config, output, found, model)
+    status = "FAILED"
+    try:
+        try:
+            manifest = run.generate()
+        except StorageError:
+            # Another job at work on the same request committed first, and removed the work directory.
+            committed = output.committed()
+            if committed is None:
+                raise
+            manifest = committed
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        report = run.close(status)
+    rows = _rows(config, output, found, manifest)
+    if report is not None:
+        rows.append(("MLflow", report.link or "not reached"))
+    if report is not None and report.advice:
+        rows.append(("tracking", report.advice))
+    rows.append(("time", f"{clock(time.monotonic() - run.started)}, {run.rate:,.1f} images/s"))
+    return SampleSummary("Sample set", rows)
+
+
+class _Run:
+    """One attempt to make a sample set: its tracker and its progress line."""
+
+    def __init__(self, config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> None:
+        self.config, self.output, self.found, self.model = config, output, found, model
+        self.started, self.rate = time.monotonic(), 0.0
+        self._line: ProgressLine | None = None
+        self._reported = -math.inf
+        root, key = Path(config.root).expanduser(), f"sample/{output.location.uri}"
+        self.tracker: Tracker | None = None
+        try:
+            self.tracker = Tracker(
+                root / "spool" / digest(key)[:16] / "spool.jsonl",
+                run_key=key,
+                experiment=f"{found.name}/samples",
+                run_name=config.name or output.location.name,
+                root=root,
+                tracking_uri=config.tracking_uri,
+                notify=event,
+            )
+        except AlreadyRunningError:
+            event(f"another job is making {output.location}: helping it; what it does is in its MLflow run")
+
+    def _record(self, kind: str, **payload: Any) -> None:
+        if self.tracker is not None:
+            self.tracker.spool.append(kind, **payload)
+
+    def generate(self) -> dict[str, Any]:
+        """Compute what is missing, commit; returns the manifest."""
+        config, output, request = self.config, self.output, self.output.request
+        self._announce()
+        connected = cluster.connect()
+        event(f"sampling {config.num_images:,} images on {connected} into {output.location}")
+        self._line = ProgressLine("samples", config.num_images, "images")
+        records = output.compute(
+            SampleShards(output.location, request, config.cpus_per_worker),
+            _num_shards(config),
+            suffix=SUFFIXES[config.format],
+            pool=config.pool,
+            on_progress=self._show,
+        )
+        names = [record.name for record in records[: -(-_PREVIEW_IMAGES // config.shard_size)]]
+        (output.location / "preview" / "grid.png").write_bytes(_grid(output, names))
+        fields = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "num_rows": config.num_images,
+            "image_shape": [*self.model.unet.config.height_width, self.model.unet.config.in_channels],
+            "model": self.found.origin,
+            "lineage": _lineage(self.model),
+            "code_version": code_version(),
+            "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
+        }
+        manifest = output.commit(fields, records)
+        self._finish(manifest)
+        return manifest
+
+    def _announce(self) -> None:
+        extra = self.model.config["extra"]
+        self._record("params", values={**self.output.request, "model": self.found.reference})
+        tags = {
+            "ddpm.job": "sample",
+            "ddpm.model_id": self.found.model_id,
+            "ddpm.model": self.found.uri,
+            "ddpm.dataset_id": extra.get("dataset", {}).get("id"),
+            "ddpm.config_hash": digest(self.output.request),
+            "ddpm.code_version": code_version(),
+            "ddpm.output": self.output.location.uri,
+            "ddpm.train_run_id": self.found.run_id,
+            "mlflow.source.name": "jobs/sample.py",
+            "mlflow.source.type": "JOB",
+            "mlflow.source.git.commit": git_commit(),
+        }
+        self._record("tags", values={name: value for name, value in tags.items() if value is not None})
+
+    def _show(self, progress: Progress) -> None:
+        self.rate = progress.rate
+        left = (self.config.num_images - progress.rows) / progress.rate if progress.rate else math.nan
+        if self._line is not None:
+            self._line.update(progress.rows, progress.rate)
+        now, last = time.monotonic(), progress.shards == progress.num_shards
+        if progress.rate and (last or now - self._reported > _METRICS_INTERVAL_S):
+            self._reported = now
+            values = {"sample/images": progress.rows, "perf/images_per_second": progress.rate, "perf/eta_seconds": left}
+            self._record("metrics", step=progress.rows, values=values)
+
+    def _finish(self, manifest: Mapping[str, Any]) -> None:
+        preview, request = self.output.location / "preview", self.output.request
+        for name in ("grid.png", "trajectory.png"):
+            self._record("artifact", path=(preview / name).uri, artifact_path="preview")
+        how = f"ddim, {request['steps']} steps, η = {request['eta']}" if request["eta"] is not None else "ddpm"
+        self._record(
+            "note",
+            markdown=f"**{manifest['num_rows']:,} images** ({how}, seed {request['seed']}) at "
+            f"`{self.output.location}`, by model `{self.found.model_id[:12]}` (`{self.found.uri}`).\n\n"
+            "![samples](get-artifact?path=preview/grid.png&run_uuid={run_id})\n\n"
+            "From noise to image: x_t above the predicted x_0.\n\n"
+            "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})",
+        )
+
+    def close(self, status: str) -> TrackingReport | None:
+        """Leave Ray and finish tracking."""
+        if self._line is not None:
+            self._line.close()
+        cluster.disconnect()
+        return self.tracker.finish(status) if self.tracker else None
+
+
+def _restore(config: SampleConfig, output: ShardedOutput, manifest: Mapping[str, Any], lost: list[int]) -> None:
+    """Make lost shards of a complete sample set again; they must come out as the manifest records them."""
+    event(f"{output.location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+    factory = SampleShards(output.location, output.request, config.cpus_per_worker)
+    try:
+        for index, equal in output.recompute(factory, lost, manifest, pool=config.pool, restore=True):
+            if not equal:
+                raise StorageError(
+                    f"{output.location / 'data' / manifest['shards'][index]['name']}: is lost, and came out different "
+                    f"when it was made again (the set was made with {manifest['made_with']}, code "
+                    f"{manifest['code_version']}); use those versions on the same kind of hardware, or another output"
+                )
+    finally:
+        cluster.disconnect()
+
+
+def _grid(output: ShardedOutput, names: list[str]) -> bytes:
+    """The first images, from the stored shards."""
+    pngs: list[bytes] = []
+    for name in names:
+        content = (output.location / "data" / name).read_bytes()
+        pngs += [png for _, png in decode_shard(content, output.request["format"])]
+    return grid_png(np.stack([decode_image(png, None, None) for png in pngs[:_PREVIEW_IMAGES]]))
+
+
+def _lineage(model: Model) -> dict[str, Any]:
+    """What the model's own config says of its training."""
+    extra = model.config["extra"]
+    return {name: extra.get(name) for name in ("step", "dataset", "code_version")}
+
+
+def _rows(
+    config: SampleConfig, output: ShardedOutput, found: FoundModel, manifest: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    height, width, channels = manifest["image_shape"]
+    return [
+        ("images", f"{manifest['num_rows']:,} of {height}x{width}x{channels} (H x W x C), seed {config.seed}"),
+        ("shards", f"{len(manifest['shards']):,} in {output.location / 'data'}, {size / 2**20:,.1f} MiB"),
+        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+        ("preview", (output.location / "preview" / "grid.png").uri),
+    ]

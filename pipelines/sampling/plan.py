@@ -1,0 +1,99 @@
+"""What a sampling job would do and how long it would take, without doing it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddpm_core.model import Model, model_from_bytes
+from pipelines import cluster
+from pipelines.console import clock
+from pipelines.engine.actor_pool import ActorPool, run_on_actors
+from pipelines.engine.shards import ShardedOutput
+from pipelines.models import FoundModel
+from pipelines.pictures import encode_png, to_picture
+from pipelines.sampling.shard import sample_batch
+
+_CALIBRATION_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured on one actor: seconds per call of the network (one batch, one step), PNG bytes per image."""
+
+    seconds_per_call: float
+    bytes_per_image: float
+
+
+@dataclass(frozen=True)
+class _Calibrate:
+    """Samples one batch in few steps, after a first one that loads kernels."""
+
+    files: Mapping[str, bytes]
+    request: Mapping[str, Any]
+    threads: int
+
+    def __call__(self, index: int) -> Calibration:
+        torch.set_num_threads(self.threads)
+        model = model_from_bytes(self.files, self.request["device"])
+        ids = torch.arange(self.request["batch_size"])
+        steps = min(_CALIBRATION_STEPS, model.schedule.num_timesteps)
+        request = {**self.request, "sampler": "ddim", "eta": 0.0}
+        sample_batch({**request, "steps": 1}, model, ids)
+        start = time.perf_counter()
+        images = sample_batch({**request, "steps": steps}, model, ids)
+        seconds = (time.perf_counter() - start) / steps
+        return Calibration(seconds, sum(len(encode_png(to_picture(image))) for image in images) / len(images))
+
+
+def calibrate(found: FoundModel, request: Mapping[str, Any], pool: ActorPool) -> Calibration:
+    """Measure on one actor of the pool's kind.
+
+    Raises:
+        ClusterError: Ray gave up.
+    """
+    worker = _Calibrate(found.files, request, int(pool.num_cpus))
+    ((_, measured),) = run_on_actors(worker, [0], ActorPool(1, pool.num_cpus, pool.num_gpus), "calibration")
+    return measured  # type: ignore[no-any-return]
+
+
+def plan(
+    output: ShardedOutput, found: FoundModel, model: Model, shards_left: Sequence[int], pool: ActorPool
+) -> list[tuple[str, str]]:
+    """(name, value) rows: what is left to do, and what it takes by a calibration on one actor."""
+    request = output.request
+    shard_size, batch_size = request["shard_size"], request["batch_size"]
+    num_images, num_shards = request["num_images"], -(-request["num_images"] // shard_size)
+    images = sum(min(shard_size, num_images - index * shard_size) for index in shards_left)
+    full_batches = -(-shard_size // batch_size)
+    last_batches = -(-(num_images - (num_shards - 1) * shard_size) // batch_size)
+    batches = sum(last_batches if index == num_shards - 1 else full_batches for index in shards_left)
+    calls = batches * request["steps"]
+    size = model.unet.config.height_width
+    rows = [
+        ("shards", f"{len(shards_left):,} of {num_shards:,} to do, up to {shard_size:,} images each"),
+        ("images", f"{images:,} of {num_images:,} to do, {size[0]}x{size[1]}x{model.unet.config.in_channels}"),
+        ("sampler", f"{request['sampler']}, {request['steps']:,} steps"),
+        ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
+        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+    ]
+    if not shards_left:
+        return rows
+    try:
+        cluster.connect()
+        measured = calibrate(found, request, pool)
+        import ray
+
+        _, high = pool.bounds(ray.cluster_resources())
+    finally:
+        cluster.disconnect()
+    workers = max(1, min(high, len(shards_left)))
+    seconds = calls * measured.seconds_per_call / workers
+    return [
+        *rows,
+        ("output", f"about {images * measured.bytes_per_image / 2**20:,.1f} MiB in {output.location / 'data'}"),
+        ("measured", f"{measured.seconds_per_call * 1000:,.1f} ms per call on one worker"),
+        ("time", f"about {clock(seconds)} on {workers} worker(s), after their start"),
+    ]

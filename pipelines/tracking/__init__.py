@@ -1,0 +1,1 @@
+"""Tracking: a spool file, sent to MLflow in the background."""

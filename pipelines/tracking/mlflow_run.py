@@ -1,0 +1,283 @@
+"""The MLflow run of a spool: found again or created, then fed in order, whatever MLflow does meanwhile."""
+
+import contextlib
+import fcntl
+import getpass
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ddpm_core.errors import TrackingError
+from pipelines.tracking.mlflow_records import ATTEMPT_TAG, RecordWriter
+from pipelines.tracking.spool import Record, SpoolState, iter_records, read_records
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RUN_KEY_TAG = "ddpm.run_key"
+# Answers that stay the same however often the request is repeated.
+_FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+# Records that need a second store (artifacts, registry): when only that store fails, the others go on.
+_STORED_ELSEWHERE = {"image", "artifact", "model"}
+
+
+def redact(text: str) -> str:
+    """The text without the user names and passwords of the URIs in it.
+
+    >>> redact("failed: https://ann:secret@mlflow.example:5000/api")
+    'failed: https://***@mlflow.example:5000/api'
+    """
+    return re.sub(r"//[^/\s]+@", "//***@", text)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, without credentials, at most 200 characters."""
+    code = getattr(error, "error_code", "")
+    if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+        return (
+            f"{code}: the server refuses the credentials; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    cause = re.search(
+        r"Connection refused|Name or service not known|Temporary failure in name resolution|No route to host|"
+        r"Connection reset by peer|Remote end closed connection|timed out|certificate verify failed",
+        text,
+    )
+    return cause.group(0) if cause else redact(text)[:200]
+
+
+def configure_mlflow() -> None:
+    """Settings that MLflow reads when it is imported; what the environment already says is kept.
+
+    Short retries, because the spool is the retry: MLflow's own would block for minutes in an outage.
+    """
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _database_lock(uri: str) -> Iterator[None]:
+    """Only one process at a time may create the tables of a SQLite file: two at once disturb each other."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mlflow_client(uri: str) -> "MlflowClient":
+    """A client of the server or database at `uri`, in a process that is set up for it."""
+    configure_mlflow()
+    import mlflow
+    from mlflow import MlflowClient
+
+    if urlsplit(uri).scheme not in ("http", "https"):
+        # In front of a database MLflow resolves models:/ through the URI of the process. It also puts it into the
+        # environment, where the next run of this process would take it for the user's wish.
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri)
+        if given is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with _database_lock(uri):
+        return MlflowClient(uri)
+
+
+class MlflowRun:
+    """The one MLflow run of a spool.
+
+    Args:
+        spool: Path of the spool file.
+        identity: Payload of the spool's `start` record (run_key, experiment, run_name, artifact_root).
+        tracking_uri: Of the MLflow server or database, with its credentials if it has any.
+        state: What has been acknowledged so far; updated and stored after every success.
+        notify: Called with one line about something a person should know.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        identity: dict[str, Any],
+        tracking_uri: str,
+        state: SpoolState,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.state, self.refused = state, 0
+        self._spool, self._identity, self._uri, self._notify = spool, identity, tracking_uri, notify
+        self._client: MlflowClient | None = None
+        self._warned: set[str] = set()
+
+    def connect(self) -> None:
+        """Find or create the run; raises whatever MLflow raises when it cannot be reached."""
+        if self._client is None:
+            client = mlflow_client(self._uri)
+            with _database_lock(self._uri):
+                # The first use of a database creates its tables.
+                client.get_experiment_by_name(self._identity["experiment"])
+            self._client, self._writer = client, RecordWriter(client, self.state)
+        state = self.state
+        if state.run_id is not None and not self._exists(state.run_id):
+            self._notify(f"tracking: MLflow run {state.run_id} was deleted; a new one gets the whole history")
+            state.run_id, state.offset, state.attempts, state.last_step, state.deferred = None, 0, 0, {}, []
+        if state.run_id is None:
+            experiment_id = self._experiment_id()
+            run = self._find(experiment_id) or self._create(experiment_id)
+            state.run_id, state.experiment_id = run.info.run_id, experiment_id
+            state.save(self._spool)
+
+    @property
+    def _mlflow(self) -> "MlflowClient":
+        assert self._client is not None, "connect() comes first"
+        return self._client
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._mlflow.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._identity["experiment"]
+        location = None  # an HTTP server decides itself where artifacts go
+        if urlsplit(self._uri).scheme not in ("http", "https"):
+            location = (Path(self._identity["artifact_root"]) / name.replace("/", "_")).as_uri()
+        experiment = self._mlflow.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self._mlflow.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another job was faster
+                    raise
+                experiment = self._mlflow.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            raise TrackingError(f"experiment {name!r} is deleted: restore it in MLflow or choose another name")
+        return str(experiment.experiment_id)
+
+    def _find(self, experiment_id: str) -> "Run | None":
+        """The run with this key; its history says which steps it has, its tag how many attempts it saw."""
+        runs = self._mlflow.search_runs(
+            [experiment_id],
+            f'tags.`{RUN_KEY_TAG}` = "{self._identity["run_key"]}"',
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        if not runs:
+            return None
+        run = runs[0]
+        for key in run.data.metrics:
+            history = self._mlflow.get_metric_history(run.info.run_id, key)
+            self.state.last_step[key] = max(point.step for point in history)
+        earlier_here = sum(record.kind == "start" for record in iter_records(self._spool)) - 1
+        self.state.attempts = max(0, int(run.data.tags.get(ATTEMPT_TAG, 0)) - earlier_here)
+        return run
+
+    def _create(self, experiment_id: str) -> "Run":
+        first, _, _ = read_records(self._spool, 0, max_bytes=1)
+        tags = {RUN_KEY_TAG: self._identity["run_key"], "mlflow.user": _user()}
+        start_time = first[0].timestamp_ms if first else None
+        return self._mlflow.create_run(
+            experiment_id, start_time=start_time, tags=tags, run_name=self._identity["run_name"]
+        )
+
+    def send(self, records: Sequence[Record], end: int) -> None:
+        """Write the records in their order; the spool is acknowledged up to byte `end`.
+
+        Raises whatever MLflow raises when the server does not answer; what was written before that stays
+        acknowledged. A record that the server will never take is counted in `refused` and passed over.
+        """
+        waiting: list[Record] = []
+        for record in records:
+            if record.kind == "metrics":
+                waiting.append(record)
+                continue
+            self._send_metrics(waiting)
+            waiting = []
+            self._send_one(record)
+        self._send_metrics(waiting)
+        self._acknowledge(end)
+
+    def retry_deferred(self) -> None:
+        """Try once more the records whose artifact store or registry failed."""
+        for offset in list(self.state.deferred):
+            records, _, _ = read_records(self._spool, offset, max_bytes=1)
+            for record in records:
+                self._send_one(record)
+
+    def _acknowledge(self, end: int) -> None:
+        self.state.offset = max(self.state.offset, end)
+        self.state.save(self._spool)
+
+    def _send_metrics(self, records: list[Record]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if not records:
+            return
+        try:
+            self._writer.metrics(records)
+            self._acknowledge(records[-1].end)
+        except (MlflowException, ValueError, TypeError) as error:
+            if isinstance(error, MlflowException) and error.error_code not in _FINAL:
+                raise
+            self._require_run()
+            for record in records:  # one bad name refuses the whole request: find it
+                self._send_one(record)
+
+    def _send_one(self, record: Record) -> None:
+        from mlflow.exceptions import MlflowException
+
+        deferred = False
+        try:
+            self._writer.write(record)
+        except Exception as error:  # a record must never end the tracking
+            final = isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") in _FINAL
+            if isinstance(error, MlflowException) and not final and record.kind not in _STORED_ELSEWHERE:
+                raise
+            self._require_run()  # raises when it is the server itself that is away
+            deferred = record.kind in _STORED_ELSEWHERE and not final
+            self._pass_over(record, error, deferred)
+        waiting = [offset for offset in self.state.deferred if offset != record.start]
+        self.state.deferred = [*waiting, record.start] if deferred else waiting
+        self._acknowledge(record.end)
+
+    def _require_run(self) -> None:
+        """Raise unless the server answers and still has the run (`connect` replaces a deleted one)."""
+        if not self._exists(str(self.state.run_id)):
+            raise TrackingError("the run was deleted")
+
+    def _pass_over(self, record: Record, error: Exception, deferred: bool) -> None:
+        """Go on without the record, and say so once per kind."""
+        self.refused += not deferred
+        if record.kind not in self._warned:
+            self._warned.add(record.kind)
+            fate = "is kept for a later try" if deferred else "is left out"
+            self._notify(f"tracking: MLflow does not take a {record.kind} record, it {fate}: {reason(error)}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid())

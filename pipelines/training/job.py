@@ -1,0 +1,361 @@
+"""The training job's driver: check everything that can be checked, run Ray Train, register the model."""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ddpm_core.errors
+from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DataError, DDPMError
+from pipelines import cluster
+from pipelines.config import as_dict, differences, digest
+from pipelines.console import Interrupted, ProgressLine, clock, event
+from pipelines.data.dataset import PreparedDataset
+from pipelines.storage import Location
+from pipelines.tracking.spool import Record, Spool
+from pipelines.tracking.tracker import Tracker, TrackingReport
+from pipelines.training.checkpoint import Checkpoint, CheckpointStore
+from pipelines.training.config import TrainConfig
+from pipelines.training.loop import RESULT, TrainJob, train_loop
+from pipelines.version import code_version, git_commit
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+TrainLoop = Callable[[dict[str, TrainJob]], None]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a finished training left: `rows` are (name, value) pairs for the closing summary."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
+    """Train from scratch or from the newest checkpoint of the run of that name; a finished run is left alone.
+
+    Raises:
+        ConfigError: The network cannot take the images, or the run is longer than `train.steps`.
+        DataError: A data set is missing, damaged, or has another shape than the other.
+        CheckpointError: The run's checkpoints were made from another data set or under another config.
+        ClusterError: Ray is out of reach, or workers were lost more than `cluster.max_failures` times.
+        NonFiniteLossError: The loss became NaN or infinite.
+        StorageError: `root` cannot be read or written.
+    """
+    root = Location.parse(config.root)
+    run = root / "runs" / config.name
+    train_set = _open_data(root, "data.train", config.data.train)
+    validation_set = _open_data(root, "data.validation", config.data.validation) if config.data.validation else None
+    if validation_set is not None and validation_set.image_shape != train_set.image_shape:
+        raise ConfigError(
+            f"data.validation = {config.data.validation}: its images are {validation_set.image_shape}, "
+            f"those of data.train are {train_set.image_shape}; ingest both with the same size and channels"
+        )
+    config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
+    newest = CheckpointStore.open(run.uri).newest()
+    if newest is not None:
+        _check_resumable(newest, config, train_set)
+    job = TrainJob(
+        config,
+        run.uri,
+        train_set.location.uri,
+        validation_set.location.uri if validation_set else None,
+        code_version(),
+    )
+    driver = _Driver(job, root, run)
+    status = "FAILED"
+    try:
+        driver.announce(train_set, validation_set)
+        if not _is_finished(run, config):
+            (run / "config.json").write_json(as_dict(config))
+            driver.fit(loop)
+        result = (run / RESULT).read_json()
+        driver.register(result)
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        report = driver.close(status)
+    return _summary(config, run, result, driver, report)
+
+
+def _open_data(root: Location, field: str, uri: str) -> PreparedDataset:
+    """The prepared data set at `uri`; embedded ones are prepared under `root` on first use."""
+    if uri.startswith("embedded://"):
+        from pipelines.data.ingest import ensure_embedded
+
+        return ensure_embedded(uri, root / "data" / uri.removeprefix("embedded://"))
+    dataset = PreparedDataset.open(uri)
+    if dataset.num_rows == 0:
+        raise DataError(f"{field} = {uri}: holds no images; ingest a source that has some")
+    return dataset
+
+
+def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:
+    """Refuse to continue a run with other data, under another config, or to fewer steps than it has."""
+    advice = "give the run another `name`, or restore what it was started with"
+    stored = newest.state["dataset"]["id"]
+    if stored != dataset.dataset_id:
+        raise CheckpointError(
+            f"data.train = {config.data.train}: the data set has changed since the run's checkpoint of step "
+            f"{newest.step} (id {stored[:12]} -> {dataset.dataset_id[:12]}); {advice}"
+        )
+    changed = differences(newest.state["config"], config.semantic())
+    if changed:
+        raise CheckpointError(
+            f"name = {config.name!r}: the run's checkpoint of step {newest.step} was made with another config "
+            f"({'; '.join(changed)}); {advice}"
+        )
+    if newest.step > config.train.steps:
+        raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {advice}")
+
+
+def _is_finished(run: Location, config: TrainConfig) -> bool:
+    result = run / RESULT
+    return result.exists() and bool(result.read_json()["step"] == config.train.steps)
+
+
+class _Driver:
+    """The driver's side of a running training: its tracker, its progress line, Ray Train."""
+
+    def __init__(self, job: TrainJob, root: Location, run: Location) -> None:
+        self.job, self.config, self.run = job, job.config, run
+        self.started = time.monotonic()
+        self.fatal: DDPMError | None = None
+        self.progress: ProgressLine | None = None
+        self.thread: threading.Thread | None = None  # runs Ray Train
+        self.rate, self.loss = 0.0, float("nan")
+        local_root = Path(root.path) if root.is_local else Path("~/ddpm").expanduser()
+        key = f"train/{run.uri}"
+        spool_directory = Path(run.path) / "tracking" if run.is_local else local_root / "spool" / digest(key)[:16]
+        self.tracker = Tracker(
+            spool_directory / "spool.jsonl",
+            run_key=key,
+            experiment=self.config.name,
+            run_name=self.config.name,
+            root=local_root,
+            tracking_uri=self.config.tracking.uri,
+            notify=event,
+            listener=self._hear,
+            mirror=None if run.is_local else run / "tracking" / "spool.jsonl",
+        )
+
+    def announce(self, train_set: PreparedDataset, validation_set: PreparedDataset | None) -> None:
+        """Record what this run is: parameters, data sets, lineage tags."""
+        spool, config = self.tracker.spool, self.config
+        spool.append("params", values=_flat(as_dict(config)))
+        for context, dataset in (("training", train_set), ("validation", validation_set)):
+            if dataset is not None:
+                uri = dataset.location.uri
+                spool.append("dataset", name=uri, digest=dataset.dataset_id, uri=uri, context=context)
+        tags = {
+            "ddpm.job": "train",
+            "ddpm.config_hash": digest(config.semantic()),
+            "ddpm.dataset_id": train_set.dataset_id,
+            "ddpm.code_version": self.job.code_version,
+            "ddpm.run": self.run.uri,
+            "mlflow.source.name": "jobs/train.py",
+            "mlflow.source.type": "JOB",
+        }
+        if commit := git_commit():
+            tags["mlflow.source.git.commit"] = commit
+        spool.append("tags", values=tags)
+
+    def fit(self, loop: TrainLoop) -> None:
+        """Run Ray Train to the end in the background, while signals and fatal errors are watched for."""
+        config = self.config
+        low, high = config.cluster.worker_range
+        needed = config.cluster.cpus_per_worker
+        connected = cluster.connect(config.cluster.address, max(os.cpu_count() or 1, math.ceil(high * needed)))
+        import ray
+
+        self.tracker.spool.append("tags", values={"ray.job_id": ray.get_runtime_context().get_job_id()})
+        event(f"training {config.name} on {connected} with {_workers(low, high)}; run directory {self.run.uri}")
+        have = ray.cluster_resources()
+        for kind, each in (("CPU", needed), ("GPU", float(config.cluster.use_gpu))):
+            if have.get(kind, 0.0) < low * each:
+                event(
+                    f"waiting: {low} worker(s) need {low * each:g} {kind}, the cluster has {have.get(kind, 0.0):g}; "
+                    "it goes on when nodes join (or lower cluster.num_workers)"
+                )
+        self.progress = ProgressLine(config.name, config.train.steps, "steps")
+        failure: list[BaseException] = []
+        self.thread = threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True)
+        self.thread.start()
+        while self.thread.is_alive() and self.fatal is None:
+            self.thread.join(0.2)  # in slices: a signal's handler runs between two of them
+        if self.fatal is None and failure:
+            self.tracker.catch_up()  # the controller's last words may still be on their way
+        if self.fatal is None and failure:
+            self.fatal = _own_error(failure[0]) or ClusterError(
+                f"cluster.max_failures = {config.cluster.max_failures}: gave up ({_first_line(failure[0])}); "
+                "run the same command to continue from the last checkpoint"
+            )
+        if self.fatal is not None:
+            raise self.fatal
+
+    def _fit(self, loop: TrainLoop, failure: list[BaseException]) -> None:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        scaling = self.config.cluster
+        # Ray's own files; our checkpoints and their commit are not among them (docs/adr/0003).
+        storage = self.run / "ray"
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config={"job": self.job},
+            scaling_config=ScalingConfig(
+                num_workers=scaling.num_workers,  # type: ignore[arg-type]  # (min, max) is Ray Train v2's
+                use_gpu=scaling.use_gpu,
+                resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{time.time_ns()}",
+                storage_path=storage.path,
+                storage_filesystem=None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs)),
+                failure_config=FailureConfig(max_failures=scaling.max_failures),
+                callbacks=[_controller_callback(self.tracker.spool)],  # type: ignore[list-item]
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001  # handed to the main thread
+            failure.append(error)
+
+    def _hear(self, record: Record) -> None:
+        """Show a record that has just been spooled (called from the tracker's thread)."""
+        if record.kind == "event":
+            event(record.payload["message"])
+        elif record.kind == "fatal":
+            self.fatal = getattr(ddpm_core.errors, record.payload["error"])(record.payload["message"])
+        elif record.kind == "metrics":
+            values = record.payload["values"]
+            self.loss = values.get("train/loss", self.loss)
+            if "perf/images_per_second" in values and self.progress is not None:
+                self.rate = values["perf/images_per_second"]
+                done = record.payload["step"]
+                steps_per_second = self.rate / self.config.train.batch_size
+                self.progress.update(done, steps_per_second, f"({self.rate:,.0f} images/s)  loss {self.loss:.4f}")
+
+    def register(self, result: dict[str, Any]) -> None:
+        """Put the final model, grid and headline into MLflow."""
+        spool, scores = self.tracker.spool, result["validation"]
+        metrics = {}
+        headline = f"**{result['step']:,} steps**"
+        if scores:
+            metrics = {f"validation/{scores['sigma2']}/bits_per_dim": scores["total"]}
+            headline = (
+                f"**{scores['total']:.4f} ± {scores['standard_error']:.4f} bits/dim** (σ² = {scores['sigma2']}, "
+                f"{scores['num_images']} validation images, standard error over images) after {headline}"
+            )
+        spool.append("artifact", path=result["grid"], artifact_path="grids")
+        spool.append(
+            "model",
+            uri=result["model"],
+            name=self.config.tracking.model_name or self.config.name,
+            model_id=result["model_id"],
+            step=result["step"],
+            metrics=metrics,
+            dataset={"name": self.job.train, "digest": result["dataset_id"]},
+        )
+        spool.append(
+            "note",
+            markdown=f"{headline}\n\nModel `{result['model_id'][:12]}` at `{result['model']}`, "
+            f"{result['parameters']:,} parameters, trained on `{self.job.train}`.\n\n"
+            f"![samples](get-artifact?path=grids/{Location.parse(result['grid']).name}&run_uuid={{run_id}})",
+        )
+
+    def close(self, status: str) -> TrackingReport:
+        """Leave Ray and finish tracking."""
+        if self.progress is not None:
+            self.progress.close()
+        # Ray ends a process at once in which one thread leaves while another still waits for an answer. A
+        # training that is given up is therefore left to end with this process, as after a kill.
+        if self.thread is None or not self.thread.is_alive():
+            cluster.disconnect()
+        return self.tracker.finish(status, timeout_s=60.0)
+
+
+def _controller_callback(spool: Spool) -> "UserCallback":
+    """Carries what workers report into the spool; runs in Ray Train's controller, on the driver's node."""
+    from ray.train import UserCallback
+
+    class ReportToSpool(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            for report in metrics:
+                for record in report["records"]:
+                    spool.append(**record)
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for rank, error in sorted(worker_exceptions.items()):
+                cause = _own_error(error)
+                if cause is not None:
+                    spool.append("fatal", error=type(cause).__name__, message=str(cause))
+                    return
+                spool.append("event", message=f"worker {rank} was lost ({_first_line(error)}): restarting")
+
+    return ReportToSpool()
+
+
+def _own_error(error: BaseException | None) -> DDPMError | None:
+    """The error of our tree that Ray has wrapped, if there is one: restarting would only meet it again."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, DDPMError):
+            return error
+        seen.add(id(error))
+        for failure in getattr(error, "worker_failures", {}).values():
+            if (found := _own_error(failure)) is not None:
+                return found
+        error = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error.__cause__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _workers(low: int, high: int) -> str:
+    return f"{low} worker(s)" if low == high else f"{low} to {high} workers"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _summary(
+    config: TrainConfig, run: Location, result: dict[str, Any], driver: _Driver, report: TrackingReport
+) -> TrainSummary:
+    rows = []
+    if scores := result["validation"]:
+        rows.append(
+            (
+                "bits/dim",
+                f"{scores['total']:.4f} ± {scores['standard_error']:.4f} (standard error; σ² = {scores['sigma2']}, "
+                f"ELBO of {scores['num_images']} validation images)",
+            )
+        )
+        rows.append(("terms", f"L_T {scores['prior']:.5f} + ΣL_t {scores['kl_sum']:.4f} + L_0 {scores['decoder']:.4f}"))
+    rows += [
+        ("model", f"{result['model']} ({result['parameters']:,} parameters, id {result['model_id'][:12]})"),
+        ("samples", result["grid"]),
+        ("MLflow", report.link or "not reached"),
+    ]
+    if report.advice:
+        rows.append(("tracking", report.advice))
+    if driver.progress is None:
+        rows.append(("note", f"was finished already; train on with a larger --train.steps than {result['step']:,}"))
+        return TrainSummary(f"{config.name}: nothing to do", rows)
+    rows.append(("time", f"{clock(time.monotonic() - driver.started)} in this attempt, {driver.rate:,.0f} images/s"))
+    return TrainSummary(f"{config.name}: trained {result['step']:,} steps", rows)

@@ -1,0 +1,346 @@
+"""Ingest: real files of every kind in, the same bytes out after kills and on any workers; clear refusals."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, StorageError
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.ingest import IngestConfig, ensure_embedded, ingest
+from pipelines.storage import Location
+
+ROOT = Path(__file__).parents[3]
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+RNG = np.random.default_rng(0)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def write_folder(root: Path | Location, count: int, shape: tuple[int, ...] = (8, 8, 3)) -> np.ndarray:
+    """`count` images in the folders class-0 and class-1; returns them in the order of their paths."""
+    images = np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8)
+    location = Location.parse(root)
+    for index, image in enumerate(images):
+        (location / f"class-{2 * index // count}" / f"{index:05d}.png").write_bytes(png(image))
+    return images
+
+
+def files(root: str | Path) -> dict[str, bytes]:
+    found = {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    return {str(path.relative_to(root)): content for path, content in found.items()}
+
+
+def rejected(root: str | Path) -> dict[str, str]:
+    table = pq.read_table(Path(root) / "rejected.parquet")
+    return dict(zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+
+def run_job(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "jobs" / "ingest.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_folder_becomes_a_data_set(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "in", 40)
+    calls: list[tuple[str, int, int, float]] = []
+    result = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out")), lambda *call: calls.append(call))
+    data = result.dataset
+    assert not result.already_complete
+    assert (data.num_rows, data.image_shape, data.rejected) == (40, (8, 8, 3), 0)
+    assert data.label_names == ("class-0", "class-1")
+    ids, stored, labels = data.read_images(0, 40)
+    assert np.array_equal(ids, np.arange(40))
+    assert np.array_equal(stored, images)
+    assert np.array_equal(labels, np.repeat([0, 1], 20))
+    table = pq.read_table(tmp_path / "out/data")
+    assert table["source"].to_pylist()[39] == "class-1/00039.png"
+    assert set(files(tmp_path / "out")) == {"manifest.json", "rejected.parquet", "data/part-00000.parquet"}
+    assert rejected(tmp_path / "out") == {}
+    assert calls[0] == ("decode", 0, 40, 0.0)
+    assert calls[-1][:3] == ("write", 40, 40)
+
+
+def test_images_are_cropped_and_resized(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "in", 6, (20, 30, 3))
+    data = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), image_size=10)).dataset
+    expected = Image.fromarray(images[4][:, 5:25]).resize((10, 10), Image.Resampling.LANCZOS)
+    assert data.image_shape == (10, 10, 3)
+    assert np.array_equal(data.read_images(4, 5)[1][0], np.asarray(expected))
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(None, 3), (3, 3), (1, 1)])
+def test_one_colour_image_makes_the_set_rgb_unless_told(tmp_path: Path, channels: int | None, expected: int) -> None:
+    greys = write_folder(tmp_path / "in", 30, (8, 8))
+    colour = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+    (tmp_path / "in/class-9").mkdir()
+    (tmp_path / "in/class-9/x.png").write_bytes(png(colour))
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), channels=channels)
+    data = ingest(config).dataset
+    _, stored, _ = data.read_images(0, 31)
+    assert data.image_shape == (8, 8, expected)
+    assert np.array_equal(stored[:30], np.repeat(greys[..., None], expected, axis=-1))
+    if expected == 3:
+        assert np.array_equal(stored[30], colour)
+
+
+def test_an_all_grey_source_stays_grey(tmp_path: Path) -> None:
+    greys = write_folder(tmp_path / "in", 5, (8, 8))
+    data = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"))).dataset
+    assert np.array_equal(data.read_images(0, 5)[1][..., 0], greys)
+
+
+def break_images(root: Path) -> dict[str, str]:
+    """Add one broken image of every kind; returns what its reason must contain."""
+    (root / "class-0").mkdir(exist_ok=True)
+    good = png(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    huge = Image.new("1", (30_000, 30_000))
+    huge.save(root / "class-0/bomb.png")
+    (root / "class-0/0-empty.png").write_bytes(b"")
+    (root / "class-0/page.jpg").write_bytes(b"<html>404</html>")
+    (root / "class-0/truncated.png").write_bytes(good[: len(good) // 2])
+    (root / "class-0/other-size.png").write_bytes(good)
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(root / "class-0/sixteen.png")
+    return {
+        "class-0/bomb.png": "decompression bomb",
+        "class-0/0-empty.png": "empty (zero bytes)",
+        "class-0/page.jpg": "not an image",
+        "class-0/truncated.png": "truncated",
+        "class-0/other-size.png": "size 64x64 is not 8x8",
+        "class-0/sixteen.png": "unsupported mode I;16",
+    }
+
+
+def test_broken_images_are_listed_with_reasons_and_ids_stay_dense(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "in", 60)
+    expected = break_images(tmp_path / "in")
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), max_rejected_fraction=0.1)
+    # The first file in order is broken: the size is that of the first readable one.
+    data = ingest(config).dataset
+    found = rejected(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    assert all(reason in found[name] for name, reason in expected.items())
+    assert (data.num_rows, data.rejected) == (60, 6)
+    assert np.array_equal(data.read_images(0, 60)[1], images)
+
+
+def test_too_many_broken_images_fail_the_job_and_leave_no_data_set(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 60)
+    break_images(tmp_path / "in")
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), max_rejected_fraction=0.05)
+    with pytest.raises(DataError, match=r"6 of 66 images \(9\.1%\) cannot be used, .* = 0\.05 .*class-0/0-empty"):
+        ingest(config)
+    assert len(rejected(tmp_path / "out")) == 6
+    with pytest.raises(DataError, match="not a prepared data set"):
+        PreparedDataset.open(str(tmp_path / "out"))
+    # A higher limit is no other request: the decoded images are used.
+    assert ingest(IngestConfig(config.source, config.output, max_rejected_fraction=0.1)).dataset.num_rows == 60
+
+
+def test_a_source_without_any_readable_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of its first images can be read \(last: a.png: empty"):
+        ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out1")))
+    with pytest.raises(DataError, match=r"1 of 1 images \(100.0%\) cannot be used"):
+        ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out2"), image_size=8, max_rejected_fraction=1))
+
+
+def test_running_again_is_a_no_op_even_without_the_source(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 10)
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"))
+    first = ingest(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    (tmp_path / "in").rename(tmp_path / "moved")
+    again = ingest(config)
+    assert again.already_complete
+    assert again.dataset == first.dataset
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_another_request_or_a_changed_source_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 10)
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"))
+    ingest(config)
+    with pytest.raises(RequestMismatchError, match=r"finished .*channels: None -> 1; image_size: None -> 16"):
+        ingest(IngestConfig(config.source, config.output, image_size=16, channels=1))
+
+    (tmp_path / "in/class-0/00000.png").write_bytes(b"")
+    strict = IngestConfig(config.source, str(tmp_path / "unfinished"), image_size=8)
+    with pytest.raises(DataError, match="1 of 10 images"):
+        ingest(strict)
+    write_folder(tmp_path / "in", 10)
+    with pytest.raises(RequestMismatchError, match=r"unfinished .*source_content"):
+        ingest(strict)
+    with pytest.raises(RequestMismatchError, match=r"unfinished .*image_size: 8 -> 4"):
+        ingest(IngestConfig(config.source, strict.output, image_size=4))
+
+
+def test_an_output_used_again_in_one_process_is_not_mixed_up(tmp_path: Path) -> None:
+    for count in (10, 12):
+        images = write_folder(tmp_path / f"in-{count}", count)
+        data = ingest(IngestConfig(str(tmp_path / f"in-{count}"), str(tmp_path / "out"))).dataset
+        assert np.array_equal(data.read_images(0, count)[1], images)
+        data.location.delete_tree()
+
+
+def test_racing_runs_make_one_data_set(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 50)
+    config, ids, barrier = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out")), [], threading.Barrier(3)
+
+    def race() -> None:
+        barrier.wait()
+        ids.append(ingest(config).dataset.dataset_id)
+
+    threads = [threading.Thread(target=race) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 3
+    assert len(set(ids)) == 1
+
+
+@pytest.mark.ray
+def test_small_shards_on_actors_hold_the_same_rows(ray_cluster: None, tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "in", 300, (128, 128, 3))  # 341 such rows (16 MiB) make a unit
+    more = RNG.integers(0, 256, (100, 128, 128, 3), np.uint8)
+    for index, image in enumerate(more):
+        (tmp_path / f"in/class-1/{1000 + index}.png").write_bytes(png(image))
+    (tmp_path / "in/class-0/00007.png").write_bytes(b"")
+    expected = np.delete(np.concatenate([images, more]), 7, axis=0)
+    one = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "one"), num_workers=1, shard_mib=4)).dataset
+    many = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "many"), num_workers=(1, 3), shard_mib=4)).dataset
+    assert [shard.rows for shard in one.shards[:-1]] == [80] * 4
+    assert np.array_equal(one.read_images(0, 399)[1], expected)
+    assert files(tmp_path / "one") == files(tmp_path / "many")
+    assert many.dataset_id == one.dataset_id
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_job_continues_and_ends_in_the_same_bytes(ray_cluster: None, tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 1500, (96, 96, 3))
+    source, whole, output = (str(tmp_path / name) for name in ("in", "whole", "out"))
+    ingest(IngestConfig(source, whole, num_workers=3, shard_mib=1))
+    command = [sys.executable, "jobs/ingest.py", "--source", source, "--output", output, "--shard_mib", "1"]
+    for stage in ("decoded", "data"):
+        records = Location.parse(output) / "_work/records" / stage
+        killed = subprocess.Popen([*command, "--num_workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+        while not records.list():
+            assert killed.poll() is None, f"the job ended before its first {stage} shard was seen"
+            time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert not (Path(output) / "manifest.json").exists()
+        with pytest.raises(DataError, match="not a prepared data set"):
+            PreparedDataset.open(output)
+    calls: list[tuple[str, int, int, float]] = []
+    ingest(IngestConfig(source, output, num_workers=1, shard_mib=1), lambda *call: calls.append(call))
+    assert calls[0] == ("decode", 1500, 1500, 0.0), "nothing is decoded twice"
+    assert next(done for stage, done, *_ in calls if stage == "write") > 0
+    assert files(output) == files(whole)
+
+
+def test_object_storage_round_trip(s3_prefix: str, tmp_path: Path) -> None:
+    images = write_folder(Location.parse(s3_prefix) / "in", 20)
+    write_folder(tmp_path / "in", 20)
+    config = IngestConfig(s3_prefix + "/in", s3_prefix + "/out")
+    data = ingest(config).dataset
+    assert np.array_equal(data.read_images(0, 20)[1], images)
+    assert data.dataset_id == ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"))).dataset.dataset_id
+    names = sorted(path.split("/out/")[1] for path in data.location.find())
+    assert names == ["data/part-00000.parquet", "manifest.json", "rejected.parquet"]
+    assert ingest(config).already_complete
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        ingest(IngestConfig(s3_prefix + "/in", "s3://missing-bucket/out"))
+
+
+def test_embedded_digits_need_no_ray_and_are_kept(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pipelines.data.ingest import ensure_embedded\n"
+        "for split in ('train', 'test'): print(ensure_embedded(f'embedded://digits/{split}', sys.argv[1] + split))\n"
+        "assert 'ray' not in sys.modules and 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path) + "/"], check=True, capture_output=True)
+    train = ensure_embedded("embedded://digits/train", str(tmp_path / "train"))
+    test = ensure_embedded("embedded://digits/test", str(tmp_path / "test"))
+    assert (train.num_rows, test.num_rows, train.image_shape) == (1498, 299, (8, 8, 1))
+    _, images, labels = train.read_images(0, 1498)
+    assert (images.min(), images.max()) == (0, 255)
+    assert set(labels.tolist()) == set(range(10))
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+def test_fashion_mnist_is_read_whole(tmp_path: Path) -> None:
+    import gzip
+
+    source = FASHION_MNIST / "t10k-images-idx3-ubyte.gz"
+    data = ingest(IngestConfig(str(source), str(tmp_path / "out"))).dataset
+    raw = np.frombuffer(gzip.decompress(source.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    labels = gzip.decompress((FASHION_MNIST / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    _, images, stored_labels = data.read_images(0, 10_000)
+    assert np.array_equal(images, raw)
+    assert stored_labels.tolist() == list(labels)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("source", "", "source = '': must be"),
+        ("output", "", "output = '': must be"),
+        ("image_size", 0, "image_size = 0: must be in 1..4096"),
+        ("max_rejected_fraction", 1.5, "max_rejected_fraction = 1.5: must be in"),
+        ("num_workers", -1, "num_workers = -1: must be 0"),
+        ("num_workers", (3, 2), r"num_workers = \(3, 2\): must be 0"),
+        ("num_workers", (0, 2), r"num_workers = \(0, 2\): must be 0"),
+        ("shard_mib", 0, "shard_mib = 0: must be in"),
+    ],
+)
+def test_bad_values_are_refused_by_name(field: str, value: object, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        IngestConfig(**{"source": "a", "output": "b", field: value})
+
+
+def test_the_job_ends_with_a_summary_and_its_refusals_are_one_line(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 12)
+    arguments = ["--source", tmp_path / "in", "--output", tmp_path / "out"]
+    done = run_job(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 8x8x3" in done.stdout
+    again = run_job(*arguments)
+    assert (again.returncode, "already complete" in again.stderr) == (0, True)
+    for extra, code, match in (
+        (["--image_size", "16"], 2, "image_size: None -> 16"),
+        (["--image_size", "0"], 2, "image_size"),
+        (["--colour", "1"], 2, "colour"),
+        (["--source", tmp_path / "missing", "--output", tmp_path / "other"], 1, "nothing is there"),
+        (["--format", "zip"], 2, "format"),
+    ):
+        refused = run_job(*arguments, *extra)
+        assert refused.returncode == code, refused.stderr
+        assert match in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_manifest_says_how_the_data_set_was_made(tmp_path: Path) -> None:
+    ensure_embedded("embedded://digits/test", str(tmp_path))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["request"]["source"] == "embedded://digits/test"
+    assert manifest["decoded_by"].keys() == {"pillow", "pyarrow"}
+    assert len(manifest["source_content"]) == 64

@@ -1,0 +1,67 @@
+"""The exactly-once ledger."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm_core.errors import CheckpointError, LedgerError
+from pipelines.data.ledger import Ledger
+
+
+def ledger_of(pairs: list[tuple[int, int]]) -> Ledger:
+    ledger = Ledger()
+    epochs, ids = np.array(pairs, np.int64).reshape(-1, 2).T
+    ledger.add(epochs, ids)
+    return ledger
+
+
+pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**40)), unique=True, max_size=50)
+
+
+@given(pairs)
+def test_round_trip_keeps_every_row(rows: list[tuple[int, int]]) -> None:
+    again = Ledger.from_bytes(ledger_of(rows).to_bytes())
+    assert sorted((epoch, int(row)) for epoch in again.epochs for row in again.ids(epoch)) == sorted(rows)
+    assert again.total() == len(rows)
+
+
+@given(pairs, pairs)
+def test_merge_is_the_union_or_refuses(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> None:
+    ledger = ledger_of(left)
+    if set(left) & set(right):
+        with pytest.raises(LedgerError, match="used twice"):
+            ledger.merge(ledger_of(right))
+    else:
+        ledger.merge(ledger_of(right))
+        assert ledger.total() == len(left) + len(right)
+
+
+def test_a_row_twice_in_an_epoch_is_refused_at_once() -> None:
+    ledger = ledger_of([(0, 1), (0, 2), (1, 1)])
+    with pytest.raises(LedgerError, match=r"epoch 0: 1 row\(s\)"):
+        ledger.add(np.array([0]), np.array([2]))
+    with pytest.raises(LedgerError, match="epoch 5"):
+        ledger_of([]).add(np.array([5, 5]), np.array([7, 7]))
+
+
+def test_check_proves_finished_epochs_and_names_what_is_missing() -> None:
+    rows = [(0, i) for i in range(10)] + [(1, i) for i in (3, 4)]
+    ledger_of(rows).check(num_rows=10, steps=3, batch_size=4)
+    with pytest.raises(LedgerError, match="epoch 0 used 9 distinct rows"):
+        ledger_of([row for row in rows if row != (0, 5)]).check(10, 3, 4)
+    with pytest.raises(LedgerError, match="epoch 0 used 10 distinct rows"):
+        ledger_of([(0, 99) if row == (0, 5) else row for row in rows]).check(10, 3, 4)
+    with pytest.raises(LedgerError, match=r"holds epochs \[0, 1\]"):
+        ledger_of(rows).check(10, 6, 4)
+
+
+def test_a_finished_epoch_takes_a_few_bytes() -> None:
+    full = Ledger()
+    full.add(np.zeros(100_000, np.int64), np.random.default_rng(0).permutation(100_000))
+    assert len(full.to_bytes()) < 3000
+
+
+def test_damaged_bytes_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="ledger"):
+        Ledger.from_bytes(b"not a ledger")

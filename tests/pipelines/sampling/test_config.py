@@ -1,0 +1,68 @@
+"""The sampling job's configuration: what is refused, and dates."""
+
+from typing import Any
+
+import pytest
+
+from ddpm_core.errors import ConfigError
+from pipelines.config import parse
+from pipelines.engine.actor_pool import ActorPool
+from pipelines.sampling.config import SampleConfig
+
+GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("num_images", 0, "at least 1"),
+        ("num_images", -5, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("shard_size", 0, "at least 1"),
+        ("seed", -1, "a number >= 0"),
+        ("seed", "today", "a number >= 0"),
+        ("steps", 0, "at least 1"),
+        ("eta", 1.5, r"in \[0, 1\]"),
+        ("eta", 0.5, "--sampler ddim"),
+        ("num_workers", (3, 2), r"\[min, max\]"),
+        ("num_workers", -1, r"\[min, max\]"),
+        ("cpus_per_worker", 0, "at least 1"),
+        ("gpus_per_worker", 1.5, "whole"),
+        ("date", "21.11.2026", "2026-11-21"),
+        ("model", "", "must be a directory"),
+        ("output", "", "must be a path"),
+    ],
+)
+def test_bad_values_are_refused_by_name(field: str, value: Any, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field} = .*{rule}"):
+        SampleConfig(**{"model": "m", "output": "o", "num_images": 5, field: value})
+
+
+@pytest.mark.parametrize(
+    "argv", [["--model", "m", "--output", "o"], [*GIVEN, "--sampler", "euler"], [*GIVEN, "--images", "3"]]
+)
+def test_the_command_line_is_refused_in_one_line(argv: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]+$"):
+        parse(SampleConfig, argv, "")
+
+
+def test_a_date_takes_the_place_of_its_placeholders() -> None:
+    config = parse(
+        SampleConfig,
+        ["--model=m", "--output=s3://b/{date}/x", "--seed={date}", "--num_images=5", "--date=2026-02-03"],
+        "",
+    )
+    dated = config.with_date()
+    assert (dated.output, dated.seed) == ("s3://b/2026-02-03/x", 20260203)
+    today = parse(SampleConfig, [*GIVEN, "--seed", "{date}"], "").with_date()
+    assert today.seed == int(str(today.date).replace("-", ""))
+    assert parse(SampleConfig, GIVEN, "").with_date().seed == 0
+
+
+def test_the_pool_is_what_was_asked_for() -> None:
+    config = parse(SampleConfig, [*GIVEN, "--num_workers", "[1,4]", "--gpus_per_worker", "0.5"], "")
+    assert config.pool == ActorPool((1, 4), 1, 0.5)
+    assert parse(SampleConfig, GIVEN, "").pool == ActorPool(None, 1, 0.0)
+    assert ActorPool(None, 2, 0.5).bounds({"CPU": 16.0, "GPU": 2.0}) == (4, 4)
+    assert ActorPool(None, 1, 1).bounds({"CPU": 16.0}) == (1, 1), "a cluster that has no GPU yet"
+    assert ActorPool(3).bounds({}) == (3, 3)

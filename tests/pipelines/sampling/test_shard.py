@@ -1,0 +1,155 @@
+"""One shard of a sample set: the same images whatever is computed beside them, in files that others can read."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+from sample_runs import save_tiny_model, tiny
+
+from ddpm_core.errors import ModelError
+from ddpm_core.images import to_uint8
+from ddpm_core.model import load_model
+from ddpm_core.sampling import sample_ddim, sample_ddpm
+from ddpm_core.unet import UNetConfig
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.ingest import IngestConfig, ingest
+from pipelines.engine.shards import ShardedOutput
+from pipelines.models import find_model
+from pipelines.sampling.job import request_of
+from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
+from pipelines.storage import Location
+
+
+def shards_of(root: Path, **fields: Any) -> tuple[SampleShards, int, Path]:
+    """The function of a sample set's shards, their number, and the output, which holds the model."""
+    config = tiny(root, **fields)
+    found, location = find_model(config.model, None, root), Location.parse(config.output)
+    found.store(location / "model")
+    request = request_of(config, found, load_model(config.model))
+    return SampleShards(location, request, threads=1), -(-config.num_images // config.shard_size), Path(config.output)
+
+
+def images_of(content: bytes, kind: str = "parquet") -> dict[int, np.ndarray]:
+    return {index: np.asarray(Image.open(io.BytesIO(png))) for index, png in decode_shard(content, kind)}
+
+
+def all_images(root: Path, **fields: Any) -> dict[int, np.ndarray]:
+    shards, count, _ = shards_of(root, **fields)
+    compute = shards()
+    return {index: image for shard in range(count) for index, image in images_of(compute(shard).data).items()}
+
+
+@pytest.mark.parametrize(("num_images", "batch", "shard"), [(1, 3, 6), (2, 3, 6), (6, 3, 6), (22, 3, 6), (22, 4, 7)])
+def test_every_id_once_whatever_divides_it(tmp_path: Path, num_images: int, batch: int, shard: int) -> None:
+    shards, count, _ = shards_of(tmp_path, num_images=num_images, batch_size=batch, shard_size=shard)
+    outputs = [shards()(index) for index in range(count)]
+    assert [index for output in outputs for index in images_of(output.data)] == list(range(num_images))
+    assert [output.rows for output in outputs] == [len(images_of(output.data)) for output in outputs]
+    assert [output.extra["first_id"] for output in outputs] == [index * shard for index in range(count)]
+
+
+def test_shards_in_another_order_and_by_another_actor_are_the_same_bytes(tmp_path: Path) -> None:
+    shards, count, _ = shards_of(tmp_path)
+    one, other = shards(), shards()
+    forward = [one(index).data for index in range(count)]
+    assert [other(index).data for index in reversed(range(count))] == forward[::-1]
+    assert len(set(forward)) == count
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"eta": 0.7},
+        {"steps": None, "sampler": "ddpm"},
+        {"steps": None, "sampler": "ddpm", "sigma2": "beta", "clip_x_0": False},
+    ],
+)
+def test_the_images_are_those_of_the_sampler(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Ho 2020, algorithm 2; Song 2021 (DDIM), eq. 12: an image is the sampler's, by its id alone."""
+    found, model = all_images(tmp_path, **fields), load_model(tmp_path / "model")
+    ids, common = torch.tensor([0, 7, 21]), {"clip_x_0": fields.get("clip_x_0", True)}
+    if fields.get("sampler") == "ddpm":
+        x = sample_ddpm(model.schedule, model.unet, ids, (1, 8, 8), 3, fields.get("sigma2", "beta_tilde"), **common)
+    else:
+        x = sample_ddim(model.schedule, model.unet, ids, (1, 8, 8), 3, 5, fields.get("eta", 0.0), **common)
+    expected = to_uint8(x).numpy()[..., 0]
+    for row, index in enumerate(ids.tolist()):
+        assert np.abs(found[index].astype(int) - expected[row].astype(int)).max() <= 1
+    assert len({image.tobytes() for image in found.values()}) == 22, "every image is another one"
+
+
+def test_another_batch_size_moves_at_most_a_grey_level(tmp_path: Path) -> None:
+    one, other = all_images(tmp_path), all_images(tmp_path, batch_size=11, shard_size=22)
+    difference = np.abs(np.stack(list(one.values())).astype(int) - np.stack(list(other.values())).astype(int))
+    assert (difference <= 1).mean() >= 0.999
+
+
+def test_another_seed_gives_other_images(tmp_path: Path) -> None:
+    one, other = all_images(tmp_path), all_images(tmp_path, seed=4)
+    assert not any(np.array_equal(one[index], other[index]) for index in one)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_hugging_face_datasets_and_pandas_show_images(tmp_path: Path, channels: int) -> None:
+    network = UNetConfig(8, channels, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
+    save_tiny_model(tmp_path / "model", network=network)
+    shards, _, output = shards_of(tmp_path)
+    content = shards()(1).data
+    (output / "data").mkdir()
+    (output / "data" / "part-00001.parquet").write_bytes(content)
+    loaded = datasets.load_dataset(
+        "parquet", data_files=f"{output}/data/*.parquet", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded["id"][:] == list(range(6, 12))
+    frame = pandas.read_parquet(output / "data")
+    assert frame["image"][0]["path"] == "000000000006.png"
+    for row, image in enumerate(images_of(content).values()):
+        np.testing.assert_array_equal(np.asarray(loaded[row]["image"]), image)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(frame["image"][row]["bytes"]))), image)
+        assert image.shape == ((8, 8) if channels == 1 else (8, 8, channels))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_ingest_reads_the_samples_back(tmp_path: Path, kind: str) -> None:
+    shards, count, output = shards_of(tmp_path, format=kind)
+    result = ShardedOutput(Location.parse(output), {})
+    result.begin()
+    result.compute(lambda: shards(), count, suffix=SUFFIXES[kind])
+    ingest(IngestConfig(f"{output}/data/*{SUFFIXES[kind]}", str(tmp_path / "data set")))
+    _, images, _ = PreparedDataset.open(str(tmp_path / "data set")).read_images(0, 22)
+    np.testing.assert_array_equal(images[..., 0], np.stack(list(all_images(tmp_path / "again").values())))
+
+
+def test_the_trajectory_leads_from_noise_to_the_images(tmp_path: Path) -> None:
+    shards, _, output = shards_of(tmp_path, steps=5)
+    images = images_of(shards()(0).data)
+    picture = Image.open(output / "preview" / "trajectory.png")
+    scale = picture.width // (5 * 9 + 1)
+    sheet = np.asarray(picture)[::scale, ::scale]
+    assert sheet.shape == (6 * 9 + 1, 5 * 9 + 1), "x_t and predicted x_0 of a batch of three images, five steps"
+    for row in range(3):
+        last = sheet[(2 * row + 1) * 9 + 1 :, 4 * 9 + 1 :][:8, :8]
+        np.testing.assert_array_equal(last, images[row])  # the last prediction is the image
+        assert sheet[2 * row * 9 + 1 :, 1:][:8, :8].std() > 50, "noise at the start"
+
+
+def test_bfloat16_is_close_to_float32(tmp_path: Path) -> None:
+    one, other = all_images(tmp_path), all_images(tmp_path, dtype="bfloat16")
+    difference = np.abs(np.stack(list(one.values())).astype(int) - np.stack(list(other.values())).astype(int))
+    assert 0 < difference.mean() < 5
+
+
+def test_another_model_beside_the_output_is_refused(tmp_path: Path) -> None:
+    shards, _, output = shards_of(tmp_path)
+    save_tiny_model(tmp_path / "other", weights_seed=1)
+    find_model(str(tmp_path / "other"), None, tmp_path).store(Location.parse(output / "model"))
+    with pytest.raises(ModelError, match="is not the model"):
+        shards()

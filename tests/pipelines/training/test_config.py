@@ -1,0 +1,159 @@
+"""The training job's fields: defaults that fit together, recipes that fit their data, refusals by name."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_core.errors import ConfigError
+from ddpm_core.unet import UNet
+from pipelines.config import as_dict, differences, parse
+from pipelines.training.config import ClusterConfig, OptimizationConfig, TrainConfig
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def read(*argv: str) -> TrainConfig:
+    return parse(TrainConfig, argv, "Train.")
+
+
+def test_no_arguments_are_the_defaults_and_the_digits_recipe() -> None:
+    assert read() == TrainConfig()
+    assert read("--config", str(CONFIGS / "digits.yaml")) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "image_shape", "parameters"),
+    [("digits", (8, 8, 1), None), ("fashion_mnist", (28, 28, 1), 1.1e6), ("cifar10", (32, 32, 3), 35.7e6)],
+)
+def test_recipes_parse_and_their_networks_take_their_images(recipe, image_shape, parameters) -> None:
+    config = read("--config", str(CONFIGS / f"{recipe}.yaml"))
+    assert config.name == recipe
+    with torch.device("meta"):  # shapes without memory
+        unet = UNet(config.network.unet_config(image_shape))
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    if parameters is not None:
+        # the number the recipe's comment states; 35.7 million are DDPM's (Ho et al. 2020, appendix B)
+        assert count == pytest.approx(parameters, abs=0.05e6)
+
+
+def test_every_recipe_is_tested() -> None:
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == ["cifar10", "digits", "fashion_mnist"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "name = 'a/b': must consist of",
+        "name = '': must consist of",
+        "data.train = '': must be the URI",
+        "data.window_mib = 0: must be at least 1",
+        "data.reads_ahead = 0: must be at least 1",
+        "data.cpus_per_read = -1.0: must not be negative",
+        "diffusion.num_timesteps = 1: must be at least 2",
+        "diffusion.beta_start = 0.0: must be in (0, 1)",
+        "diffusion.beta_end = 1.0: must be in (0, 1)",
+        "diffusion.beta_start = 0.5: must not exceed beta_end",
+        "train.steps = 0: must be at least 1",
+        "train.batch_size = 0: must be at least 1",
+        "train.learning_rate = 0.0: must be positive",
+        "train.learning_rate = nan: must be positive",
+        "train.learning_rate = inf: must be positive and finite",
+        "train.grad_clip = 0.0: must be positive",
+        "train.warmup_steps = -1: must not be negative",
+        "train.weight_decay = -0.1: must not be negative",
+        "train.seed = -1: must not be negative",
+        "train.ema_decay = 1.0: must be in [0, 1)",
+        "checkpoint.every_steps = 0: must be at least 1",
+        "checkpoint.keep = 1: must be at least 2",
+        "validation.num_images = 0: must be at least 1",
+        "validation.timesteps_per_image = 1000: must be below",
+        "grid.sampler_steps = 1001: must be at most",
+        "grid.num_images = 0: must be at least 1",
+        "cluster.num_workers = 0: must be >= 1",
+        "cluster.num_workers = (3, 2): must be >= 1, or [min, max]",
+        "cluster.cpus_per_worker = 0: must be positive",
+        "cluster.threads_per_worker = -1: must be >= 0",
+        "cluster.max_failures = -1: must not be negative",
+        "tracking.every_steps = 0: must be at least 1",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(told: str) -> None:
+    path, value = told.partition(":")[0].split(" = ")
+    section, _, name = path.rpartition(".")
+    config = TrainConfig()
+    value = eval(value, {"nan": math.nan, "inf": math.inf})
+    with pytest.raises(ConfigError) as refusal:
+        replace(config, **{section: replace(getattr(config, section), **{name: value})} if section else {name: value})
+    assert str(refusal.value).startswith(told)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_batch_has_a_row_for_every_worker_and_part() -> None:
+    train, cluster = OptimizationConfig(batch_size=12, accumulate=3), ClusterConfig(num_workers=(1, 5))
+    assert TrainConfig(train=train, cluster=replace(cluster, num_workers=4)).train.batch_size == 12
+    with pytest.raises(ConfigError, match=r"train\.batch_size = 12: must be at least workers x accumulate = 15"):
+        TrainConfig(train=train, cluster=cluster)
+
+
+def test_a_table_of_betas_replaces_the_schedule_and_is_checked() -> None:
+    betas = ["--diffusion.betas", "[0.1, 0.2, 0.3]", "--validation.timesteps_per_image", "2"]
+    config = read(*betas, "--grid.sampler_steps", "3")
+    assert config.diffusion.noise_schedule().betas.tolist() == [0.1, 0.2, 0.3]
+    with pytest.raises(ConfigError, match=r"grid\.sampler_steps = 4: must be at most .* = 3"):
+        read(*betas, "--grid.sampler_steps", "4")
+    with pytest.raises(ConfigError, match=r"validation\.timesteps_per_image = 16: must be below .* = 3"):
+        read(*betas[:2], "--grid.sampler_steps", "3")
+    with pytest.raises(ConfigError, match=r"diffusion\.betas\[1\] = 1\.5: must be in \(0, 1\)"):
+        read("--diffusion.betas", "[0.1, 1.5]")
+    with pytest.raises(ConfigError, match=r"diffusion\.betas = .*: must hold at least 2"):
+        read("--diffusion.betas", "[0.1]")
+
+
+def test_schedules_are_those_named() -> None:
+    linear = TrainConfig().diffusion.noise_schedule()
+    assert (linear.num_timesteps, float(linear.betas[0]), float(linear.betas[-1])) == (1000, 1e-4, 0.02)
+    assert read("--diffusion.schedule", "cosine").diffusion.noise_schedule().config["name"] == "cosine"
+
+
+def test_worker_ranges() -> None:
+    assert read("--cluster.num_workers", "3").cluster.worker_range == (3, 3)
+    assert read("--cluster.num_workers", "[1, 4]").cluster.worker_range == (1, 4)
+
+
+def test_the_network_names_the_field_that_does_not_fit_the_images() -> None:
+    with pytest.raises(ConfigError, match=r"network\.image_size: .*multiple of 4"):
+        read("--network.channel_multipliers", "[1, 2, 2]").network.unet_config((30, 30, 1))
+
+
+# What may change between two attempts of one run, and what would make it another training.
+FREE = {
+    "name", "root", "data.train", "data.validation", "data.reads_ahead", "data.cpus_per_read", "train.steps",
+    "train.accumulate", "train.compile",
+}  # fmt: skip
+FREE_SECTIONS = {"checkpoint", "validation", "grid", "cluster", "tracking"}
+
+
+def test_the_semantic_config_holds_every_field_that_decides_what_is_learned() -> None:
+    def leaves(values: dict, prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in values.items():
+            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+        return found
+
+    config = TrainConfig()
+    every = {leaf for leaf in leaves(as_dict(config)) if leaf.split(".")[0] not in FREE_SECTIONS}
+    assert leaves(config.semantic()) == every - FREE
+    assert {field.name for field in fields(config)} >= FREE_SECTIONS
+
+
+def test_a_free_field_leaves_the_semantic_config_as_it_was_and_another_is_named() -> None:
+    free = read("--train.steps", "9", "--cluster.num_workers", "2", "--name", "y", "--train.accumulate", "2")
+    assert free.semantic() == TrainConfig().semantic()
+    other = read("--train.learning_rate", "0.002", "--network.channel_multipliers", "[1, 3]")
+    assert differences(TrainConfig().semantic(), other.semantic()) == [
+        "network.channel_multipliers: [1, 2] -> [1, 3]",
+        "train.learning_rate: 0.001 -> 0.002",
+    ]

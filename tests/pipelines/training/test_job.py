@@ -1,0 +1,110 @@
+"""The training job on Ray: what it leaves, the same numbers on any number of workers, going on, stopping."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from train_runs import (
+    BATCH,
+    ROWS,
+    assert_each_row_once,
+    checkpoints,
+    curve,
+    final_state,
+    ledger,
+    mlflow_run,
+    run_directory,
+    tiny,
+)
+
+from ddpm_core.model import load_model
+from pipelines.training.config import TrainConfig
+from pipelines.training.job import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+EVERY_STEP = list(range(1, 25))
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_cluster: None, training_root: Path) -> TrainConfig:
+    """An uninterrupted training by one worker."""
+    config = tiny(training_root, "one-worker")
+    train(config)
+    return config
+
+
+def test_a_training_leaves_checkpoints_a_model_grids_and_its_record(one_worker: TrainConfig) -> None:
+    run = run_directory(one_worker)
+    assert checkpoints(one_worker).steps() == [18, 24]
+    assert_each_row_once(one_worker)
+    result = (run / "result.json").read_json()
+    model = load_model(result["model"])
+    assert model.model_id == result["model_id"]
+    assert model.config["extra"]["config"] == one_worker.semantic()
+    assert sum(parameter.numel() for parameter in model.unet.parameters()) == result["parameters"]
+    assert (run / "grids").list() == ["step-00000012.png", "step-00000024.png"]
+    assert Image.open(result["grid"]).size[0] > 60
+    assert result["validation"]["num_images"] == 10
+    assert 0 < result["validation"]["standard_error"] < result["validation"]["total"]
+    assert json.loads((run / "config.json").read_bytes())["train"]["steps"] == 24
+
+
+def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig) -> None:
+    client, run = mlflow_run(one_worker)
+    assert run.info.status == "FINISHED"
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # a later run of this process may have another database
+    for key in ("train/loss", "train/grad_norm", "train/learning_rate"):
+        assert [step for step, _ in curve(one_worker, key)] == EVERY_STEP
+    assert dict(curve(one_worker, "train/learning_rate"))[2] == pytest.approx(4e-4)
+    assert [step for step, _ in curve(one_worker, "perf/images_per_second")] == [5, 6, 10, 12, 15, 18, 20, 24]
+    assert curve(one_worker, "train/epoch")[-1] == (24, 24 * BATCH / ROWS)
+    result = (run_directory(one_worker) / "result.json").read_json()
+    scores = curve(one_worker, "validation/beta_tilde/bits_per_dim")
+    assert [step for step, _ in scores] == [12, 24]
+    assert scores[-1][1] == result["validation"]["total"]
+    assert run.data.params["train.batch_size"] == str(BATCH)
+    assert run.data.tags["ddpm.dataset_id"] == result["dataset_id"]
+    assert any(key.startswith("system/node_0/") for key in run.data.metrics)
+    assert len([item for item in client.list_artifacts(run.info.run_id, "images") if "samples" in item.path]) >= 2
+    (version,) = client.search_model_versions("name = 'one-worker'")
+    assert version.tags["ddpm.model_id"] == result["model_id"]
+
+
+def test_two_workers_train_on_the_same_rows_to_the_same_losses(
+    two_workers: TrainConfig, one_worker: TrainConfig
+) -> None:
+    assert checkpoints(two_workers).load(24).state["world_size"] == 2
+    assert ledger(two_workers).to_bytes() == ledger(one_worker).to_bytes()
+    ours, theirs = curve(two_workers), curve(one_worker)
+    assert [step for step, _ in ours] == EVERY_STEP
+    np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-4)
+    np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=1e-6)  # before rounding has been trained on
+
+
+def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_rests(
+    ray_cluster: None, training_root: Path, one_worker: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(training_root, "continued", train={"steps": 12}))
+    damaged = Path((checkpoints(one_worker).location.parent.parent / "continued").path) / "checkpoints/step-00000012"
+    weights = damaged / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    config = tiny(training_root, "continued")
+    capsys.readouterr()
+    train(config)
+    shown = capsys.readouterr().err
+    assert "checkpoint of step 12 is corrupt and passed over: " in shown
+    assert "resumed at step 6 on 1 worker(s)" in shown
+    assert final_state(config) == final_state(one_worker)
+    assert curve(config) == curve(one_worker)
+
+    kept = training_root / "runs/continued/checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    summary = train(config)
+    assert summary.title == "continued: nothing to do"
+    assert {
+        path: path.stat().st_mtime_ns for path in (training_root / "runs/continued/checkpoints").rglob("*")
+    } == before
+    assert curve(config) == curve(one_worker)

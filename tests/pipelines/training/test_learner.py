@@ -1,0 +1,245 @@
+"""One training step: the same numbers however its rows are divided, and a resume that is exact."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ddpm_core.errors import CheckpointError
+from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.unet import UNetConfig
+from pipelines.data.stream import MicroBatch
+from pipelines.training.config import OptimizationConfig
+from pipelines.training.learner import Learner
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+UNET = UNetConfig(
+    image_size=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1,
+    attention_resolutions=(4,), dropout=0.0, num_groups=4,
+)  # fmt: skip
+CONFIG = OptimizationConfig(batch_size=12, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9)
+
+
+def learner(config: OptimizationConfig = CONFIG, unet: UNetConfig = UNET, flip: bool = False) -> Learner:
+    return Learner(unet, NoiseSchedule.linear(100), config, flip, CPU)
+
+
+def batch(step: int, size: int = 12, epoch: int = 0) -> MicroBatch:
+    ids = np.arange(step * size, (step + 1) * size, dtype=np.int64)
+    images = np.random.default_rng(step).integers(0, 256, (size, 8, 8, 1), np.uint8)
+    return MicroBatch(step, images, ids, np.full(size, epoch, np.int64))
+
+
+def weights(trained: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trained.unet.state_dict().items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.mark.parametrize("loss", ["simple", "vlb", "min_snr"])
+def test_cutting_a_batch_into_parts_changes_nothing(loss: str) -> None:
+    config = replace(CONFIG, loss=loss, grad_clip=1e9)
+    results, ends = [], []
+    for accumulate in (1, 2, 3, 5):
+        trained = learner(replace(config, accumulate=accumulate))
+        results.append([trained.step(batch(step)) for step in range(3)])
+        ends.append(weights(trained))
+    for steps in results[1:]:
+        for ours, whole in zip(steps, results[0], strict=True):
+            torch.testing.assert_close(ours.loss, whole.loss, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(ours.grad_norm, whole.grad_norm, rtol=1e-4, atol=1e-6)
+    assert all(distance(end, ends[0]) < 1e-3 for end in ends[1:])
+
+
+def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
+    trained = learner()
+    whole = batch(0)
+    to = torch.tensor
+    x_0 = to(whole.images).permute(0, 3, 1, 2) / 127.5 - 1
+
+    def loss_of(rows: list[int], epoch: int) -> float:
+        ids = to(whole.ids[rows])
+        return float(trained._loss(x_0[rows], ids, torch.full_like(ids, epoch)).detach())
+
+    singles = [loss_of([row], 0) for row in range(12)]
+    assert loss_of(list(range(12)), 0) == pytest.approx(sum(singles), rel=1e-5)
+    assert loss_of([7, 2, 11], 0) == pytest.approx(singles[7] + singles[2] + singles[11], rel=1e-5)
+    assert loss_of([7], 1) != pytest.approx(singles[7], rel=1e-3)  # another epoch: another t and ε
+    other = learner(replace(CONFIG, seed=1))
+    assert float(other._loss(x_0[[7]], to(whole.ids[[7]]), to([0])).detach()) != pytest.approx(singles[7], rel=1e-3)
+
+
+def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr("pipelines.training.learner.q_sample", lambda schedule, x_0, t, eps: seen.append(x_0) or x_0)
+    trained = learner(flip=True)
+    ids = torch.arange(400)
+    ramp = torch.arange(8.0).expand(400, 1, 8, 8)
+    trained._loss(ramp, ids, torch.zeros_like(ids))
+    trained._loss(ramp[:100], ids[300:], torch.zeros_like(ids[300:]))
+    trained._loss(ramp, ids, torch.ones_like(ids))
+    first, part, next_epoch = ((x_0[:, 0, 0, 0] == 7) for x_0 in seen)
+    assert torch.equal(first[300:], part)
+    assert not torch.equal(first, next_epoch)
+    for flipped in (first, next_epoch):
+        assert abs(int(flipped.sum()) - 200) < 5 * 10  # 5 standard deviations of a fair coin
+    assert all(torch.equal(x, ramp[0] if not flip else ramp[0].flip(-1)) for x, flip in zip(seen[0], first))
+
+
+@pytest.mark.parametrize(
+    ("config", "dropout"),
+    [
+        (CONFIG, 0.0),
+        (replace(CONFIG, optimizer="adamw", weight_decay=0.1), 0.3),
+        (replace(CONFIG, precision="bf16"), 0.0),
+    ],
+)
+def test_a_resumed_training_ends_in_the_very_same_weights(config: OptimizationConfig, dropout: float) -> None:
+    unet = replace(UNET, dropout=dropout)
+    whole = learner(config, unet)
+    losses = [float(whole.step(batch(step)).loss) for step in range(6)]
+    first = learner(config, unet)
+    for step in range(3):
+        first.step(batch(step))
+    state, ema = first.state(), save_tensors(first.ema.state_dict())
+    second = learner(replace(config, seed=config.seed), unet)
+    second.load(state["weights.safetensors"], state["optimizer.safetensors"], ema)
+    torch.manual_seed(1234)  # no generator state is needed
+    assert [float(second.step(batch(step)).loss) for step in range(3, 6)] == losses[3:]
+    assert same(weights(second), weights(whole))
+    assert same(second.ema.state_dict(), whole.ema.state_dict())
+    assert second.state() == whole.state()
+
+
+def test_a_checkpoint_of_another_network_is_refused() -> None:
+    small, large = learner(), learner(unet=replace(UNET, base_channels=16))
+    deep = learner(unet=replace(UNET, num_res_blocks=2))
+    for trained in (small, large, deep):
+        trained.step(batch(0))
+    good = (*small.state().values(), save_tensors(small.ema.state_dict()))
+    for other in (large, deep):
+        bad = (*other.state().values(), save_tensors(other.ema.state_dict()))
+        for index in range(3):
+            mixed = [*good]
+            mixed[index] = bad[index]
+            with pytest.raises(CheckpointError) as refusal:
+                learner().load(*mixed)
+            assert "\n" not in str(refusal.value)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        learner().load(good[0], b"no tensors", good[2])
+
+
+def test_the_loss_falls_on_an_easy_problem() -> None:
+    trained = learner(replace(CONFIG, batch_size=32, learning_rate=3e-3, warmup_steps=10))
+    images = np.full((32, 8, 8, 1), 255, np.uint8)  # every image is white: ε can be read off x_t
+    losses = []
+    for step in range(60):
+        ids = np.arange(step * 32, (step + 1) * 32, dtype=np.int64)
+        losses.append(float(trained.step(MicroBatch(step, images, ids, np.zeros(32, np.int64))).loss))
+    assert losses[0] == pytest.approx(1.0, abs=0.1)  # zero-initialised output: the loss is the mean of ε²
+    assert np.mean(losses[-10:]) < 0.5
+
+
+def test_bf16_keeps_float32_weights_moments_and_loss() -> None:
+    trained = learner(replace(CONFIG, precision="bf16"))
+    result = trained.step(batch(0))
+    assert result.loss.dtype == result.grad_norm.dtype == torch.float32
+    stored = [load_tensors(data) for data in trained.state().values()]
+    kept = [*stored[0].values(), *stored[1].values(), *trained.ema.state_dict().values()]
+    assert {value.dtype for value in kept} == {torch.float32}
+    plain = learner()
+    assert float(plain.step(batch(0)).loss) == pytest.approx(float(result.loss), rel=0.02)
+    ran_in: list[torch.dtype] = []
+    for module in trained.unet.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: ran_in.append(output.dtype))
+    trained.step(batch(1))
+    assert set(ran_in) == {torch.bfloat16}
+
+
+def test_the_learning_rate_warms_up_and_stays() -> None:
+    trained = learner(replace(CONFIG, learning_rate=0.1, warmup_steps=4))
+    assert [trained.learning_rate(step) for step in range(6)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert learner(replace(CONFIG, learning_rate=0.1, warmup_steps=0)).learning_rate(0) == 0.1
+
+
+def test_gradients_are_clipped_and_their_norm_before_it_is_told() -> None:
+    tight, loose = learner(replace(CONFIG, grad_clip=1e-6)), learner(replace(CONFIG, grad_clip=float("inf")))
+    first = [trained.step(batch(0)) for trained in (tight, loose)]
+    assert first[0].grad_norm == first[1].grad_norm > 1e-3
+    assert not same(weights(tight), weights(loose))
+
+
+def test_the_evaluation_network_is_a_copy_without_dropout() -> None:
+    trained = learner(unet=replace(UNET, dropout=0.5))
+    trained.step(batch(0))
+    eps_fn = trained.eps_fn(trained.ema_unet())
+    x_t, t = torch.randn(4, 1, 8, 8), torch.arange(4)
+    before = eps_fn(x_t, t)
+    assert torch.equal(before, eps_fn(x_t, t))
+    trained.step(batch(1))
+    assert torch.equal(before, eps_fn(x_t, t))
+    assert not torch.equal(before, trained.eps_fn(trained.ema_unet())(x_t, t))
+
+
+@pytest.mark.slow
+def test_ranks_give_the_numbers_of_one_process(tmp_path: Path) -> None:
+    """Two real gloo ranks with uneven shares (5 and 7 rows of 12), with and without accumulation."""
+    tests = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{tests.parent}"}
+    command = [sys.executable, str(tests / "gloo_rank.py")]
+    ranks = [
+        subprocess.Popen([*command, str(rank), "2", tmp_path], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=600)
+        assert rank.returncode == 0, errors
+    for accumulate in (1, 2):
+        alone = learner(replace(CONFIG, accumulate=accumulate, grad_clip=0.5))
+        expected = [alone.step(batch(step)) for step in range(4)]
+        parts = [torch.load(tmp_path / f"{accumulate}-{rank}.pt", weights_only=True) for rank in range(2)]
+        losses = sum(part["losses"] for part in parts)
+        torch.testing.assert_close(losses, torch.stack([result.loss for result in expected]), rtol=1e-5, atol=1e-7)
+        for part in parts:
+            norms = torch.stack([result.grad_norm for result in expected])
+            torch.testing.assert_close(part["norms"], norms, rtol=1e-4, atol=1e-6)
+            assert distance(part["weights"], weights(alone)) < 1e-3
+        assert same(parts[0]["weights"], parts[1]["weights"])
+        assert parts[0]["gathered"] == parts[1]["gathered"] == [0, 10]
+        assert parts[0]["broadcast"] == parts[1]["broadcast"] == "from rank 0"
+
+
+def test_moments_take_the_memory_layout_of_their_parameters() -> None:
+    """On GPUs the network is channels-last, and fused Adam pairs a parameter with its moments by address."""
+
+    def channels_last() -> Learner:
+        made = learner()
+        made.unet.to(memory_format=torch.channels_last)
+        return made
+
+    whole, first, second = channels_last(), channels_last(), channels_last()
+    for step in range(4):
+        whole.step(batch(step))
+    for step in range(2):
+        first.step(batch(step))
+    second.load(*first.state().values(), save_tensors(first.ema.state_dict()))
+    for parameter, state in second.optimizer.state.items():
+        assert parameter.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
+    for step in range(2, 4):
+        second.step(batch(step))
+    assert distance(weights(second), weights(whole)) < 1e-6

@@ -1,0 +1,130 @@
+"""Validation and sample grids: the same numbers on any number of ranks, nothing counted twice."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm_core.likelihood import estimate_bpd
+from ddpm_core.schedule import NoiseSchedule
+from pipelines.training.config import GridConfig, ValidationConfig
+from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
+
+torch.set_num_threads(1)
+SCHEDULE = NoiseSchedule.linear(100)
+CONFIG = ValidationConfig(num_images=50, timesteps_per_image=4, batch_size=16)
+CPU = torch.device("cpu")
+
+
+class Halt(Exception):
+    """Leaves a rank at its gather."""
+
+
+@dataclass(frozen=True)
+class OneOfMany(Ranks):
+    """A rank that is run after the others: each in turn leaves its value, the last round gets them all."""
+
+    values: list[Any] = field(default_factory=list)
+    complete: bool = False
+
+    def gather(self, value: Any) -> list[Any]:
+        if self.complete:
+            return self.values
+        self.values.append(value)
+        raise Halt
+
+
+def on_ranks(world_size: int, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What `work` gives each of `world_size` ranks."""
+    ranks = [OneOfMany(0, world_size)]
+    ranks += [OneOfMany(rank, world_size, ranks[0].values) for rank in range(1, world_size)]
+    for rank in ranks:
+        with pytest.raises(Halt):
+            work(rank)
+    return [work(replace(rank, complete=True)) for rank in ranks]
+
+
+class Network:
+    """A fixed ε that depends on every pixel and on t; notes the shapes it is called with."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        torch.manual_seed(0)
+        self.mix = torch.nn.Conv2d(1, 1, 3, padding=1).requires_grad_(False)
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(x_t.shape))
+        return torch.tanh(self.mix(x_t)) * (1 + t.float() / 100)[:, None, None, None]
+
+
+@pytest.mark.parametrize("num_rows", [50, 33, 70, 1])
+def test_any_number_of_ranks_gives_the_very_same_bits_per_dim(make_dataset, num_rows: int) -> None:
+    dataset = make_dataset(num_rows=num_rows)
+
+    def work(ranks: Ranks) -> BitsPerDim:
+        return validate(Network(), SCHEDULE, dataset, CONFIG, 7, CPU, ranks)
+
+    alone = work(Ranks(0, 1))
+    assert alone.num_images == min(50, num_rows)
+    for world_size in (2, 3, 5):
+        assert on_ranks(world_size, work) == [alone] * world_size
+
+
+def test_the_estimate_is_the_mean_over_each_image_once_with_its_standard_error(make_dataset) -> None:
+    dataset = make_dataset(num_rows=70)
+    result = validate(Network(), SCHEDULE, dataset, CONFIG, 7, CPU, Ranks(0, 1))
+    ids, images, _ = dataset.read_images(0, 50)
+    pixels = torch.tensor(images).permute(0, 3, 1, 2)
+    one_by_one = [
+        estimate_bpd(SCHEDULE, Network(), pixels[i : i + 1], torch.tensor(ids[i : i + 1]), 7, 4, sigma2="beta_tilde")
+        for i in range(50)
+    ]
+    total = np.array([float(terms.total) for terms in one_by_one])
+    assert result.total == pytest.approx(total.mean(), rel=1e-6)
+    assert result.standard_error == pytest.approx(total.std(ddof=1) / math.sqrt(50), rel=1e-5)
+    assert result.prior == pytest.approx(np.mean([float(terms.prior) for terms in one_by_one]), rel=1e-9)
+    assert result.decoder == pytest.approx(np.mean([float(terms.decoder) for terms in one_by_one]), rel=1e-6)
+    assert result.total == pytest.approx(result.prior + result.kl_sum + result.decoder, rel=1e-12)
+
+
+def test_every_call_of_the_network_has_the_same_shape(make_dataset) -> None:
+    network = Network()
+    validate(network, SCHEDULE, make_dataset(num_rows=35), CONFIG, 7, CPU, Ranks(0, 1))
+    assert set(network.shapes) == {(16, 1, 8, 8)}
+
+
+def test_another_seed_or_sigma2_is_another_estimate(make_dataset) -> None:
+    dataset = make_dataset(num_rows=20)
+    results = [
+        validate(Network(), SCHEDULE, dataset, replace(CONFIG, sigma2=sigma2), seed, CPU, Ranks(0, 1))
+        for sigma2, seed in (("beta_tilde", 7), ("beta_tilde", 8), ("beta", 7))
+    ]
+    assert len({result.total for result in results}) == 3
+    assert [result.sigma2 for result in results] == ["beta_tilde", "beta_tilde", "beta"]
+
+
+def test_one_image_has_no_standard_error(make_dataset) -> None:
+    result = validate(Network(), SCHEDULE, make_dataset(num_rows=1), CONFIG, 7, CPU, Ranks(0, 1))
+    assert (result.num_images, result.standard_error) == (1, math.inf)
+
+
+@pytest.mark.parametrize("num_images", [1, 32, 33, 70])
+def test_samples_are_the_same_on_any_number_of_ranks(num_images: int) -> None:
+    config = GridConfig(num_images=num_images, sampler_steps=3)
+
+    def work(ranks: Ranks) -> np.ndarray:
+        return sample_images(Network(), SCHEDULE, (8, 8, 1), config, 3, CPU, ranks)
+
+    alone = work(Ranks(0, 1))
+    assert (alone.shape, alone.dtype) == ((num_images, 8, 8, 1), np.uint8)
+    assert len(np.unique(alone.reshape(num_images, -1), axis=0)) == num_images
+    for world_size in (2, 4):
+        for samples in on_ranks(world_size, work):
+            np.testing.assert_array_equal(samples, alone)
+    np.testing.assert_array_equal(
+        sample_images(Network(), SCHEDULE, (8, 8, 1), replace(config, num_images=1), 3, CPU, Ranks(0, 1)), alone[:1]
+    )
