@@ -3,7 +3,7 @@
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class _Actor:
 
 def run_on_actors(
     worker: Callable[[int], Any], indices: Sequence[int], pool: ActorPool | None, where: str
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Each index and what `worker(index)` returns, in the order of completion.
 
     Args:

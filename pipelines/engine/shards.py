@@ -16,7 +16,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.storage import Location, json_bytes
 
 MANIFEST = "manifest.json"
+_PREFIX = "part-"
 _RECORD_READERS = 16
 
 
@@ -76,10 +77,17 @@ class ShardedOutput:
     Attributes:
         location: The directory or prefix.
         request: JSON values that determine every byte of the output. A change of any of them is refused.
+        directory: Name of the directory in it that takes the shards.
     """
 
     location: Location
     request: Mapping[str, Any]
+    directory: str = "data"
+
+    @property
+    def shards(self) -> Location:
+        """Where the shards lie."""
+        return self.location / self.directory
 
     @property
     def work(self) -> Location:
@@ -123,42 +131,62 @@ class ShardedOutput:
         factory: Callable[[], Compute],
         num_shards: int,
         *,
-        into: str = "data",
+        into: str | None = None,
         suffix: str = ".parquet",
         pool: ActorPool | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        enough: Callable[[Sequence[ShardRecord]], bool] = lambda records: False,
     ) -> list[ShardRecord]:
         """Compute the shards that are not there and return the records of all, in order.
+
+        With `enough`, the fewest that are: it is asked of the records 0..n-1 for n = 1, 2, ... as they come to be
+        there, so that where it ends depends on no order of completion.
 
         Args:
             factory: Picklable; called once per actor, gives the function from index to `ShardOutput`.
             num_shards: Indices are 0..num_shards-1.
-            into: Directory below the location that takes the shards.
+            into: Directory below the location that takes the shards; None for `directory`.
             suffix: Ending of the objects' names.
             pool: The actors; None computes in this process, one shard after the other.
             on_progress: Called first for what was found, then after every shard.
+            enough: Whether the first n records are all that is needed; shards beyond them are left to `commit`.
 
         Raises:
             DDPMError: What the compute function raised: it ends the computation at once.
             ClusterError: Ray gave up.
         """
+        into = into or self.directory
         found = self.finished(num_shards, into=into, suffix=suffix)
         rows = rows_before = sum(record.rows for record in found.values())
         missing = [index for index in range(num_shards) if index not in found]
         on_progress(Progress(len(found), num_shards, rows, 0.0))
         began: float | None = None
+        first: list[ShardRecord] = []
+
+        def settled() -> bool:
+            while len(first) in found:
+                first.append(found[len(first)])
+                if enough(first):
+                    return True
+            return False
+
+        if settled():
+            return first
         stored = run_on_actors(_Store(factory, self.location, into, suffix), missing, pool, self.location.uri)
-        for index, (record, seconds) in stored:
-            now = time.monotonic()
-            began = began or now - seconds
-            found[index] = record
-            rows += record.rows
-            on_progress(Progress(len(found), num_shards, rows, (rows - rows_before) / max(now - began, 1e-9)))
-        return [found[index] for index in range(num_shards)]
+        with closing(stored):
+            for index, (record, seconds) in stored:
+                now = time.monotonic()
+                began = began or now - seconds
+                found[index] = record
+                rows += record.rows
+                on_progress(Progress(len(found), num_shards, rows, (rows - rows_before) / max(now - began, 1e-9)))
+                if settled():
+                    break
+        return first
 
     def lost(self, manifest: Mapping[str, Any]) -> list[int]:
         """Indices of the shards of a complete output whose object is missing or has another size than recorded."""
-        sizes = (self.location / "data").sizes()
+        sizes = self.shards.sizes()
         return [index for index, shard in enumerate(manifest["shards"]) if sizes.get(shard["name"]) != shard["bytes"]]
 
     def recompute(
@@ -184,11 +212,12 @@ class ShardedOutput:
             ClusterError: Ray gave up.
         """
         wanted = {index: manifest["shards"][index] for index in indices}
-        recomputed = _Recompute(factory, self.location / "data", wanted, restore)
+        recomputed = _Recompute(factory, self.shards, wanted, restore)
         yield from run_on_actors(recomputed, indices, pool, self.location.uri)
 
     def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
-        """Write the manifest (`fields`, `request`, `request_sha256`, `shards`), once, and remove the work directory.
+        """Write the manifest (`fields`, `request`, `request_sha256`, `shards`), once, and remove the work directory and
+        shards that are not in it.
 
         Every `extra` fact of a record becomes a field of its shard's entry.
 
@@ -201,7 +230,10 @@ class ShardedOutput:
             shards.append({**entry.pop("extra"), **entry})
         request = dict(self.request)
         manifest = {**fields, "request": request, "request_sha256": digest(request), "shards": shards}
-        (self.location / "data").discard_temporaries()
+        self.shards.discard_temporaries()
+        for name in set(self.shards.list()) - {record.name for record in records}:
+            if name.startswith(_PREFIX):  # computed beyond what was enough
+                (self.shards / name).delete()
         if not (self.location / MANIFEST).create(json_bytes(manifest)):
             raise StorageError(
                 f"{self.location / MANIFEST}: another run committed different content at the same time; "
@@ -215,8 +247,9 @@ class ShardedOutput:
         with suppress(StorageError):  # a racing run is still writing there, or this user may only read
             self.work.delete_tree()
 
-    def finished(self, num_shards: int, *, into: str = "data", suffix: str = ".parquet") -> dict[int, ShardRecord]:
+    def finished(self, num_shards: int, *, into: str | None = None, suffix: str = ".parquet") -> dict[int, ShardRecord]:
         """Records of the shards of an unfinished output whose object is there, with the recorded size."""
+        into = into or self.directory
         records = _records(self.location, into)
         present = set(records.list())
         indices = [index for index in range(num_shards) if shard_name(index, ".json") in present]
@@ -239,7 +272,7 @@ class ShardedOutput:
 
 def shard_name(index: int, suffix: str) -> str:
     """Name of a shard's object: `part-00042.parquet`."""
-    return f"part-{index:05d}{suffix}"
+    return f"{_PREFIX}{index:05d}{suffix}"
 
 
 def _records(location: Location, into: str) -> Location:

@@ -3,15 +3,15 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
-from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import Progress, ShardedOutput, ShardOutput
+from pipelines.engine.actor_pool import ActorPool, run_on_actors
+from pipelines.engine.shards import Progress, ShardedOutput, ShardOutput, ShardRecord, _Store
 from pipelines.storage import Location
 
 SHARDS = 9
@@ -245,3 +245,49 @@ def test_a_defect_in_an_actor_arrives_with_its_trace(ray_cluster: None, tmp_path
     missing_directory = Squares(str(tmp_path / "not-there"))
     with pytest.raises(RuntimeError, match=r"FileNotFoundError at index \d.*\n(.*\n)*.*_compute"):
         output(tmp_path).compute(missing_directory, SHARDS, pool=ActorPool(1))
+
+
+def test_enough_ends_at_the_same_shard_in_any_order_and_leaves_no_other(tmp_path: Path, squares: Squares) -> None:
+    """What lies there already, beyond what is enough too, changes nothing."""
+    files = []
+    for name, before in (("fresh", []), ("resumed", [1, 7, 8, 2])):
+        result = output(tmp_path, name)
+        result.begin()
+        for index in before:
+            list(run_on_actors(_Store(squares, result.location, "data", ".parquet"), [index], None, name))
+        seen: list[int] = []
+
+        def enough(records: Sequence[ShardRecord], seen: list[int] = seen) -> bool:
+            seen.append(len(records))
+            return sum(record.rows for record in records) >= 6
+
+        records = result.compute(squares, SHARDS, enough=enough)
+        assert [record.extra["square"] for record in records] == [0, 1, 4, 9]
+        assert seen == [1, 2, 3, 4]
+        result.commit({}, records)
+        files.append(contents(result))
+    assert files[0] == files[1]
+    assert len(files[0]) == 4 + 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_enough_ends_a_computation_on_actors(ray_cluster: None, tmp_path: Path, squares: Squares) -> None:
+    result = output(tmp_path)
+    result.begin()
+    records = result.compute(squares, 64, pool=ActorPool(2), enough=lambda records: len(records) == 3)
+    assert [record.rows for record in records] == [0, 1, 2]
+    assert len(squares.calls()) < 64
+
+
+def test_shards_may_lie_in_another_directory(tmp_path: Path, squares: Squares) -> None:
+    result = ShardedOutput(Location.parse(tmp_path / "output"), {"seed": 1}, "terms")
+    files = finish(result, squares)
+    assert sorted(files)[1] == "terms/part-00000.parquet"
+    manifest = result.committed()
+    assert manifest is not None
+    assert result.lost(manifest) == []
+    (tmp_path / "output" / "terms" / "part-00004.parquet").unlink()
+    assert result.lost(manifest) == [4]
+    assert list(result.recompute(squares, [4], manifest, restore=True)) == [(4, True)]
+    assert result.lost(manifest) == []
