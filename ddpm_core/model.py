@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddpm_core.errors import ConfigError, ModelError
+from ddpm_core.sampling import EpsFn
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.unet import UNet, UNetConfig
 
@@ -35,6 +36,21 @@ class Model:
     schedule: NoiseSchedule
     config: dict[str, Any]
     model_id: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.unet.parameters()).device
+
+    def eps_fn(self, dtype: str = "float32") -> EpsFn:
+        """eps_pred(x_t, t), float32, from the network run in 'float32' or, by autocast, in 'bfloat16'."""
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+                eps: Tensor = self.unet(x_t, t)
+            return eps.float()
+
+        return predict
 
 
 def model_bytes(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_core.errors import ModelError
-from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
+from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, Model, model_from_bytes, model_id_of
 from pipelines.storage import Location
-from pipelines.tracking.mlflow_run import mlflow_client, reason
+from pipelines.tracking.client import mlflow_client, reason
 from pipelines.tracking.tracker import resolve_tracking_uri
 from pipelines.training.checkpoint import CheckpointStore
 
@@ -44,8 +44,11 @@ class FoundModel:
         """Everything but the files."""
         return {name: getattr(self, name) for name in ("reference", "uri", "name", "model_id", "run_id")}
 
-    def store(self, directory: Location) -> None:
-        """Write the files and, last, where they came from, as `stored_model` reads it."""
+    def keep(self, directory: Location) -> None:
+        """Write the files and, last, where they came from, as `stored_model` reads it, unless they are there."""
+        stored = stored_model(directory)
+        if stored is not None and stored.model_id == self.model_id:
+            return
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
         (directory / SOURCE_FILE).write_json(self.origin)
@@ -100,6 +103,29 @@ def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundMod
         name = match[1]
     files = _read(directory)
     return FoundModel(reference, directory.uri, name or directory.name, model_id_of(files), None, files)
+
+
+def model_for(kept: Location, reference: str, tracking_uri: str | None, root: Path) -> FoundModel:
+    """The model of an output that keeps a copy in `kept`, see `find_model`.
+
+    One named in MLflow is looked up once: an alias that has moved since changes nothing of an output begun before.
+    """
+    stored = stored_model(kept)
+    if stored is not None and stored.reference == reference and is_registry_reference(reference):
+        return stored
+    return find_model(reference, tracking_uri, root)
+
+
+def load_kept(kept: Location, model_id: str, device: str) -> Model:
+    """The model of an output, loaded from the copy that the output keeps.
+
+    Raises:
+        ModelError: It is another one, or not whole.
+    """
+    found = stored_model(kept)
+    if found is None or found.model_id != model_id:
+        raise ModelError(f"{kept}: is not the model {model_id[:12]} of the output; restore it, or delete the output")
+    return model_from_bytes(found.files, device, where=found.uri)
 
 
 def _read(directory: Location) -> dict[str, bytes]:

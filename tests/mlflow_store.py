@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.tracking import tracker as tracking
-from pipelines.tracking.mlflow_run import configure_mlflow
+from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.tracker import Tracker
 
 configure_mlflow()

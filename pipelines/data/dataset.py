@@ -183,6 +183,23 @@ class PreparedDataset:
         kept = slice(skip, skip + stop - start)
         return np.arange(start, stop, dtype=np.int64), np.concatenate(images)[kept], np.concatenate(labels)[kept]
 
+    def read_rows(self, ids: Int64s) -> tuple[UInt8s, Int64s]:
+        """Images uint8 [n, H, W, C] and labels int64 [n] (-1: none) of any ids int64 [n], in their order.
+
+        Raises:
+            IndexError: An id is not in 0..num_rows-1.
+            StorageError: A shard cannot be read.
+        """
+        images, labels = np.empty((len(ids), *self.image_shape), np.uint8), np.empty(len(ids), np.int64)
+        group_of = np.searchsorted(self.group_starts, ids, side="right") - 1
+        for group in np.unique(group_of):
+            if not 0 <= group < self.num_groups:
+                raise IndexError(f"ids {ids[group_of == group].tolist()} are not within 0..{self.num_rows}")
+            first, wanted = int(self.group_starts[group]), group_of == group
+            _, read, read_labels = self.read_images(first, int(self.group_starts[group + 1]))
+            images[wanted], labels[wanted] = read[ids[wanted] - first], read_labels[ids[wanted] - first]
+        return images, labels
+
     def _runs(self, groups: Sequence[int]) -> Iterator[tuple[Shard, list[int]]]:
         """The groups as (shard, groups within it), neighbours in the same shard together."""
         run: tuple[Shard, list[int]] | None = None

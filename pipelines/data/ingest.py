@@ -139,6 +139,22 @@ def ensure_embedded(source: str, output: str | Location) -> PreparedDataset:
     return ingest(IngestConfig(source, Location.parse(output).uri)).dataset
 
 
+def open_dataset(root: Location, field: str, uri: str) -> PreparedDataset:
+    """The prepared data set at `uri`; embedded ones are prepared under `root` on first use.
+
+    Raises:
+        DataError: There is none, or it holds no images; `field` is named.
+        ConfigError: There is no such embedded data set.
+        StorageError: It cannot be read, or not be written.
+    """
+    if uri.startswith("embedded://"):
+        return ensure_embedded(uri, root / "data" / uri.removeprefix("embedded://"))
+    dataset = PreparedDataset.open(uri)
+    if dataset.num_rows == 0:
+        raise DataError(f"{field} = {uri}: holds no images; ingest a source that has some")
+    return dataset
+
+
 def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgress) -> None:
     images, files = open_source(config.source, config.format)
     items, label_names = images.scan(list(files))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.errors import ClusterError, DDPMError
+from pipelines.config import require
 
 # An actor that dies on the same task this often is killed by the task (memory), not by its machine.
 _MAX_TASK_RETRIES = 5
@@ -28,6 +29,21 @@ class ActorPool:
     size: int | tuple[int, int] | None = None
     num_cpus: float = 1
     num_gpus: float = 0
+
+    @classmethod
+    def of(cls, num_workers: int | tuple[int, int], cpus_per_worker: int, gpus_per_worker: float) -> "ActorPool":
+        """From a job's fields; num_workers = 0 stands for as many as the cluster holds.
+
+        Raises:
+            ConfigError: One of them is out of range.
+        """
+        low, high = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
+        pool_holds = low == high == 0 or 1 <= low <= high
+        require(pool_holds, "num_workers", num_workers, "must be 0, a positive number, or [min, max]")
+        require(cpus_per_worker >= 1, "cpus_per_worker", cpus_per_worker, "must be at least 1")
+        gpus_hold = gpus_per_worker >= 0 and (gpus_per_worker < 1 or gpus_per_worker == int(gpus_per_worker))
+        require(gpus_hold, "gpus_per_worker", gpus_per_worker, "must be in [0, 1) or whole")
+        return cls(num_workers or None, cpus_per_worker, gpus_per_worker)
 
     def bounds(self, cluster: Mapping[str, float]) -> tuple[int, int]:
         """(min, max) number of actors on a cluster with these resources."""

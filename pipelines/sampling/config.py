@@ -58,7 +58,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
         require(bool(self.output), "output", self.output, "must be a path or a URI")
-        for name in ("num_images", "batch_size", "shard_size", "cpus_per_worker"):
+        for name in ("num_images", "batch_size", "shard_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
         require(seed_holds, "seed", self.seed, "must be a number >= 0, or '{date}'")
@@ -66,11 +66,7 @@ class SampleConfig:
         require(0 <= self.eta <= 1, "eta", self.eta, "must be in [0, 1]")
         ddim_only = self.sampler == "ddim" or self.eta == 0
         require(ddim_only, "eta", self.eta, "is a parameter of --sampler ddim")
-        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
-        pool_holds = low == high == 0 or 1 <= low <= high
-        require(pool_holds, "num_workers", self.num_workers, "must be 0, a positive number, or [min, max]")
-        gpus = self.gpus_per_worker
-        require(gpus >= 0 and (gpus < 1 or gpus == int(gpus)), "gpus_per_worker", gpus, "must be in [0, 1) or whole")
+        _ = self.pool  # checks its fields
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)
@@ -86,4 +82,4 @@ class SampleConfig:
     @property
     def pool(self) -> ActorPool:
         """The actors that it asks for."""
-        return ActorPool(self.num_workers or None, self.cpus_per_worker, self.gpus_per_worker)
+        return ActorPool.of(self.num_workers, self.cpus_per_worker, self.gpus_per_worker)

@@ -5,8 +5,6 @@ So the same request made again finds it, or its finished part, and nothing else 
 """
 
 import importlib.metadata
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core.errors import AlreadyRunningError, ConfigError, StorageError
+from ddpm_core.errors import ConfigError, StorageError
 from ddpm_core.model import Model, model_from_bytes
 from pipelines import cluster
-from pipelines.config import digest
-from pipelines.console import Interrupted, ProgressLine, clock, event
+from pipelines.bulk_run import BulkRun
+from pipelines.console import Interrupted, event
 from pipelines.data.decode import decode_image
-from pipelines.engine.shards import Progress, ShardedOutput
-from pipelines.models import FoundModel, find_model, is_registry_reference, stored_model
+from pipelines.engine.shards import ShardedOutput
+from pipelines.models import FoundModel, model_for
 from pipelines.pictures import grid_png
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.plan import plan
 from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SUFFIXES, SampleShards, decode_shard
 from pipelines.storage import Location
-from pipelines.tracking.tracker import Tracker, TrackingReport
-from pipelines.version import code_version, git_commit
+from pipelines.version import code_version
 
 _DEFAULT_DDIM_STEPS = 50
 _PREVIEW_IMAGES = 64
-_METRICS_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,8 @@ def sample(config: SampleConfig) -> SampleSummary:
     """
     config = config.with_date()
     location = Location.parse(config.output)
-    found = _model_of(config, location)
+    root = Path(config.root).expanduser()
+    found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
     output = ShardedOutput(location, request_of(config, found, model))
     manifest = output.committed()
@@ -102,15 +99,6 @@ def request_of(config: SampleConfig, found: FoundModel, model: Model) -> dict[st
     }
 
 
-def _model_of(config: SampleConfig, location: Location) -> FoundModel:
-    """The model asked for. One named in MLflow is looked up once: an alias that has moved since the sample set
-    was begun does not change what the set is made with."""
-    stored = stored_model(location / "model")
-    if stored is not None and stored.reference == config.model and is_registry_reference(config.model):
-        return stored
-    return find_model(config.model, config.tracking_uri, Path(config.root).expanduser())
-
-
 def _num_shards(config: SampleConfig) -> int:
     return -(-config.num_images // config.shard_size)
 
@@ -123,14 +111,20 @@ def _missing(config: SampleConfig, output: ShardedOutput) -> list[int]:
 
 def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> SampleSummary:
     output.begin()
-    stored = stored_model(output.location / "model")
-    if stored is None or stored.model_id != found.model_id:
-        found.store(output.location / "model")
-    run = _Run(config, output, found, model)
+    found.keep(output.location / "model")
+    run = BulkRun(
+        "sample",
+        output,
+        found,
+        experiment=f"{found.name}/samples",
+        name=config.name,
+        root=Path(config.root).expanduser(),
+        tracking_uri=config.tracking_uri,
+    )
     status = "FAILED"
     try:
         try:
-            manifest = run.generate()
+            manifest = _compute(config, run, model)
         except StorageError:
             # Another job at work on the same request committed first, and removed the work directory.
             committed = output.committed()
@@ -143,121 +137,51 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
         raise
     finally:
         report = run.close(status)
-    rows = _rows(config, output, found, manifest)
-    if report is not None:
-        rows.append(("MLflow", report.link or "not reached"))
-    if report is not None and report.advice:
-        rows.append(("tracking", report.advice))
-    rows.append(("time", f"{clock(time.monotonic() - run.started)}, {run.rate:,.1f} images/s"))
-    return SampleSummary("Sample set", rows)
+    return SampleSummary("Sample set", [*_rows(config, output, found, manifest), *run.closing_rows(report)])
 
 
-class _Run:
-    """One attempt to make a sample set: its tracker and its progress line."""
+def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]:
+    """Compute what is missing, commit; returns the manifest."""
+    output = run.output
+    run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
+    event(f"sampling {config.num_images:,} images on {cluster.connect()} into {output.location}")
+    records = output.compute(
+        SampleShards(output.location, output.request, config.cpus_per_worker),
+        _num_shards(config),
+        suffix=SUFFIXES[config.format],
+        pool=config.pool,
+        on_progress=lambda progress: run.show(progress, config.num_images, "samples"),
+    )
+    names = [record.name for record in records[: -(-_PREVIEW_IMAGES // config.shard_size)]]
+    (output.location / "preview" / "grid.png").write_bytes(_grid(output, names))
+    fields = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "num_rows": config.num_images,
+        "image_shape": [*model.unet.config.height_width, model.unet.config.in_channels],
+        "model": run.found.origin,
+        "lineage": _lineage(model),
+        "code_version": code_version(),
+        "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
+    }
+    manifest = output.commit(fields, records)
+    _record_result(run, manifest)
+    return manifest
 
-    def __init__(self, config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> None:
-        self.config, self.output, self.found, self.model = config, output, found, model
-        self.started, self.rate = time.monotonic(), 0.0
-        self._line: ProgressLine | None = None
-        self._reported = -math.inf
-        root, key = Path(config.root).expanduser(), f"sample/{output.location.uri}"
-        self.tracker: Tracker | None = None
-        try:
-            self.tracker = Tracker(
-                root / "spool" / digest(key)[:16] / "spool.jsonl",
-                run_key=key,
-                experiment=f"{found.name}/samples",
-                run_name=config.name or output.location.name,
-                root=root,
-                tracking_uri=config.tracking_uri,
-                notify=event,
-            )
-        except AlreadyRunningError:
-            event(f"another job is making {output.location}: helping it; what it does is in its MLflow run")
 
-    def _record(self, kind: str, **payload: Any) -> None:
-        if self.tracker is not None:
-            self.tracker.spool.append(kind, **payload)
-
-    def generate(self) -> dict[str, Any]:
-        """Compute what is missing, commit; returns the manifest."""
-        config, output, request = self.config, self.output, self.output.request
-        self._announce()
-        connected = cluster.connect()
-        event(f"sampling {config.num_images:,} images on {connected} into {output.location}")
-        self._line = ProgressLine("samples", config.num_images, "images")
-        records = output.compute(
-            SampleShards(output.location, request, config.cpus_per_worker),
-            _num_shards(config),
-            suffix=SUFFIXES[config.format],
-            pool=config.pool,
-            on_progress=self._show,
-        )
-        names = [record.name for record in records[: -(-_PREVIEW_IMAGES // config.shard_size)]]
-        (output.location / "preview" / "grid.png").write_bytes(_grid(output, names))
-        fields = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "num_rows": config.num_images,
-            "image_shape": [*self.model.unet.config.height_width, self.model.unet.config.in_channels],
-            "model": self.found.origin,
-            "lineage": _lineage(self.model),
-            "code_version": code_version(),
-            "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
-        }
-        manifest = output.commit(fields, records)
-        self._finish(manifest)
-        return manifest
-
-    def _announce(self) -> None:
-        extra = self.model.config["extra"]
-        self._record("params", values={**self.output.request, "model": self.found.reference})
-        tags = {
-            "ddpm.job": "sample",
-            "ddpm.model_id": self.found.model_id,
-            "ddpm.model": self.found.uri,
-            "ddpm.dataset_id": extra.get("dataset", {}).get("id"),
-            "ddpm.config_hash": digest(self.output.request),
-            "ddpm.code_version": code_version(),
-            "ddpm.output": self.output.location.uri,
-            "ddpm.train_run_id": self.found.run_id,
-            "mlflow.source.name": "jobs/sample.py",
-            "mlflow.source.type": "JOB",
-            "mlflow.source.git.commit": git_commit(),
-        }
-        self._record("tags", values={name: value for name, value in tags.items() if value is not None})
-
-    def _show(self, progress: Progress) -> None:
-        self.rate = progress.rate
-        left = (self.config.num_images - progress.rows) / progress.rate if progress.rate else math.nan
-        if self._line is not None:
-            self._line.update(progress.rows, progress.rate)
-        now, last = time.monotonic(), progress.shards == progress.num_shards
-        if progress.rate and (last or now - self._reported > _METRICS_INTERVAL_S):
-            self._reported = now
-            values = {"sample/images": progress.rows, "perf/images_per_second": progress.rate, "perf/eta_seconds": left}
-            self._record("metrics", step=progress.rows, values=values)
-
-    def _finish(self, manifest: Mapping[str, Any]) -> None:
-        preview, request = self.output.location / "preview", self.output.request
-        for name in ("grid.png", "trajectory.png"):
-            self._record("artifact", path=(preview / name).uri, artifact_path="preview")
-        how = f"ddim, {request['steps']} steps, η = {request['eta']}" if request["eta"] is not None else "ddpm"
-        self._record(
-            "note",
-            markdown=f"**{manifest['num_rows']:,} images** ({how}, seed {request['seed']}) at "
-            f"`{self.output.location}`, by model `{self.found.model_id[:12]}` (`{self.found.uri}`).\n\n"
-            "![samples](get-artifact?path=preview/grid.png&run_uuid={run_id})\n\n"
-            "From noise to image: x_t above the predicted x_0.\n\n"
-            "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})",
-        )
-
-    def close(self, status: str) -> TrackingReport | None:
-        """Leave Ray and finish tracking."""
-        if self._line is not None:
-            self._line.close()
-        cluster.disconnect()
-        return self.tracker.finish(status) if self.tracker else None
+def _record_result(run: BulkRun, manifest: Mapping[str, Any]) -> None:
+    preview, request = run.output.location / "preview", run.output.request
+    for name in ("grid.png", "trajectory.png"):
+        run.record("artifact", path=(preview / name).uri, artifact_path="preview")
+    how = f"ddim, {request['steps']} steps, η = {request['eta']}" if request["eta"] is not None else "ddpm"
+    run.record(
+        "note",
+        markdown=f"**{manifest['num_rows']:,} images** ({how}, seed {request['seed']}) at "
+        f"`{run.output.location}`, by model `{run.found.model_id[:12]}` (`{run.found.uri}`).\n\n"
+        "![samples](get-artifact?path=preview/grid.png&run_uuid={run_id})\n\n"
+        "From noise to image: x_t above the predicted x_0.\n\n"
+        "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})",
+    )
 
 
 def _restore(config: SampleConfig, output: ShardedOutput, manifest: Mapping[str, Any], lost: list[int]) -> None:

@@ -20,12 +20,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
-from ddpm_core.model import Model, model_from_bytes
+from ddpm_core.model import Model
 from ddpm_core.sampling import OnStep, ddim_timesteps, sample_ddim, sample_ddpm
 from pipelines.engine.shards import ShardOutput
-from pipelines.models import stored_model
+from pipelines.models import load_kept
 from pipelines.pictures import encode_png, grid_png, to_picture
 from pipelines.storage import Location
 
@@ -52,14 +51,8 @@ class SampleShards:
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Load the model: the engine calls this once per actor."""
-        found = stored_model(self.location / "model")
-        if found is None or found.model_id != self.request["model_id"]:
-            raise ModelError(
-                f"{self.location / 'model'}: is not the model {self.request['model_id'][:12]} that the samples are of; "
-                "restore it, or delete the output to start over"
-            )
         torch.set_num_threads(self.threads)
-        model = model_from_bytes(found.files, self.request["device"], where=found.uri)
+        model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
         return lambda index: self.compute(model, index)
 
     def compute(self, model: Model, index: int) -> ShardOutput:
@@ -82,21 +75,15 @@ def sample_batch(
     request: Mapping[str, Any], model: Model, ids: Tensor, on_step: OnStep | None = None
 ) -> npt.NDArray[np.uint8]:
     """The images uint8 [B, H, W, C] of `ids` int64 [B] by the request's sampler, on the model's device."""
-    config, device = model.unet.config, next(model.unet.parameters()).device
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=request["dtype"] == "bfloat16")
-
-    def eps_fn(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.inference_mode(), precision:
-            eps: Tensor = model.unet(x_t, t)
-            return eps.float()
-
+    config, eps_fn = model.unet.config, model.eps_fn(request["dtype"])
     shape = (config.in_channels, *config.height_width)
-    common: dict[str, Any] = {"clip_x_0": request["clip_x_0"], "device": device, "on_step": on_step}
-    if request["sampler"] == "ddpm":
-        x = sample_ddpm(model.schedule, eps_fn, ids, shape, request["seed"], request["sigma2"], **common)
-    else:
-        steps, eta = request["steps"], request["eta"]
-        x = sample_ddim(model.schedule, eps_fn, ids, shape, request["seed"], steps, eta, **common)
+    common: dict[str, Any] = {"clip_x_0": request["clip_x_0"], "device": model.device, "on_step": on_step}
+    with torch.inference_mode():
+        if request["sampler"] == "ddpm":
+            x = sample_ddpm(model.schedule, eps_fn, ids, shape, request["seed"], request["sigma2"], **common)
+        else:
+            steps, eta = request["steps"], request["eta"]
+            x = sample_ddim(model.schedule, eps_fn, ids, shape, request["seed"], steps, eta, **common)
     images: npt.NDArray[np.uint8] = to_uint8(x).cpu().numpy()
     return images
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipelines.storage import Location
-from pipelines.tracking.registry import register_model
+from pipelines.tracking.registry import find_logged_model, register_model
 from pipelines.tracking.spool import Record, SpoolState
 
 if TYPE_CHECKING:
@@ -147,6 +147,29 @@ class RecordWriter:
             self._state.last_step[key] = max(step, self._state.last_step.get(key, -1))
         if points:
             self._client.log_batch(self._run_id, metrics=points)
+
+    def _evaluated(self, record: Record) -> None:
+        """Scores of a model that another run made: linked to the model and the data set, and a point, at the model's
+        training step, on the curve of the run that trained it. A model that this server does not know gets neither.
+        """
+        from mlflow.entities import LoggedModelInput, Metric
+
+        payload = record.payload
+        model = find_logged_model(self._client, payload["model_id"])
+        if model is None:
+            return
+        inputs = self._client.get_run(self._run_id).inputs
+        if model.model_id not in {found.model_id for found in (inputs.model_inputs if inputs else [])}:
+            self._client.log_inputs(self._run_id, models=[LoggedModelInput(model.model_id)])
+        dataset = payload["dataset"]
+        for key, value in payload["values"].items():
+            linked = (model.model_id, dataset["name"], dataset["digest"][:MAX_DIGEST_LENGTH])
+            known = self._client.get_metric_history(self._run_id, key)
+            timestamp = known[0].timestamp if known else record.timestamp_ms
+            self._client.log_batch(self._run_id, metrics=[Metric(key, float(value), timestamp, 0, *linked)])
+            if model.source_run_id:
+                point = Metric(key, float(value), record.timestamp_ms, int(payload["step"]))
+                self._client.log_batch(model.source_run_id, metrics=[point])
 
     def _timestamp(self, key: str, step: int, value: float) -> int | None:
         """When the run got this very point, so that linking it to a model does not double it in the curve."""

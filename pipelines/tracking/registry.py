@@ -7,11 +7,16 @@ registers nothing twice. The model's own hash, the tag `ddpm.model_id`, is its i
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_core.errors import TrackingError
+from pipelines.tracking.client import mlflow_client, reason
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 MODEL_ID_TAG = "ddpm.model_id"
 CHAMPION = "champion"
@@ -41,6 +46,78 @@ def register_model(
     if CHAMPION not in client.get_registered_model(payload["name"]).aliases:
         client.set_registered_model_alias(payload["name"], CHAMPION, version)
     return model_id
+
+
+def find_logged_model(client: "MlflowClient", model_id: str) -> "LoggedModel | None":
+    """The model with this hash that was logged first, in whatever experiment; None if there is none."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_logged_models(experiments, filter_string=f"tags.`{MODEL_ID_TAG}` = '{model_id}'")
+    return min(found, key=lambda model: int(model.creation_timestamp), default=None)
+
+
+def promote_if_better(
+    tracking_uri: str, name: str, model_id: str, dataset_id: str, metric: str, interval: Sequence[float]
+) -> str:
+    """Give the registered version of `model_id` the alias `champion` if `interval` is below the champion's.
+
+    The champion's interval is that of its newest finished evaluation on the same data set.
+
+    Args:
+        tracking_uri: Of MLflow.
+        name: Registered name of the model.
+        model_id: Hash of the model.
+        dataset_id: Content hash of the data set.
+        metric: `<metric>.low` and `.high` are the champion's interval.
+        interval: (low, high) of the model.
+
+    Returns:
+        What was done and why, for a person.
+
+    Raises:
+        TrackingError: The model is not registered, the champion has no such evaluation, or MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow_client(tracking_uri)
+    try:
+        versions = client.search_model_versions(f"name='{name}'")
+        mine = [version for version in versions if version.tags.get(MODEL_ID_TAG) == model_id]
+        if not mine:
+            raise TrackingError(f"promote: no version of {name!r} in MLflow is the model {model_id[:12]}; register it")
+        champion = client.get_registered_model(name).aliases.get(CHAMPION)
+        holder = next((version for version in versions if str(version.version) == str(champion)), None)
+        if holder is not None:
+            if holder.tags.get(MODEL_ID_TAG) == model_id:
+                return f"version {holder.version} is the champion already"
+            low, high = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, metric)
+            if not interval[1] < low:
+                return (
+                    f"stays version {holder.version}: {interval[0]:.4f}..{interval[1]:.4f} is not below its "
+                    f"{low:.4f}..{high:.4f}"
+                )
+        newest = max(mine, key=lambda version: int(version.version))
+        client.set_registered_model_alias(name, CHAMPION, newest.version)
+        return f"now version {newest.version}" + (f", was {holder.version}" if holder else "")
+    except MlflowException as error:
+        raise TrackingError(f"promote: MLflow does not answer as needed ({reason(error)}); run it again") from error
+
+
+def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str, metric: str) -> tuple[float, float]:
+    """The interval in the newest finished evaluation of a model on a data set."""
+    experiment = client.get_experiment_by_name(f"{name}/eval")
+    runs = client.search_runs(
+        [experiment.experiment_id] if experiment else [],
+        f"tags.`{MODEL_ID_TAG}` = '{model_id}' AND tags.`ddpm.dataset_id` = '{dataset_id}' "
+        "AND attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in runs:
+        if f"{metric}.low" in run.data.metrics:
+            return run.data.metrics[f"{metric}.low"], run.data.metrics[f"{metric}.high"]
+    raise TrackingError(
+        f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with {metric}; evaluate "
+        f"models:/{name}@{CHAMPION} the same way first"
+    )
 
 
 def _log_model(

@@ -15,6 +15,7 @@ Kinds and their payload (? = optional):
     note      markdown                 the run's description; {run_id} in it becomes the run's id
     dataset   name, digest, uri, context
     model     uri, name, model_id, step, tags?, metrics?, dataset?          registered under `name`
+    evaluated model_id, step, values, dataset                               a score of a model, also on its own curve
     finish    status                   FINISHED, FAILED or KILLED
     event     message                  a line for the job's display; not sent to MLflow
     fatal     error, message           a worker's error that no restart can mend; not sent to MLflow
@@ -47,6 +48,7 @@ REQUIRED_FIELDS: dict[str, frozenset[str]] = {
     "note": frozenset({"markdown"}),
     "dataset": frozenset({"name", "digest", "uri", "context"}),
     "model": frozenset({"uri", "name", "model_id", "step"}),
+    "evaluated": frozenset({"model_id", "step", "values", "dataset"}),
     "finish": frozenset({"status"}),
     "event": frozenset({"message"}),
     "fatal": frozenset({"error", "message"}),

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ddpm_core.errors import DDPMError, RequestMismatchError, StorageError, TrackingError
 from pipelines.storage import Location
-from pipelines.tracking.mlflow_run import MlflowRun, reason
+from pipelines.tracking.client import reason
+from pipelines.tracking.mlflow_run import MlflowRun
 from pipelines.tracking.spool import Record, Spool, SpoolLock, SpoolState, iter_records, read_records
 
 LISTEN_INTERVAL_S = 0.2

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ddpm_core.errors
-from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DataError, DDPMError
+from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
 from pipelines.console import Interrupted, ProgressLine, clock, event
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.ingest import open_dataset
 from pipelines.storage import Location
 from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker, TrackingReport
@@ -50,8 +51,8 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     """
     root = Location.parse(config.root)
     run = root / "runs" / config.name
-    train_set = _open_data(root, "data.train", config.data.train)
-    validation_set = _open_data(root, "data.validation", config.data.validation) if config.data.validation else None
+    train_set = open_dataset(root, "data.train", config.data.train)
+    validation_set = open_dataset(root, "data.validation", config.data.validation) if config.data.validation else None
     if validation_set is not None and validation_set.image_shape != train_set.image_shape:
         raise ConfigError(
             f"data.validation = {config.data.validation}: its images are {validation_set.image_shape}, "
@@ -84,18 +85,6 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     finally:
         report = driver.close(status)
     return _summary(config, run, result, driver, report)
-
-
-def _open_data(root: Location, field: str, uri: str) -> PreparedDataset:
-    """The prepared data set at `uri`; embedded ones are prepared under `root` on first use."""
-    if uri.startswith("embedded://"):
-        from pipelines.data.ingest import ensure_embedded
-
-        return ensure_embedded(uri, root / "data" / uri.removeprefix("embedded://"))
-    dataset = PreparedDataset.open(uri)
-    if dataset.num_rows == 0:
-        raise DataError(f"{field} = {uri}: holds no images; ingest a source that has some")
-    return dataset
 
 
 def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:

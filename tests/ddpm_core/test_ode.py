@@ -118,17 +118,15 @@ def test_a_gaussian_world_meets_its_flow_and_its_data(name, variance):
     xbar = world.first
     assert bool((found.trace_error < 1e-12).all())  # v^T (c I) v = c D for every vector of signs
     assert bool(((found.bits_per_dim - world.flow_bpd(xbar)).abs() < found.step_error + 1e-9).all())
-    assert float(found.step_error.mean()) < 0.04
-    # The flow's marginal is the data blurred by sbar_0, up to the prior's distance from q(x_{T-1}).
-    blur = float(world.sbar[0])
-    torch.testing.assert_close(world.flow_bpd(xbar), world.data_bpd(xbar, blur), rtol=0, atol=2e-3)
-    smoothing = world.data_bpd(xbar, blur) - world.data_bpd(xbar)
-    error = (found.bits_per_dim - world.data_bpd(xbar) - smoothing).abs()
-    assert bool((error < found.step_error + 2e-3).all())
-    # What the blur costs on average: KL(N(0, v) || N(0, v + sbar_0^2)).
+    assert float(found.step_error.mean()) < 0.06
+    # The flow's marginal is the data blurred by sbar_0, up to the distance of N(0, I) from q(x_{T-1}).
+    blur, distance = float(world.sbar[0]), 4e-3
+    torch.testing.assert_close(world.flow_bpd(xbar), world.data_bpd(xbar, blur), rtol=0, atol=distance)
     ratio = blur**2 / variance
-    kl = 0.5 * (math.log1p(ratio) + 1 / (1 + ratio) - 1) / math.log(2)
-    assert abs(float(smoothing.mean()) - kl) < 4 * float(smoothing.std()) / n**0.5 + 1e-9
+    squares = (xbar - 0.2).square().mean(1) / variance
+    smoothing = 0.5 * (math.log1p(ratio) - squares * ratio / (1 + ratio)) / math.log(2)
+    error = (found.bits_per_dim - world.data_bpd(xbar) - smoothing).abs()
+    assert bool((error < found.step_error + distance).all())
 
 
 def test_twice_the_steps_have_a_quarter_of_the_error():
@@ -191,8 +189,8 @@ def test_a_nonlinear_world_meets_its_density():
 
 
 def test_the_density_integrates_to_one():
-    """1 dimension, three narrow grey levels: the trapezoid rule over the 256 bins, 8 random points in each."""
-    schedule, variance = SCHEDULES["linear-1000"], 0.02**2
+    """1 dimension, three grey levels: the trapezoid rule over the 256 bins, 8 random points in each."""
+    schedule, variance = SCHEDULES["linear-1000"], 0.05**2
     means = torch.tensor([[-0.5], [0.0], [0.6]], dtype=torch.float64)
     weights = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
     images = torch.arange(256).to(torch.uint8).repeat(8).reshape(-1, 1, 1, 1)
@@ -202,9 +200,9 @@ def test_the_density_integrates_to_one():
     xbar = calls[0][0].flatten() / schedule.sqrt_alphas_cumprod[0]
     density = 2 ** (math.log2(127.5) - found.bits_per_dim)
     order = xbar.argsort()
-    assert float(torch.trapezoid(density[order], xbar[order])) == pytest.approx(1.0, abs=5e-3)
+    assert float(torch.trapezoid(density[order], xbar[order])) == pytest.approx(1.0, abs=3e-3)
     # In bits over the bins: the masses that E_u[2^-bits] gives to the 256 levels add up to 1 as well.
-    assert float((2**-found.bits_per_dim).mean() * 256) == pytest.approx(1.0, abs=0.02)
+    assert float((2**-found.bits_per_dim).mean() * 256) == pytest.approx(1.0, abs=1e-2)
 
 
 def test_the_data_point_lies_uniformly_in_its_bin():

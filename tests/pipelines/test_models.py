@@ -10,7 +10,7 @@ from sample_runs import save_tiny_model
 from ddpm_core.errors import ModelError, StorageError
 from pipelines.models import find_model, is_registry_reference, stored_model
 from pipelines.storage import Location
-from pipelines.tracking.mlflow_run import configure_mlflow
+from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.registry import register_model
 from pipelines.training.checkpoint import CheckpointStore
 
@@ -109,7 +109,7 @@ def test_a_stored_model_says_where_it_came_from_and_is_checked(tmp_path: Path) -
     save_tiny_model(tmp_path / "flowers")
     found, place = find_model(str(tmp_path / "flowers"), None, tmp_path), Location.parse(tmp_path / "copy")
     assert stored_model(place) is None
-    found.store(place)
+    found.keep(place)
     assert stored_model(place) == found
     (place / "ema.safetensors").write_bytes(b"other")
     with pytest.raises(ModelError, match=f"is not the model {found.model_id[:12]}"):

@@ -31,7 +31,7 @@ def samples(tmp_path: Path) -> Path:
     model = load_model(config.model)
     output = ShardedOutput(location, request_of(config, found, model))
     output.begin()
-    found.store(location / "model")
+    found.keep(location / "model")
     records = output.compute(SampleShards(location, output.request, 1), 4)
     fields = {
         "format": FORMAT,

@@ -50,7 +50,7 @@ def by_hand(config: SampleConfig) -> tuple[ShardedOutput, SampleShards]:
     found, location = find_model(config.model, None, Path(config.root)), Location.parse(config.output)
     output = ShardedOutput(location, request_of(config, found, load_model(config.model)))
     output.begin()
-    found.store(location / "model")
+    found.keep(location / "model")
     return output, SampleShards(location, output.request, 1)
 
 

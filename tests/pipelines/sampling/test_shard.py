@@ -30,7 +30,7 @@ def shards_of(root: Path, **fields: Any) -> tuple[SampleShards, int, Path]:
     """The function of a sample set's shards, their number, and the output, which holds the model."""
     config = tiny(root, **fields)
     found, location = find_model(config.model, None, root), Location.parse(config.output)
-    found.store(location / "model")
+    found.keep(location / "model")
     request = request_of(config, found, load_model(config.model))
     return SampleShards(location, request, threads=1), -(-config.num_images // config.shard_size), Path(config.output)
 
@@ -150,6 +150,6 @@ def test_bfloat16_is_close_to_float32(tmp_path: Path) -> None:
 def test_another_model_beside_the_output_is_refused(tmp_path: Path) -> None:
     shards, _, output = shards_of(tmp_path)
     save_tiny_model(tmp_path / "other", weights_seed=1)
-    find_model(str(tmp_path / "other"), None, tmp_path).store(Location.parse(output / "model"))
+    find_model(str(tmp_path / "other"), None, tmp_path).keep(Location.parse(output / "model"))
     with pytest.raises(ModelError, match="is not the model"):
         shards()

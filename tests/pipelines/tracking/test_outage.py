@@ -18,7 +18,7 @@ from mlflow_store import (
 )
 
 from pipelines.tracking import tracker as tracking
-from pipelines.tracking.mlflow_run import reason, redact
+from pipelines.tracking.client import reason, redact
 from pipelines.tracking.tracker import resolve_tracking_uri, run_link, without_credentials
 
 

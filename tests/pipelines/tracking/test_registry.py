@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipelines.tracking.mlflow_run import configure_mlflow
+from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.registry import register_model
 
 configure_mlflow()

@@ -1,0 +1,23 @@
+"""Measure bits/dim: `uv run jobs/evaluate.py --model models:/digits@champion --data embedded://digits/test --output DIR`.
+
+The same command continues an evaluation that was interrupted and leaves a complete one alone.
+"""
+
+from collections.abc import Sequence
+
+from pipelines.config import parse
+from pipelines.console import run_job, summary
+from pipelines.evaluation.config import EvaluateConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, evaluate, print the summary."""
+    config = parse(EvaluateConfig, argv, "Measure a model's bits per dimension on a data set.")
+    from pipelines.evaluation.job import evaluate  # after parsing: --help and refusals need not wait for torch
+
+    result = evaluate(config)
+    summary(result.title, result.rows)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,123 @@
+"""One attempt of a sampling or evaluation job as its user sees it: progress line, MLflow run, closing rows."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_core.errors import AlreadyRunningError
+from pipelines import cluster
+from pipelines.config import digest
+from pipelines.console import ProgressLine, clock, event
+from pipelines.engine.shards import Progress, ShardedOutput
+from pipelines.models import FoundModel
+from pipelines.tracking.tracker import Tracker, TrackingReport
+from pipelines.version import code_version, git_commit
+
+_METRICS_INTERVAL_S = 2.0
+
+
+class BulkRun:
+    """Tracker and progress line of the job `job` ('sample', 'evaluate') on an output.
+
+    Two jobs of one machine may work on one output; the second one helps, and leaves the MLflow run to the first.
+
+    Args:
+        job: Names the key, the tags and the metrics.
+        output: What is made; its request becomes the run's parameters.
+        found: The model.
+        experiment: Name of the MLflow experiment.
+        name: Name of the MLflow run; None takes the last part of the output.
+        root: See `Tracker`.
+        tracking_uri: See `Tracker`.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        output: ShardedOutput,
+        found: FoundModel,
+        *,
+        experiment: str,
+        name: str | None,
+        root: Path,
+        tracking_uri: str | None,
+    ) -> None:
+        self.job, self.output, self.found = job, output, found
+        self.started, self.rate = time.monotonic(), 0.0
+        self._line: ProgressLine | None = None
+        self._reported = -math.inf
+        self.tracker: Tracker | None = None
+        key = f"{job}/{output.location.uri}"
+        try:
+            self.tracker = Tracker(
+                root / "spool" / digest(key)[:16] / "spool.jsonl",
+                run_key=key,
+                experiment=experiment,
+                run_name=name or output.location.name,
+                root=root,
+                tracking_uri=tracking_uri,
+                notify=event,
+            )
+        except AlreadyRunningError:
+            event(f"another job is making {output.location}: helping it; what it does is in its MLflow run")
+
+    def record(self, kind: str, **payload: Any) -> None:
+        """Append to the spool, if this attempt has the run."""
+        if self.tracker is not None:
+            self.tracker.spool.append(kind, **payload)
+
+    def announce(self, tags: Mapping[str, Any]) -> None:
+        """Record parameters and tags: who makes what with which model and code."""
+        self.record("params", values={**self.output.request, "model": self.found.reference})
+        tags = {
+            "ddpm.job": self.job,
+            "ddpm.model_id": self.found.model_id,
+            "ddpm.model": self.found.uri,
+            "ddpm.config_hash": digest(self.output.request),
+            "ddpm.code_version": code_version(),
+            "ddpm.output": self.output.location.uri,
+            "ddpm.train_run_id": self.found.run_id,
+            "mlflow.source.name": f"jobs/{self.job}.py",
+            "mlflow.source.type": "JOB",
+            "mlflow.source.git.commit": git_commit(),
+            **tags,
+        }
+        self.record("tags", values={name: value for name, value in tags.items() if value is not None})
+
+    def show(self, progress: Progress, total: int, label: str, detail: str = "", **metrics: float) -> None:
+        """Update the progress line and, now and then, the metrics."""
+        self._line = self._line or ProgressLine(label, total, "images")
+        self.rate = progress.rate
+        self._line.update(progress.rows, progress.rate, detail)
+        now, last = time.monotonic(), progress.rows == total
+        if progress.rate and (last or now - self._reported > _METRICS_INTERVAL_S):
+            self._reported = now
+            values = {
+                f"{self.job}/images": progress.rows,
+                "perf/images_per_second": progress.rate,
+                "perf/eta_seconds": (total - progress.rows) / progress.rate,
+                **metrics,
+            }
+            self.record("metrics", step=progress.rows, values=values)
+
+    def leave_ray(self) -> None:
+        """Take the progress line away and disconnect."""
+        if self._line is not None:
+            self._line.close()
+        cluster.disconnect()
+
+    def close(self, status: str) -> TrackingReport | None:
+        """Leave Ray and finish tracking."""
+        self.leave_ray()
+        return self.tracker.finish(status) if self.tracker else None
+
+    def closing_rows(self, report: TrackingReport | None) -> list[tuple[str, str]]:
+        """For the summary: MLflow's page, what waits to be sent, time and rate."""
+        rows = []
+        if report is not None:
+            rows.append(("MLflow", report.link or "not reached"))
+            if report.advice:
+                rows.append(("tracking", report.advice))
+        return [*rows, ("time", f"{clock(time.monotonic() - self.started)}, {self.rate:,.1f} images/s")]

@@ -1,0 +1,101 @@
+"""Configuration of the evaluation job; every field is documented and checked before anything is started."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.config import require
+from pipelines.engine.actor_pool import ActorPool
+
+
+@dataclass(frozen=True)
+class OdeConfig:
+    """The probability-flow ODE's likelihood of the first images of the evaluation."""
+
+    num_images: int = 0
+    """How many images; 0 leaves it out. One costs 3 · steps · (1 + 2 · probes) network evaluations, or so."""
+    steps: int = 64
+    """Steps of Heun's method, an even number; half as many are run too, for the error estimate."""
+    probes: int = 4
+    """Random vectors of the trace estimate (Hutchinson), at least 2."""
+
+    def __post_init__(self) -> None:
+        require(self.num_images >= 0, "ode.num_images", self.num_images, "must not be negative")
+        steps_hold = self.steps >= 4 and self.steps % 2 == 0
+        require(steps_hold, "ode.steps", self.steps, "must be an even number, at least 4")
+        require(self.probes >= 2, "ode.probes", self.probes, "must be at least 2")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a model's bits per dimension on a data set."""
+
+    model: str
+    """Directory or s3:// prefix of a model or of a training run, models:/NAME@ALIAS, models:/NAME/3, runs:/RUN_ID."""
+    data: str
+    """URI of a prepared data set (made by jobs/ingest.py), or embedded://digits/test."""
+    output: str
+    """Directory or s3:// prefix of the evaluation."""
+    estimator: Literal["all", "stratified", "importance"] = "stratified"
+    """Which time steps each image is evaluated at: all of them; K of them, stratified in log-SNR; K of them, by
+    importance as a first pass measures it."""
+    timesteps_per_image: int = 48
+    """K, of stratified and importance, an even number; L_0 costs two evaluations more."""
+    draws: int = 2
+    """Draws of the noise at every time step, of `all`; 1 gives no Monte-Carlo error."""
+    sigma2: Literal["beta", "beta_tilde"] = "beta_tilde"
+    """Variance of the reverse steps that the headline is about; the report has both, and the optimal one."""
+    num_images: int | None = None
+    """Images to evaluate, in a fixed pseudo-random order; null takes the whole data set, in its own order."""
+    target_halfwidth: float | None = None
+    """Bits/dim: stop when the data set's mean is known to this (half of its 95% interval); null evaluates all."""
+    seed: int = 0
+    """Of all noise: equal seeds meet equal noise, whatever the model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network; everything else is float64."""
+    by_label: bool = False
+    """Also report each label's mean."""
+    train_data: str | None = None
+    """Data set that the histogram baseline is fitted on; null takes the one that the model was trained on."""
+    ode: OdeConfig = field(default_factory=OdeConfig)
+    """Likelihood by the probability-flow ODE."""
+    batch_size: int = 64
+    """Evaluations in one call of the network; a part of the result's identity, as it may move a last bit."""
+    shard_size: int = 128
+    """Images in one object, a multiple of 16: what a kill can cost each worker, and how often progress is shown."""
+    promote: bool = False
+    """Give the model the alias `champion` if its interval is below the champion's on the same data."""
+    num_workers: int | tuple[int, int] = 0
+    """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now."""
+    cpus_per_worker: int = 1
+    """CPUs, and threads, of each actor."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each actor; 0 evaluates on CPUs, a fraction shares a GPU."""
+    name: str | None = None
+    """Name of the run in MLflow; null takes the last part of `output`."""
+    root: str = "~/ddpm"
+    """Local directory of the MLflow database, when no server is named, and of records not sent yet."""
+    tracking_uri: str | None = None
+    """MLflow server; null takes MLFLOW_TRACKING_URI, else a SQLite database under `root`."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
+        require(bool(self.data), "data", self.data, "must be the URI of a prepared data set")
+        require(bool(self.output), "output", self.output, "must be a path or a URI")
+        for name in ("draws", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        k = self.timesteps_per_image
+        require(k >= 2 and k % 2 == 0, "timesteps_per_image", k, "must be an even number, at least 2")
+        shards_hold = self.shard_size >= 16 and self.shard_size % 16 == 0
+        require(shards_hold, "shard_size", self.shard_size, "must be a multiple of 16")
+        require(self.num_images is None or self.num_images >= 2, "num_images", self.num_images, "must be at least 2")
+        halfwidth = self.target_halfwidth
+        require(halfwidth is None or halfwidth > 0, "target_halfwidth", halfwidth, "must be above 0 (bits/dim)")
+        measurable = halfwidth is None or self.estimator != "all" or self.draws >= 2
+        require(measurable, "draws", self.draws, "must be at least 2 to know the half-width that is the target")
+        require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        _ = self.pool  # checks its fields
+
+    @property
+    def pool(self) -> ActorPool:
+        """The actors that it asks for."""
+        return ActorPool.of(self.num_workers, self.cpus_per_worker, self.gpus_per_worker)

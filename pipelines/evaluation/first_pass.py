@@ -1,0 +1,109 @@
+"""What an evaluation measures before its terms: the histogram baseline's counts, and importance over t.
+
+OUTPUT/first_pass/part-00000.npz    counts uint32 [D, 256] of the training images' levels; empty without them
+OUTPUT/first_pass/part-00001.npz    proposal float64 [T-1], of the importance estimator only
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ddpm_core.estimators import importance_proposal, stratified_design
+from ddpm_core.likelihood import timestep_proposal
+from ddpm_core.model import Model
+from ddpm_core.noise import permutation
+from pipelines.data.dataset import PreparedDataset, UInt8s
+from pipelines.engine.shards import ShardOutput, shard_name
+from pipelines.evaluation.terms import evaluate_images
+from pipelines.models import load_kept
+from pipelines.storage import Location
+
+DIRECTORY = "first_pass"
+SUFFIX = ".npz"
+_HISTOGRAM_IMAGES = 100_000
+_PILOT_IMAGES, _PILOT_TIMESTEPS = 64, 32
+# The first pass's noise must not be the noise of what it leads to.
+_PILOT_SEED_OFFSET = 1 << 32
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """Computes part 0, the histogram, and part 1, the proposal; arguments as of `evaluation.shard.TermShards`."""
+
+    location: Location
+    request: Mapping[str, Any]
+    data: PreparedDataset
+    train: PreparedDataset | None
+    threads: int
+
+    @property
+    def num_parts(self) -> int:
+        """1 or 2."""
+        return 2 if self.request["estimator"] == "importance" else 1
+
+    def __call__(self) -> Callable[[int], ShardOutput]:
+        """The engine calls this once per actor."""
+        torch.set_num_threads(self.threads)
+        return self._compute
+
+    def _compute(self, index: int) -> ShardOutput:
+        if index == 0:
+            return ShardOutput(_npz(counts=_counts(self.train)), rows=1)
+        model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
+        return ShardOutput(_npz(proposal=measured_proposal(model, self.data, self.request)), rows=1)
+
+
+def read_first_pass(location: Location, index: int) -> npt.NDArray[Any]:
+    """The array of one part."""
+    content = (location / DIRECTORY / shard_name(index, SUFFIX)).read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        (name,) = arrays.files
+        array: npt.NDArray[Any] = arrays[name]
+        return array
+
+
+def histogram_bpd(counts: npt.NDArray[np.uint32], images: UInt8s) -> npt.NDArray[np.float64]:
+    """Bits/dim of images [n, H, W, C] if every pixel were independent of the others, with the distribution that the
+    training images have at its place (add-one-half smoothing: Krichevsky and Trofimov 1981): float64 [n]."""
+    flat = images.reshape(len(images), -1)
+    total = counts.sum(axis=1, dtype=np.float64) + 128.0
+    seen = counts[np.arange(flat.shape[1]), flat] + 0.5
+    return np.asarray(np.log2(total / seen).mean(axis=1))
+
+
+def measured_proposal(model: Model, data: PreparedDataset, request: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """`importance_proposal` from a first, stratified pass over some images, with noise of its own."""
+    seed, num_kl_terms = request["seed"] + _PILOT_SEED_OFFSET, model.schedule.num_timesteps - 1
+    ids = permutation(0, "first-pass", 0, data.num_rows)[:_PILOT_IMAGES]
+    images, _ = data.read_rows(ids)
+    k = min(_PILOT_TIMESTEPS, num_kl_terms // 2 * 2)
+    design = stratified_design(torch.arange(len(ids)), seed, timestep_proposal(model.schedule), k)
+    scores = evaluate_images(model, images, torch.tensor(ids), design, {**request, "seed": seed})
+    t = design.t.reshape(-1)
+    return np.asarray(importance_proposal(model.schedule, t, scores["term"].reshape(-1)).numpy())
+
+
+def _counts(train: PreparedDataset | None) -> npt.NDArray[np.uint32]:
+    """How often each level occurs at each of the D places of (at most 100,000) training images, evenly chosen."""
+    if train is None:
+        return np.zeros((0, 256), np.uint32)
+    dimensions = int(np.prod(train.image_shape))
+    wanted = min(train.num_groups, max(1, _HISTOGRAM_IMAGES // train.rows_per_group))
+    counts = np.zeros((dimensions, 256), np.uint32)
+    place = np.arange(dimensions)
+    for group in np.unique(np.linspace(0, train.num_groups - 1, wanted).round().astype(int)):
+        _, images = train.read_groups([int(group)])
+        for image in images.reshape(len(images), -1):
+            counts[place, image] += 1  # one image counts each place once
+    return counts
+
+
+def _npz(**arrays: npt.NDArray[Any]) -> bytes:
+    sink = io.BytesIO()
+    np.savez_compressed(sink, **arrays)  # type: ignore[arg-type]
+    return sink.getvalue()

@@ -1,0 +1,314 @@
+"""The evaluation job's driver: settle what is asked for, let the shard engine do it, report it, commit it."""
+
+import importlib.metadata
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm_core.errors import ConfigError, DataError, DDPMError, StorageError
+from ddpm_core.model import Model, model_from_bytes
+from ddpm_core.uncertainty import MeanStatistics
+from pipelines import cluster
+from pipelines.bulk_run import BulkRun
+from pipelines.console import Interrupted, event
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.ingest import open_dataset
+from pipelines.engine.shards import Progress, ShardedOutput, ShardRecord
+from pipelines.evaluation import first_pass
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.publish import (
+    calibration_notes,
+    provenance,
+    record_results,
+    summary_rows,
+)
+from pipelines.evaluation.report import make_report
+from pipelines.evaluation.results import half_width, results
+from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, order_of
+from pipelines.models import FoundModel, model_for
+from pipelines.storage import Location
+from pipelines.tracking.registry import promote_if_better
+from pipelines.tracking.tracker import resolve_tracking_uri
+from pipelines.version import code_version
+
+# `target_halfwidth` is asked at numbers of shards that grow by a tenth, so that few looks lead to few false stops.
+_LOOK_GROWTH = 1.1
+_MIN_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class EvaluateSummary:
+    """What became of a request: `rows` are (name, value) pairs for the closing summary."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation reads: the model, the data set, and the training data of the histogram baseline, if known."""
+
+    found: FoundModel
+    model: Model
+    data: PreparedDataset
+    train: PreparedDataset | None
+
+    @property
+    def step(self) -> int | None:
+        """The training step that the model is of, where it says so."""
+        step: int | None = self.model.config["extra"].get("step")
+        return step
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateSummary:
+    """Evaluate, or continue to, or find that it is done.
+
+    Raises:
+        ConfigError: A field does not fit the model or the data.
+        DataError: The data set is missing, empty, of another shape or range of values than the model's.
+        ModelError: There is no such model.
+        RequestMismatchError: The output holds an evaluation of another request.
+        StorageError: The output cannot be read or written.
+        TrackingError: `promote` cannot compare with the champion.
+        ClusterError: Ray is out of reach, or gave up.
+    """
+    root, location = Path(config.root).expanduser(), Location.parse(config.output)
+    found = model_for(location / "model", config.model, config.tracking_uri, root)
+    model = model_from_bytes(found.files, where=found.uri)
+    data = open_dataset(Location.parse(root), "data", config.data)
+    check_fit(config, model, data)
+    inputs = Inputs(found, model, data, _training_data(config, model, root))
+    output = ShardedOutput(location, request_of(config, inputs), DIRECTORY)
+    manifest = output.committed()
+    if manifest is None:
+        manifest, closing = _evaluate(config, output, inputs)
+        title = "Evaluation"
+    else:
+        title, closing = "Evaluation, complete before", []
+        lost = output.lost(manifest)
+        if lost:
+            _restore(config, output, inputs, manifest, lost)
+            title = f"Evaluation, {len(lost)} lost shard(s) made again"
+        else:
+            event(f"{location} is already complete: nothing to do")
+    rows = summary_rows(location, found, manifest) + closing
+    if config.promote:
+        rows.append(("champion", _promote(config, found, manifest, root)))
+    return EvaluateSummary(title, rows)
+
+
+def request_of(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
+    """The values that determine every number of the evaluation."""
+    by_all = config.estimator == "all"
+    return {
+        "model_id": inputs.found.model_id,
+        "dataset_id": inputs.data.dataset_id,
+        "estimator": config.estimator,
+        "timesteps_per_image": None if by_all else config.timesteps_per_image,
+        "draws": config.draws if by_all else None,
+        "sigma2": config.sigma2,
+        "num_images": config.num_images,
+        "target_halfwidth": config.target_halfwidth,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "device": "cuda" if config.gpus_per_worker else "cpu",
+        "by_label": config.by_label,
+        "train_dataset_id": inputs.train.dataset_id if inputs.train else None,
+        "ode": asdict(config.ode),
+        "batch_size": config.batch_size,
+        "shard_size": config.shard_size,
+    }
+
+
+def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset) -> None:
+    """Refuse what the model cannot be evaluated on, before anything is started."""
+    network = model.unet.config
+    expected = (*network.height_width, network.in_channels)
+    if data.image_shape != expected:
+        raise DataError(
+            f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
+            f"{'x'.join(map(str, expected))}; ingest the source again in that size and mode"
+        )
+    if data.num_rows < 2:
+        raise DataError(f"data = {config.data}: holds {data.num_rows} image(s); an interval needs at least 2")
+    if config.num_images is not None and config.num_images > data.num_rows:
+        raise ConfigError(f"num_images = {config.num_images}: {config.data} holds {data.num_rows:,}; ask for fewer")
+    num_kl_terms = model.schedule.num_timesteps - 1
+    if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
+        raise ConfigError(
+            f"timesteps_per_image = {config.timesteps_per_image}: the model has T - 1 = {num_kl_terms} KL terms; "
+            "take at most as many, or --estimator all"
+        )
+    if config.ode.num_images and config.ode.steps > num_kl_terms:
+        raise ConfigError(f"ode.steps = {config.ode.steps}: the model has T - 1 = {num_kl_terms}; take at most as many")
+    _, images = data.read_groups([0])
+    if images.max() == 1:
+        raise DataError(
+            f"data = {config.data}: levels are 0..1, the model's are 0..255; were images in [0, 1] cast to integers? "
+            "Multiply by 255 and ingest again"
+        )
+    if config.by_label and (data.read_images(0, 1)[2] < 0).any():
+        raise DataError(
+            f"data = {config.data}: has no labels, which by_label needs; leave it out, or ingest with labels"
+        )
+
+
+def _training_data(config: EvaluateConfig, model: Model, root: Path) -> PreparedDataset | None:
+    """What the histogram baseline is fitted on; None, with a word, if the model's own cannot be read from here."""
+    if config.train_data is not None:
+        given = open_dataset(Location.parse(root), "train_data", config.train_data)
+        if given.image_shape != (*model.unet.config.height_width, model.unet.config.in_channels):
+            raise DataError(f"train_data = {config.train_data}: images are {given.image_shape}, not the model's shape")
+        return given
+    known = model.config["extra"].get("dataset") or {}
+    try:
+        trained_on = open_dataset(Location.parse(root), "train_data", known.get("uri") or "")
+        if trained_on.dataset_id == known.get("id"):
+            return trained_on
+    except DDPMError:
+        pass  # it was trained elsewhere, or its data are gone
+    event("no histogram baseline: the model's training data are not where it says; name them with --train_data")
+    return None
+
+
+def _evaluate(
+    config: EvaluateConfig, output: ShardedOutput, inputs: Inputs
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    output.begin()
+    inputs.found.keep(output.location / "model")
+    run = BulkRun(
+        "evaluate",
+        output,
+        inputs.found,
+        experiment=f"{inputs.found.name}/eval",
+        name=config.name,
+        root=Path(config.root).expanduser(),
+        tracking_uri=config.tracking_uri,
+    )
+    status = "FAILED"
+    try:
+        try:
+            manifest = _compute(config, run, inputs)
+        except StorageError:
+            # Another job at work on the same request committed first, and removed the work directory.
+            committed = output.committed()
+            if committed is None:
+                raise
+            manifest = committed
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        report = run.close(status)
+    return manifest, run.closing_rows(report)
+
+
+def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, Any]:
+    """Compute what is missing, report, commit; returns the manifest."""
+    output, request, data = run.output, run.output.request, inputs.data
+    run.announce({"ddpm.dataset_id": data.dataset_id, "ddpm.step": inputs.step})
+    run.record("dataset", name=data.location.uri, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
+    num_images = len(order_of(request, data.num_rows))
+    event(f"evaluating {num_images:,} images on {cluster.connect()} into {output.location}")
+    first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
+    fitted = output.compute(
+        first, first.num_parts, into=first_pass.DIRECTORY, suffix=first_pass.SUFFIX, pool=config.pool
+    )
+    enough = _Enough(config.target_halfwidth, data.num_rows)
+    records = output.compute(
+        TermShards(output.location, request, data, config.cpus_per_worker),
+        math.ceil(num_images / config.shard_size),
+        pool=config.pool,
+        on_progress=lambda progress: _show(run, progress, num_images, enough),
+        enough=enough,
+    )
+    run.leave_ray()
+    evaluation = results(
+        output.location, request, [record.name for record in records], inputs.model.schedule, data.num_rows
+    )
+    notes = calibration_notes(request, evaluation.summary, config.target_halfwidth)
+    made_with = provenance(inputs.found, inputs.model, data, inputs.train)
+    title = f"{inputs.found.name}: {output.location.name}"
+    for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
+        (output.location / "report" / name).write_bytes(content)
+    fields = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "num_rows": evaluation.summary["num_images"],
+        "results": evaluation.summary,
+        "first_pass": [asdict(record) for record in fitted],
+        "model": inputs.found.origin,
+        "data": data.location.uri,
+        "lineage": {name: inputs.model.config["extra"].get(name) for name in ("step", "dataset", "code_version")},
+        "code_version": code_version(),
+        "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
+    }
+    manifest = output.commit(fields, records)
+    record_results(run, evaluation, data, inputs.step)
+    return manifest
+
+
+class _Enough:
+    """Whether the data set's mean is known to the target: asked of more and more shards."""
+
+    def __init__(self, target: float | None, num_rows: int) -> None:
+        self._target, self._num_rows = target, num_rows
+        self._statistics: MeanStatistics | None = None
+        self._look_at = 1
+
+    @property
+    def detail(self) -> str:
+        """How well the mean is known so far."""
+        if self._statistics is None:
+            return ""
+        half = half_width(self._statistics.data_set(self._num_rows))
+        return f"{self._statistics.mean:.3f}" + ("" if half is None else f"±{half:.3f}")
+
+    def __call__(self, records: Sequence[ShardRecord]) -> bool:
+        found = MeanStatistics(**records[-1].extra["bits_per_dim"])
+        self._statistics = self._statistics.merge(found) if self._statistics and len(records) > 1 else found
+        if self._target is None or len(records) < self._look_at or self._statistics.num_images < _MIN_IMAGES:
+            return False
+        self._look_at = math.ceil(len(records) * _LOOK_GROWTH + 1e-9)
+        half = half_width(self._statistics.data_set(self._num_rows))
+        return half is not None and half <= self._target
+
+
+def _show(run: BulkRun, progress: Progress, num_images: int, enough: _Enough) -> None:
+    run.show(progress, num_images, "images", enough.detail)
+
+
+def _restore(
+    config: EvaluateConfig, output: ShardedOutput, inputs: Inputs, manifest: Mapping[str, Any], lost: list[int]
+) -> None:
+    """Make lost shards of a complete evaluation again; they must come out as the manifest records them."""
+    event(f"{output.location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+    factory = TermShards(output.location, output.request, inputs.data, config.cpus_per_worker)
+    try:
+        for index, equal in output.recompute(factory, lost, manifest, pool=config.pool, restore=True):
+            if not equal:
+                raise StorageError(
+                    f"{output.shards / manifest['shards'][index]['name']}: is lost, and came out different when it was "
+                    f"made again (the evaluation was made with {manifest['made_with']}, code "
+                    f"{manifest['code_version']}); use those versions on the same kind of hardware, or another output"
+                )
+    finally:
+        cluster.disconnect()
+
+
+def _promote(config: EvaluateConfig, found: FoundModel, manifest: Mapping[str, Any], root: Path) -> str:
+    request = manifest["request"]
+    measured = manifest["results"]["means"][manifest["results"]["headline"]]
+    interval = measured["data_set"] or measured["population"]
+    metric = f"eval_ci/{'data_set' if measured['data_set'] else 'population'}.{request['sigma2']}"
+    return promote_if_better(
+        resolve_tracking_uri(config.tracking_uri, root),
+        found.name,
+        found.model_id,
+        request["dataset_id"],
+        metric,
+        interval,
+    )

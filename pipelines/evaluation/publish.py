@@ -1,0 +1,141 @@
+"""What an evaluation says of itself: to the terminal, to MLflow, and in the report's notes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_core.model import Model
+from pipelines.bulk_run import BulkRun
+from pipelines.data.dataset import PreparedDataset
+from pipelines.evaluation.report import headline_of, label_of, table_rows
+from pipelines.evaluation.results import Evaluation
+from pipelines.models import FoundModel
+from pipelines.storage import Location
+from pipelines.version import code_version
+
+_BASELINES = ("png", "webp", "histogram")
+# MLflow cuts a description at 8,000 characters.
+_NOTE_ROWS = 40
+
+
+def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, step: int | None) -> None:
+    """Record metrics, curves, report, description, and the links to model and data set."""
+    output, summary, request = run.output, evaluation.summary, run.output.request
+    scalars = {f"eval/{name}": found["mean"] for name, found in summary["means"].items()}
+    headline = summary["means"][summary["headline"]]
+    for kind in ("given_images", "data_set", "population"):
+        if headline[kind] is not None:
+            low, high = headline[kind]
+            scalars |= {
+                f"eval_ci/{kind}.{request['sigma2']}.low": low,
+                f"eval_ci/{kind}.{request['sigma2']}.high": high,
+            }
+    scalars["eval/network_evaluations"] = float(summary["network_evaluations"])
+    run.record("metrics", step=0, values=scalars)
+    for t, kl, mse in zip(evaluation.t.tolist(), evaluation.kl_by_t, evaluation.eps_mse_by_t, strict=True):
+        values = {f"eval_by_t/kl_bits_per_dim.{request['sigma2']}": kl, "eval_by_t/eps_mse": mse}
+        run.record("metrics", step=t, values=values)
+    run.record("artifact", path=(output.location / "report").uri, artifact_path="report")
+    point = {f"eval/{summary['headline']}": headline["mean"]}
+    dataset = {"name": data.location.uri, "digest": request["dataset_id"]}
+    run.record("evaluated", model_id=run.found.model_id, step=step or 0, values=point, dataset=dataset)
+    columns = ("label", "mean", "data_set", "population")
+    lines = [f"| {' | '.join(row[name] for name in columns)} |" for row in table_rows(summary)[:_NOTE_ROWS]]
+    run.record(
+        "note",
+        markdown=f"**{headline_of(summary)}**\n\nModel `{run.found.model_id[:12]}` (`{run.found.uri}`, step {step}) on "
+        f"`{data.location}`. The whole report: artifact `report/index.html`.\n\n"
+        "![terms over t](get-artifact?path=report/by_t.png&run_uuid={run_id})\n\n"
+        "Images with the fewest bits above, with the most below:\n\n"
+        "![images](get-artifact?path=report/extremes.png&run_uuid={run_id})\n\n"
+        "| What | Mean | ± data set | ± population |\n|---|---|---|---|\n" + "\n".join(lines),
+    )
+
+
+def interval_metric(kind: str, sigma2: str) -> str:
+    """Start of the names of the two metrics that are the headline's 95% interval."""
+    return f"eval_ci/{kind}.{sigma2}"
+
+
+def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], target: float | None) -> list[str]:
+    """How the numbers came about, a sentence each."""
+    done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
+    how = {
+        "all": f"Every t, {request['draws']} draw(s) each.",
+        "stratified": f"{request['timesteps_per_image']} time steps per image, stratified uniformly in log-SNR and "
+        "spread evenly over groups of 16 images, in two independent replicates; L_0 twice.",
+        "importance": f"{request['timesteps_per_image']} time steps per image, by importance (root mean square of the "
+        "KL in a first pass with noise of its own) and spread evenly over groups of 16 images, in two independent "
+        "replicates; L_0 twice.",
+    }[request["estimator"]]
+    whole = request["num_images"] is None and target is None
+    notes = [
+        how,
+        f"{done:,} network evaluations; every t once for the same images would have taken {full:,} "
+        f"({full / done:.1f} times as many).",
+        "All images of the data set, in its order." if whole else "Images in a fixed pseudo-random order.",
+        "L_T is exact. ELBO = L_T + sum of L_{t-1} + L_0, an upper bound of -log2 p per dimension; the decoder is the "
+        "discretised Gaussian.",
+        "σ² = optimal: for t > 0 estimated on one half of the images and scored on the other, both ways; its L_0 is "
+        "that of β̃.",
+        "In K steps: predicted from the same ε-errors for K evenly spaced time steps with each step's posterior "
+        "variance, unclipped; L_0 is that of β̃ in the full sequence.",
+        "PNG and WebP: whole files, one per image. Independent pixels: each place's histogram over training images.",
+    ]
+    if target is not None:
+        found = summary["means"][summary["headline"]]
+        half = (found["data_set"][1] - found["mean"]) if found["data_set"] else math.inf
+        reached = half <= target
+        advice = (
+            ""
+            if reached
+            else f"; the images are used up, raise timesteps_per_image about {(half / target) ** 2:.1f} times"
+        )
+        notes.append(f"Target half-width {target}: {'reached' if reached else f'not reached ({half:.4f})'}{advice}.")
+    if request["ode"]["num_images"]:
+        notes.append(
+            f"ODE: exact likelihood of uniformly dequantised images, Heun with {request['ode']['steps']} steps, "
+            f"{request['ode']['probes']} random vectors for the trace, on the first "
+            f"{request['ode']['num_images']} images. Trace error: "
+            "standard error over the vectors, mean over images; step error: difference to half as many steps (bits/dim is "
+            "too low by about a third of it)."
+        )
+    return notes
+
+
+def provenance(
+    found: FoundModel, model: Model, data: PreparedDataset, train: PreparedDataset | None
+) -> list[tuple[str, str]]:
+    """Model, data and code, as (name, value)."""
+    extra = model.config["extra"]
+    trained_on = extra.get("dataset") or {}
+    return [
+        ("model", f"{found.uri} (id {found.model_id}, step {extra.get('step')})"),
+        ("trained on", f"{trained_on.get('uri')} (id {trained_on.get('id')})"),
+        ("training run", str(found.run_id)),
+        ("evaluated on", f"{data.location} (id {data.dataset_id}, {data.num_rows:,} images)"),
+        (
+            "histogram of",
+            f"{train.location} (id {train.dataset_id})" if train else "no training data",
+        ),
+        ("code", f"{code_version()}; the model was trained by {extra.get('code_version')}"),
+    ]
+
+
+def summary_rows(location: Location, found: FoundModel, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The closing summary, as (name, value)."""
+    summary = manifest["results"]
+    means = summary["means"]
+    done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
+    sigma2 = summary["headline"].removeprefix("bits_per_dim.")
+    parts = [(label_of(name), means[name]["mean"]) for name in ("L_T", f"L_t_sum.{sigma2}", f"L_0.{sigma2}")]
+    baselines = {name: means.get(f"bits_per_dim.{name}") for name in _BASELINES}
+    known = [f"{name} {baseline['mean']:.4f}" for name, baseline in baselines.items() if baseline]
+    return [
+        ("result", headline_of(summary)),
+        ("terms", ", ".join(f"{label.split(',')[0]} {value:.4f}" for label, value in parts)),
+        ("baselines", ", ".join(known)),
+        ("evaluations", f"{done:,} of the network (every t once: {full:,})"),
+        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+        ("report", (location / "report" / "index.html").uri),
+    ]

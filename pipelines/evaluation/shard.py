@@ -1,0 +1,198 @@
+"""One shard of an evaluation, as a function of the request and its index: what an actor of the evaluation job does.
+
+OUTPUT/terms/part-00042.parquet   one row per image, see `SCHEMA`
+OUTPUT/first_pass/                see `pipelines.evaluation.first_pass`
+OUTPUT/model/                     the model evaluated
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ddpm_core.estimators import GROUP_SIZE, Design, full_design, replicate_values, stratified_design
+from ddpm_core.likelihood import prior_bpd, timestep_proposal, x_0_of
+from ddpm_core.model import Model
+from ddpm_core.noise import permutation
+from ddpm_core.ode import OdeLikelihood, ode_bpd
+from ddpm_core.uncertainty import MeanStatistics
+from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
+from pipelines.engine.shards import ShardOutput
+from pipelines.evaluation.first_pass import histogram_bpd, read_first_pass
+from pipelines.evaluation.terms import SIGMA2S, evaluate_images
+from pipelines.models import load_kept
+from pipelines.pictures import to_picture
+from pipelines.storage import Location
+
+FORMAT = "ddpm-evaluation"
+FORMAT_VERSION = 1
+DIRECTORY = "terms"
+
+
+def order_of(request: Mapping[str, Any], num_rows: int) -> Int64s:
+    """Ids in the order of evaluation: the data set's own if all are evaluated, else a fixed pseudo-random one."""
+    if request["num_images"] is None and request["target_halfwidth"] is None:
+        return np.arange(num_rows, dtype=np.int64)
+    return permutation(0, "evaluate/order", 0, num_rows)[: request["num_images"]]
+
+
+def design_of(
+    request: Mapping[str, Any], model: Model, positions: Tensor, proposal: npt.NDArray[np.float64] | None
+) -> Design:
+    """The evaluations of the images at `positions` int64 [n] of the order; `proposal` as the first pass measured it."""
+    if request["estimator"] == "all":
+        return full_design(model.schedule.num_timesteps, len(positions), request["draws"])
+    over_t = timestep_proposal(model.schedule) if proposal is None else torch.tensor(proposal)
+    return stratified_design(positions, request["seed"], over_t, request["timesteps_per_image"])
+
+
+def group_size(request: Mapping[str, Any]) -> int:
+    """Neighbours in the order whose draws depend on each other."""
+    return 1 if request["estimator"] == "all" else GROUP_SIZE
+
+
+@dataclass(frozen=True)
+class TermShards:
+    """Computes shard `index`: the images at index*shard_size ... of the order.
+
+    Attributes:
+        location: The output; its model/ is the model.
+        request: The evaluation's request, see `pipelines.evaluation.job`.
+        data: The data set.
+        threads: CPU threads of the network.
+    """
+
+    location: Location
+    request: Mapping[str, Any]
+    data: PreparedDataset
+    threads: int
+
+    def __call__(self) -> Callable[[int], ShardOutput]:
+        """Load model and first pass: the engine calls this once per actor."""
+        torch.set_num_threads(self.threads)
+        model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
+        counts = read_first_pass(self.location, 0)
+        proposal = read_first_pass(self.location, 1) if self.request["estimator"] == "importance" else None
+        order = order_of(self.request, self.data.num_rows)
+        return lambda index: self.compute(model, order, counts, proposal, index)
+
+    def compute(
+        self,
+        model: Model,
+        order: Int64s,
+        counts: npt.NDArray[np.uint32],
+        proposal: npt.NDArray[np.float64] | None,
+        index: int,
+    ) -> ShardOutput:
+        """Evaluate, score, encode."""
+        request, start = self.request, index * self.request["shard_size"]
+        ids = order[start : start + request["shard_size"]]
+        images, labels = self.data.read_rows(ids)
+        positions = torch.arange(start, start + len(ids))
+        design = design_of(request, model, positions, proposal)
+        scores = evaluate_images(model, images, torch.tensor(ids), design, request)
+        prior = prior_bpd(model.schedule, x_0_of(torch.tensor(images).permute(0, 3, 1, 2)))
+        columns: dict[str, Any] = {"id": ids, "position": positions.numpy(), "label": labels}
+        columns |= term_columns(request["sigma2"], design, prior, scores)
+        columns |= baseline_columns(images, counts)
+        columns |= self._ode(model, images, ids, start)
+        values = replicate_values(design, prior, scores["term"])
+        extra = {
+            "first_position": start,
+            "evaluations": design.t.numel(),
+            "bits_per_dim": asdict(MeanStatistics.of(values, group_size(request))),
+        }
+        return ShardOutput(_encode(columns), len(ids), extra)
+
+    def _ode(self, model: Model, images: UInt8s, ids: Int64s, start: int) -> dict[str, Any]:
+        """The ODE's columns: of the images at the first `ode.num_images` positions, null for the others."""
+        ode, chosen = self.request["ode"], max(0, min(len(ids), self.request["ode"]["num_images"] - start))
+        names = ("bits_per_dim", "trace_error", "step_error")
+        columns: dict[str, list[float | None]] = {f"ode_{name}": [None] * len(ids) for name in names}
+        for row in range(chosen):  # one by one: all probes of an image fill a batch
+            pixels = torch.tensor(images[row : row + 1]).permute(0, 3, 1, 2).to(model.device)
+            found: OdeLikelihood = ode_bpd(
+                model.schedule,
+                model.eps_fn(self.request["dtype"]),
+                pixels,
+                torch.tensor(ids[row : row + 1], device=model.device),
+                self.request["seed"],
+                ode["steps"],
+                ode["probes"],
+            )
+            for name in names:
+                columns[f"ode_{name}"][row] = float(getattr(found, name))
+        return {name: pa.array(values, pa.float64()) for name, values in columns.items()}
+
+
+def term_columns(sigma2: str, design: Design, prior: Tensor, scores: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Each image's ELBO and its parts in bits/dim, and every evaluation.
+
+    L_T + sum(weight * term) is the image's estimate; the numbers are named by the reverse variances and by whether
+    the predicted x_0 was clipped.
+    """
+    first = design.t == 0
+    columns: dict[str, Any] = {"L_T": prior.numpy()}
+    for suffix in ("", "_clipped"):
+        weighted = design.weight * scores[f"term{suffix}"]
+        decoder, kl_sum = (weighted * first).sum(1), (weighted * ~first).sum(1)
+        columns[f"bits_per_dim_{sigma2}{suffix}"] = (prior + decoder + kl_sum).numpy()
+        columns[f"L_0_{sigma2}{suffix}"] = decoder.numpy()
+        columns[f"L_t_sum_{sigma2}{suffix}"] = kl_sum.numpy()
+    columns["t"] = _lists(design.t.to(torch.int32))
+    columns["replicate"] = _lists(design.replicate.to(torch.int8).expand_as(design.t))
+    columns["weight"] = _lists(design.weight)
+    columns["eps_mse"] = _lists(scores["eps_mse"])
+    columns[f"term_{sigma2}"] = _lists(scores["term"])
+    columns[f"term_{sigma2}_clipped"] = _lists(scores["term_clipped"])
+    for name in SIGMA2S:  # of the evaluations at t = 0 only, which every image has equally many of
+        columns[f"L_0_draws_{name}"] = _lists(scores[f"decoder_{name}"][first].reshape(len(prior), -1))
+    return columns
+
+
+def baseline_columns(images: UInt8s, counts: npt.NDArray[np.uint32]) -> dict[str, Any]:
+    """Bits/dim of the same images by lossless coders (whole files, as a user would store them) and by the histogram
+    of the training images; null without training images."""
+    dimensions = int(np.prod(images.shape[1:]))
+    columns: dict[str, Any] = {}
+    coders: dict[str, dict[str, Any]] = {
+        "png": {"optimize": True},
+        "webp": {"lossless": True, "quality": 100, "method": 6},
+    }
+    for name, options in coders.items():
+        sizes = []
+        for image in images:
+            sink = io.BytesIO()
+            picture = to_picture(image)
+            picture.save(sink, name.upper(), **options)
+            sizes.append(len(sink.getvalue()))
+        columns[f"{name}_bits_per_dim"] = np.array(sizes) * 8.0 / dimensions
+    known = histogram_bpd(counts, images).tolist() if len(counts) else [None] * len(images)
+    return {**columns, "histogram_bits_per_dim": pa.array(known, pa.float64())}
+
+
+def read_terms(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """A shard's rows."""
+    return pq.read_table(io.BytesIO(content), columns=columns, use_threads=False)
+
+
+def _lists(values: Tensor) -> pa.ListArray:
+    """[n, E] as a column of lists."""
+    rows, columns = values.shape
+    offsets = np.arange(0, rows * columns + 1, columns, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.contiguous().reshape(-1).numpy()))
+
+
+def _encode(columns: Mapping[str, Any]) -> bytes:
+    labels = np.asarray(columns["label"])
+    table = pa.table({**columns, "label": pa.array(labels, mask=labels < 0)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

@@ -1,0 +1,88 @@
+"""Reaching MLflow: its client, the settings it wants before it is imported, and its errors in one line."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def redact(text: str) -> str:
+    """The text without the user names and passwords of the URIs in it.
+
+    >>> redact("failed: https://ann:secret@mlflow.example:5000/api")
+    'failed: https://***@mlflow.example:5000/api'
+    """
+    return re.sub(r"//[^/\s]+@", "//***@", text)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, without credentials, at most 200 characters."""
+    code = getattr(error, "error_code", "")
+    if code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+        return (
+            f"{code}: the server refuses the credentials; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    cause = re.search(
+        r"Connection refused|Name or service not known|Temporary failure in name resolution|No route to host|"
+        r"Connection reset by peer|Remote end closed connection|timed out|certificate verify failed",
+        text,
+    )
+    return cause.group(0) if cause else redact(text)[:200]
+
+
+def configure_mlflow() -> None:
+    """Settings that MLflow reads when it is imported; what the environment already says is kept.
+
+    Short retries, because the spool is the retry: MLflow's own would block for minutes in an outage.
+    """
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def database_lock(uri: str) -> Iterator[None]:
+    """Only one process at a time may create the tables of a SQLite file: two at once disturb each other."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def mlflow_client(uri: str) -> "MlflowClient":
+    """A client of the server or database at `uri`, in a process that is set up for it."""
+    configure_mlflow()
+    import mlflow
+    from mlflow import MlflowClient
+
+    if urlsplit(uri).scheme not in ("http", "https"):
+        # In front of a database MLflow resolves models:/ through the URI of the process. It also puts it into the
+        # environment, where the next run of this process would take it for the user's wish.
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri)
+        if given is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with database_lock(uri):
+        return MlflowClient(uri)
