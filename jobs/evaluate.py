@@ -1,4 +1,4 @@
-"""Measure bits/dim: `uv run jobs/evaluate.py --model models:/digits@champion --data embedded://digits/test --output DIR`.
+"""Measure bits/dim: `uv run jobs/evaluate.py --model models:/digits@champion --data DATA --output DIRECTORY`.
 
 The same command continues an evaluation that was interrupted and leaves a complete one alone.
 """

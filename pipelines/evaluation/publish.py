@@ -97,8 +97,8 @@ def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], ta
             f"ODE: exact likelihood of uniformly dequantised images, Heun with {request['ode']['steps']} steps, "
             f"{request['ode']['probes']} random vectors for the trace, on the first "
             f"{request['ode']['num_images']} images. Trace error: "
-            "standard error over the vectors, mean over images; step error: difference to half as many steps (bits/dim is "
-            "too low by about a third of it)."
+            "standard error over the vectors, mean over images; step error: difference to half as many steps "
+            "(bits/dim is too low by about a third of it)."
         )
     return notes
 
