@@ -8,6 +8,7 @@ is an unbiased estimate of the image's ELBO (Ho 2020, eq. 5), `term` being L_0 a
 evaluations are divided among R replicates, each an estimate of its own, from which the Monte-Carlo error follows.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from ddpm_core import noise
-from ddpm_core.diffusion import Sigma2, p_mean_variance, q_sample, sigma2_table
+from ddpm_core.diffusion import Sigma2, p_mean_variance, q_sample, reverse_mean, sigma2_table
 from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood import decoder_bpd, kl_bpd, timestep_proposal, x_0_of
 from ddpm_core.losses import eps_mse
@@ -143,25 +144,27 @@ def score(
     first, later = (t == 0).nonzero()[:, 0], (t > 0).nonzero()[:, 0]
     for out, clip in ((term, False), (clipped, True)):
         if len(first):
-            out[first] = decoder_term(schedule, levels[first], eps[first], eps_pred[first], sigma2, clip)
+            x_t = q_sample(schedule, x_0[first], t[first], eps[first])
+            step = p_mean_variance(schedule, eps_pred[first], x_t, t[first], sigma2, clip)
+            out[first] = decoder_bpd(levels[first], step.mean, step.variance.sqrt())
         if len(later):
             out[later] = kl_bpd(schedule, x_0[later], t[later], eps[later], eps_pred[later], sigma2, clip)
     return Scores(eps_mse(eps, eps_pred), term, clipped)
 
 
-def decoder_term(
+def decoder_terms(
     schedule: NoiseSchedule,
     levels: UInt8[Tensor, "B C H W"],
     eps: Float64[Tensor, "B C H W"],
     eps_pred: Float64[Tensor, "B C H W"],
-    sigma2: Sigma2,
-    clip_x_0: bool = False,
-) -> Float64[Tensor, " B"]:
-    """L_0 (Ho 2020, eq. 13), bits/dim, given the noise in x at t = 0 and its prediction."""
+    variances: Float64[Tensor, " G"],
+) -> Float64[Tensor, "B G"]:
+    """L_0 (Ho 2020, eq. 13), bits/dim, unclipped, under each of the variances, given the noise in x at t = 0 and its
+    prediction."""
     t = torch.zeros(len(levels), dtype=torch.int64, device=levels.device)
     x_t = q_sample(schedule, x_0_of(levels), t, eps)
-    step = p_mean_variance(schedule, eps_pred, x_t, t, sigma2, clip_x_0)
-    return decoder_bpd(levels, step.mean, step.variance.sqrt())
+    mean, _ = reverse_mean(schedule, eps_pred, x_t, t)
+    return torch.stack([decoder_bpd(levels, mean, float(variance) ** 0.5) for variance in variances], 1)
 
 
 def replicate_values(
@@ -184,13 +187,34 @@ def kl_from_eps_mse(
     return (0.5 * (ratio - 1.0 - ratio.log()) + error) / LN_2
 
 
+def decoder_variances(schedule: NoiseSchedule) -> Float64[Tensor, " G"]:
+    """Variances for L_0: what `sigma2_table` has at t = 0 for 'beta' and 'beta_tilde', then a grid in steps of sqrt(2) from
+    1/16 to 4 times the former, from which the optimum is chosen."""
+    beta = schedule.betas[0]
+    grid = beta * 2.0 ** (torch.arange(-8, 5, dtype=torch.float64) / 2.0)
+    return torch.cat([beta[None], sigma2_table(schedule, "beta_tilde")[:1], grid])
+
+
 def subsequence_kl(
-    schedule: NoiseSchedule, steps: list[int], t: Int64[Tensor, "*S"], mse: Float64[Tensor, "*S"]
+    schedule: NoiseSchedule,
+    steps: list[int],
+    t: Int64[Tensor, "*S"],
+    mse: Float64[Tensor, "*S"],
+    bandwidth: float = 0.0,
 ) -> Float64[Tensor, "*S"]:
-    """The KL of the step from t to the one before it in `steps` (increasing, t = 0 first), bits/dim, under that step's
-    posterior variance: 1/2 (SNR(s) / SNR(t) - 1) ||eps - eps_pred||^2 (Kingma 2021, VDM, eq. 14, with
-    ||x_0 - x_0_pred||^2 = ||eps - eps_pred||^2 / SNR(t)). 0 at every t that is not in `steps`, and at t = 0."""
+    """Terms, bits/dim, whose weighted sum estimates the sum of the KLs of a sub-sequence `steps` (increasing, 0 first).
+
+    The KL of the step from t to the one before it, s, under that step's posterior variance is
+    1/2 (SNR(s) / SNR(t) - 1) ||eps - eps_pred||^2 (Kingma 2021, VDM, eq. 14, with ||x_0 - x_0_pred||^2 =
+    ||eps - eps_pred||^2 / SNR(t)). With a bandwidth of 0 it counts at t alone, and the estimate is unbiased; otherwise
+    its error is the average over the time steps within `bandwidth` of t in log-SNR, as many below as above: far more
+    precise where few steps are drawn, and biased by the curvature of the error over t only.
+    """
     factor = torch.zeros(schedule.num_timesteps, dtype=torch.float64)
-    now, before = torch.tensor(steps[1:], dtype=torch.int64), torch.tensor(steps[:-1], dtype=torch.int64)
-    factor[now] = 0.5 * (schedule.snr[before] / schedule.snr[now] - 1.0)
+    for before, now in itertools.pairwise(steps):
+        near = (schedule.log_snr - schedule.log_snr[now]).abs() <= bandwidth
+        below, above = int(near[1:now].sum()), int(near[now + 1 :].sum())
+        reach = min(below, above)
+        value = 0.5 * (schedule.snr[before] / schedule.snr[now] - 1.0) / (2 * reach + 1)
+        factor[now - reach : now + reach + 1] += value
     return factor[t] * mse / LN_2

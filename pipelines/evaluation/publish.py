@@ -8,7 +8,7 @@ from ddpm_core.model import Model
 from pipelines.bulk_run import BulkRun
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.report import headline_of, label_of, table_rows
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models import FoundModel
 from pipelines.storage import Location
 from pipelines.version import code_version
@@ -76,10 +76,11 @@ def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], ta
         "All images of the data set, in its order." if whole else "Images in a fixed pseudo-random order.",
         "L_T is exact. ELBO = L_T + sum of L_{t-1} + L_0, an upper bound of -log2 p per dimension; the decoder is the "
         "discretised Gaussian.",
-        "σ² = optimal: for t > 0 estimated on one half of the images and scored on the other, both ways; its L_0 is "
-        "that of β̃.",
+        "σ² = optimal: estimated on one half of the images and scored on the other, both ways; for L_0 the best of a "
+        "grid.",
         "In K steps: predicted from the same ε-errors for K evenly spaced time steps with each step's posterior "
-        "variance, unclipped; L_0 is that of β̃ in the full sequence.",
+        "variance, unclipped; L_0 is that of β̃ in the full sequence."
+        + ("" if request["estimator"] == "all" else f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."),
         "PNG and WebP: whole files, one per image. Independent pixels: each place's histogram over training images.",
     ]
     if target is not None:

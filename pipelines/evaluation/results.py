@@ -14,16 +14,19 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from ddpm_core.estimators import Design, kl_from_eps_mse, replicate_values, subsequence_kl
+from ddpm_core.estimators import Design, decoder_variances, kl_from_eps_mse, replicate_values, subsequence_kl
 from ddpm_core.likelihood import optimal_sigma2
 from ddpm_core.sampling import ddim_timesteps
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.uncertainty import MeanStatistics, Variance
 from pipelines.evaluation.shard import DIRECTORY, group_size, read_terms
-from pipelines.evaluation.terms import SIGMA2S
 from pipelines.storage import Location
 
+# Places in `decoder_variances`.
+DECODERS = {"beta": 0, "beta_tilde": 1}
 SUBSEQUENCES = (10, 25, 50, 100, 250, 500)
+# Of the predictions for sub-sequences, in log-SNR, where the time steps are drawn.
+BANDWIDTH = 0.2
 _BASELINES = ("png", "webp", "histogram")
 
 Floats = npt.NDArray[np.float64]
@@ -99,28 +102,31 @@ def results(
     """
     sigma2, size = request["sigma2"], group_size(request)
     means, over_t = _Means(size), _OverT(schedule.num_timesteps)
+    bandwidth = 0.0 if request["estimator"] == "all" else BANDWIDTH
     subsequences = {k: ddim_timesteps(schedule.num_timesteps, k) for k in SUBSEQUENCES if k < schedule.num_timesteps}
     ids, headline, evaluations = [], [], 0
+    decoders = [torch.zeros(len(decoder_variances(schedule)), dtype=torch.float64) for _ in range(2)]
     for rows in _read(location, shards):
         design, mse, prior = rows.design, rows.lists("eps_mse"), rows.tensor("L_T")
         first, nothing = design.t == 0, torch.zeros(len(prior), dtype=torch.float64)
         evaluations += design.t.numel()
         ids.append(rows.table["id"].to_numpy())
         headline.append(rows.table[f"bits_per_dim_{sigma2}"].to_numpy())
-        means.add("L_T", prior[:, None])
+        means.add("L_T", prior[:, None].expand(-1, design.num_replicates))
         for suffix in ("", "_clipped"):
             terms, name = rows.lists(f"term_{sigma2}{suffix}"), f"{sigma2}{suffix.replace('_', '.')}"
             means.add(f"bits_per_dim.{name}", replicate_values(design, prior, terms))
             means.add(f"L_0.{name}", replicate_values(design, nothing, terms * first))
             means.add(f"L_t_sum.{name}", replicate_values(design, nothing, terms * ~first))
-        for other in SIGMA2S:
+        for other in DECODERS:
             if other != sigma2:
                 means.add(f"bits_per_dim.{other}", replicate_values(design, prior, rows.terms_under(schedule, other)))
         for k, steps in subsequences.items():
-            terms = torch.where(first, rows.decoder("beta_tilde"), subsequence_kl(schedule, steps, design.t, mse))
+            terms = torch.where(first, rows.decoder(1), subsequence_kl(schedule, steps, design.t, mse, bandwidth))
             means.add(f"bits_per_dim.steps_{k}.beta_tilde", replicate_values(design, prior, terms))
         for baseline in _BASELINES:
-            means.add(f"bits_per_dim.{baseline}", rows.known(f"{baseline}_bits_per_dim"))
+            known = rows.known(f"{baseline}_bits_per_dim")
+            means.add(f"bits_per_dim.{baseline}", known.expand(-1, design.num_replicates))  # no draws: no error of them
         for column in ("bits_per_dim", "trace_error", "step_error"):
             means.add(f"ode.{column}", rows.known(f"ode_{column}"))
         if request["by_label"]:
@@ -128,8 +134,11 @@ def results(
             values = rows.tensor(f"bits_per_dim_{sigma2}")
             for label in np.unique(labels):
                 means.add(f"by_label.{label}.bits_per_dim.{sigma2}", values[torch.tensor(labels == label)][:, None])
-        over_t.add(rows.half(size), design.t, rows.lists(f"term_{sigma2}"), mse)
-    _add_optimal(means, over_t, location, shards, schedule, size)
+        half = rows.half(size)
+        over_t.add(half, design.t, rows.lists(f"term_{sigma2}"), mse)
+        for index in (0, 1):
+            decoders[index] += rows.decoder_draws[half == index].sum((0, 1))
+    _add_optimal(means, over_t, decoders, location, shards, schedule, size)
     count = over_t.count.sum(0)
     known = count.nonzero()[0]
     num_images = means.by_name["L_T"].num_images
@@ -179,6 +188,7 @@ def _intervals(found: MeanStatistics, num_rows: int) -> dict[str, Any]:
 def _add_optimal(
     means: _Means,
     over_t: _OverT,
+    decoders: Sequence[Tensor],
     location: Location,
     shards: Sequence[str],
     schedule: NoiseSchedule,
@@ -186,7 +196,7 @@ def _add_optimal(
 ) -> None:
     """The ELBO under the optimal variances, which each half of the images gets from the other (Bao 2022).
 
-    The decoder's variance stays that of beta_tilde: what is stored of t = 0 tells L_0 under two variances only.
+    L_0 takes the best of `decoder_variances`: `decoders` are the sums over each half of what is stored of it.
     """
     tables = [over_t.mean_eps_mse(1 - half) for half in (0, 1)]
     if tables[0] is None or tables[1] is None:
@@ -196,8 +206,9 @@ def _add_optimal(
         design, mse, half = rows.design, rows.lists("eps_mse"), torch.tensor(rows.half(size))
         later = design.t.clamp(min=1)
         kl = [kl_from_eps_mse(schedule, later, mse, table) for table in sigma2]
-        terms = torch.where(half[:, None] == 0, kl[0], kl[1])
-        terms = torch.where(design.t == 0, rows.decoder("beta_tilde"), terms)
+        first = [rows.decoder(int(decoders[1 - index].argmin())) for index in (0, 1)]
+        chosen = [torch.where(design.t == 0, first[index], kl[index]) for index in (0, 1)]
+        terms = torch.where(half[:, None] == 0, chosen[0], chosen[1])
         means.add("bits_per_dim.optimal", replicate_values(design, rows.tensor("L_T"), terms))
 
 
@@ -224,18 +235,24 @@ class _Rows:
     def design(self) -> Design:
         return Design(self.lists("t").long(), self.lists("weight"), self.lists("replicate")[0].long())
 
-    def decoder(self, sigma2: str) -> Tensor:
-        """L_0 under `sigma2` at the evaluations with t = 0, 0 elsewhere: float64 [n, E]."""
+    @property
+    def decoder_draws(self) -> Tensor:
+        """L_0 at the F evaluations with t = 0 under each of `decoder_variances`: float64 [n, F, G]."""
+        first = int((self.lists("t")[0] == 0).sum())
+        return self.lists("L_0_draws").reshape(len(self.table), first, -1)
+
+    def decoder(self, variance: int) -> Tensor:
+        """L_0 under one of `decoder_variances` at the evaluations with t = 0, 0 elsewhere: float64 [n, E]."""
         t = self.lists("t")
         terms = torch.zeros(t.shape, dtype=torch.float64)
-        terms[t == 0] = self.lists(f"L_0_draws_{sigma2}").reshape(-1)
+        terms[t == 0] = self.decoder_draws[:, :, variance].reshape(-1)
         return terms
 
     def terms_under(self, schedule: NoiseSchedule, sigma2: str) -> Tensor:
         """The unclipped terms under `sigma2`: float64 [n, E]."""
         t = self.lists("t").long()
         kl = kl_from_eps_mse(schedule, t.clamp(min=1), self.lists("eps_mse"), sigma2)
-        return torch.where(t == 0, self.decoder(sigma2), kl)
+        return torch.where(t == 0, self.decoder(DECODERS[sigma2]), kl)
 
     def half(self, size: int) -> npt.NDArray[np.int64]:
         """Which half of the images each row belongs to: neighbouring groups of the order alternate."""

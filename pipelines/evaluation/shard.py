@@ -26,7 +26,7 @@ from ddpm_core.uncertainty import MeanStatistics
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.engine.shards import ShardOutput
 from pipelines.evaluation.first_pass import histogram_bpd, read_first_pass
-from pipelines.evaluation.terms import SIGMA2S, evaluate_images
+from pipelines.evaluation.terms import evaluate_images
 from pipelines.models import load_kept
 from pipelines.pictures import to_picture
 from pipelines.storage import Location
@@ -152,8 +152,8 @@ def term_columns(sigma2: str, design: Design, prior: Tensor, scores: Mapping[str
     columns["eps_mse"] = _lists(scores["eps_mse"])
     columns[f"term_{sigma2}"] = _lists(scores["term"])
     columns[f"term_{sigma2}_clipped"] = _lists(scores["term_clipped"])
-    for name in SIGMA2S:  # of the evaluations at t = 0 only, which every image has equally many of
-        columns[f"L_0_draws_{name}"] = _lists(scores[f"decoder_{name}"][first].reshape(len(prior), -1))
+    # L_0 of each evaluation at t = 0 under each of `decoder_variances`: what the term's own sigma^2 does not tell.
+    columns["L_0_draws"] = _lists(scores["decoder"].flatten(1))
     return columns
 
 

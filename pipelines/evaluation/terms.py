@@ -8,12 +8,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ddpm_core.diffusion import q_sample
-from ddpm_core.estimators import Design, decoder_term, evaluation_noise, score
+from ddpm_core.estimators import Design, decoder_terms, decoder_variances, evaluation_noise, score
 from ddpm_core.likelihood import x_0_of
 from ddpm_core.model import Model
 from pipelines.data.dataset import UInt8s
-
-SIGMA2S = ("beta", "beta_tilde")
 
 
 @torch.inference_mode()
@@ -33,8 +31,8 @@ def evaluate_images(
         request: `seed`, `sigma2`, `dtype`, `batch_size`.
 
     Returns:
-        float64 [n, E] on the CPU: `eps_mse`, `term`, `term_clipped` (see `Scores`), and `decoder_beta`,
-        `decoder_beta_tilde`: L_0 under these variances, 0 where t > 0.
+        On the CPU, float64 [n, E]: `eps_mse`, `term`, `term_clipped` (see `Scores`); [n, F, G]: `decoder`, L_0 at the F
+        evaluations with t = 0, of which every image has equally many, under each of `decoder_variances`.
     """
     device, schedule, eps_fn = model.device, model.schedule, model.eps_fn(request["dtype"])
     levels = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
@@ -43,6 +41,8 @@ def evaluate_images(
     total, size = num_images * num_columns, request["batch_size"]
     times, ids = design.t.reshape(-1).to(device), ids.to(device)
     parts: dict[str, list[Tensor]] = {}
+    decoder: list[Tensor] = []
+    variances = decoder_variances(schedule)
     for start in range(0, total, size):
         at = torch.arange(start, start + size, device=device) % total
         image, column, t = at // num_columns, at % num_columns, times[at]
@@ -51,12 +51,11 @@ def evaluate_images(
         eps_pred = eps_fn(q_sample(schedule, x_0_of(batch), t, eps).float(), t)
         scores = score(schedule, batch, t, eps, eps_pred, request["sigma2"])
         found = {"eps_mse": scores.eps_mse, "term": scores.term, "term_clipped": scores.term_clipped}
-        first = (t == 0).nonzero()[:, 0]
-        for sigma2 in SIGMA2S:
-            found[f"decoder_{sigma2}"] = values = torch.zeros_like(scores.term)
-            if len(first):
-                noise_there = eps[first], eps_pred[first].double()
-                values[first] = decoder_term(schedule, batch[first], *noise_there, sigma2)
+        first = (t[: total - start] == 0).nonzero()[:, 0]
+        if len(first):
+            noise_there = eps[first], eps_pred[first].double()
+            decoder.append(decoder_terms(schedule, batch[first], *noise_there, variances).cpu())
         for name, values in found.items():
             parts.setdefault(name, []).append(values[: total - start].cpu())
-    return {name: torch.cat(values).reshape(num_images, num_columns) for name, values in parts.items()}
+    scored = {name: torch.cat(values).reshape(num_images, num_columns) for name, values in parts.items()}
+    return {**scored, "decoder": torch.cat(decoder).reshape(num_images, -1, len(variances))}
