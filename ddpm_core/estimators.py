@@ -188,8 +188,8 @@ def kl_from_eps_mse(
 
 
 def decoder_variances(schedule: NoiseSchedule) -> Float64[Tensor, " G"]:
-    """Variances for L_0: what `sigma2_table` has at t = 0 for 'beta' and 'beta_tilde', then a grid in steps of sqrt(2) from
-    1/16 to 4 times the former, from which the optimum is chosen."""
+    """Variances for L_0: what `sigma2_table` has at t = 0 for 'beta' and for 'beta_tilde', then a grid in steps of
+    sqrt(2) from 1/16 to 4 times the former, from which the optimum is chosen."""
     beta = schedule.betas[0]
     grid = beta * 2.0 ** (torch.arange(-8, 5, dtype=torch.float64) / 2.0)
     return torch.cat([beta[None], sigma2_table(schedule, "beta_tilde")[:1], grid])

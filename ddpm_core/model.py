@@ -43,11 +43,11 @@ class Model:
         return next(self.unet.parameters()).device
 
     def eps_fn(self, dtype: str = "float32") -> EpsFn:
-        """eps_pred(x_t, t), float32, from the network run in 'float32' or, by autocast, in 'bfloat16'."""
+        """eps_pred(x_t, t), float32, for x_t of any dtype: the network in 'float32' or, by autocast, in 'bfloat16'."""
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-                eps: Tensor = self.unet(x_t, t)
+                eps: Tensor = self.unet(x_t.float(), t)
             return eps.float()
 
         return predict

@@ -2,22 +2,27 @@
 
 import hashlib
 import io
+import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import ConfigError, DataError, DDPMError
+from ddpm_core.model import model_from_bytes
 from pipelines import cluster
 from pipelines.config import digest, require
 from pipelines.data import dataset
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, ShardedOutput, ShardRecord
+from pipelines.engine.shards import MANIFEST, Compute, ShardedOutput, ShardRecord
+from pipelines.evaluation import first_pass
+from pipelines.evaluation import shard as term_shard
+from pipelines.evaluation.report import headline_of
+from pipelines.evaluation.results import results
 from pipelines.models import stored_model
 from pipelines.sampling import shard as sample_shard
 from pipelines.storage import Location
@@ -31,9 +36,9 @@ class VerifyConfig:
     """Check an output."""
 
     uri: str
-    """Directory or s3:// prefix of a prepared data set or a sample set; may be given without its name."""
+    """Directory or s3:// prefix of a data set, a sample set or an evaluation; may be given without its name."""
     recompute: float = 0.0
-    """Fraction of the shards of a sample set, in [0, 1], to make again and compare bit for bit; at least one."""
+    """Fraction of the shards, in [0, 1], to make again and compare bit for bit; at least one."""
     num_workers: int | tuple[int, int] = 0
     """Actors that make them again: a number, [min, max], 0 for as many as the cluster holds now."""
     cpus_per_worker: int = 1
@@ -74,33 +79,33 @@ def verify(config: VerifyConfig) -> VerifyResult:
     if not (location / MANIFEST).exists():
         raise DataError(f"{location}: no finished output (no {MANIFEST}); the job that makes it has not ended yet")
     manifest = (location / MANIFEST).read_json()
-    kind = manifest.get("format") if isinstance(manifest, dict) else None
-    if kind == dataset.FORMAT:
-        result, ids_of, own = VerifyResult(f"Data set {location}"), _dataset_ids, _check_dataset
-    elif kind == sample_shard.FORMAT:
-        result, ids_of, own = VerifyResult(f"Sample set {location}"), _sample_ids, _check_samples
-    else:
-        raise DataError(f"{location / MANIFEST}: format {kind!r} is not of this software; give a data or sample set")
-    if config.recompute and kind == dataset.FORMAT:
+    name = manifest.get("format") if isinstance(manifest, dict) else None
+    if name not in _KINDS:
+        raise DataError(
+            f"{location / MANIFEST}: format {name!r} is not of this software; give a data set, sample set or evaluation"
+        )
+    kind = _KINDS[name]
+    result = VerifyResult(f"{kind.title} {location}")
+    if config.recompute and kind.factory is None:
         raise ConfigError(
             f"recompute = {config.recompute}: a data set is made from its source; ingest "
             f"{manifest['request']['source']} into another output and compare the data set ids"
         )
-    result.problems += _check_shards(location, manifest, partial(ids_of, manifest))
+    result.problems += _check_shards(location, manifest, kind)
     if manifest.get("request_sha256") != digest(manifest["request"]):
         result.problems.append(f"{location / MANIFEST}: the request is not the one whose hash it records")
-    own(location, manifest, result)
-    if config.recompute:
-        _recompute(config, location, manifest, result)
+    kind.check(location, manifest, result)
+    if config.recompute and kind.factory is not None:
+        factory = kind.factory(location, manifest, config.cpus_per_worker)
+        _recompute(config, ShardedOutput(location, manifest["request"], kind.directory), factory, manifest, result)
     result.rows.append(("verdict", f"{len(result.problems)} problem(s)" if result.problems else "everything is right"))
     return result
 
 
-def _check_shards(
-    location: Location, manifest: Mapping[str, Any], ids_of: Callable[[bytes], Iterator[int]]
-) -> list[str]:
+def _check_shards(location: Location, manifest: Mapping[str, Any], kind: "_Kind") -> list[str]:
     """One line for each shard that is not as the manifest says, and for totals that do not add up."""
-    shards, starts, start = manifest["shards"], [], 0
+    shards, starts, start, directory = manifest["shards"], [], 0, location / kind.directory
+    order = kind.order(manifest)
     for shard in shards:
         starts.append(start)
         start += shard["rows"]
@@ -108,14 +113,10 @@ def _check_shards(
     if start != manifest["num_rows"]:
         problems.append(f"{location / MANIFEST}: its shards hold {start:,} rows, it says {manifest['num_rows']:,}")
     named = {shard["name"] for shard in shards}
-    problems += [
-        f"{location / 'data' / name}: is not in the manifest"
-        for name in (location / "data").list()
-        if name not in named
-    ]
+    problems += [f"{directory / name}: is not in the manifest" for name in directory.list() if name not in named]
 
-    def check(shard: Mapping[str, Any], first_id: int) -> str | None:
-        path = location / "data" / shard["name"]
+    def check(shard: Mapping[str, Any], first: int) -> str | None:
+        path = directory / shard["name"]
         try:
             content = path.read_bytes()
         except DDPMError as error:
@@ -125,23 +126,32 @@ def _check_shards(
         if hashlib.sha256(content).hexdigest() != shard["sha256"]:
             return f"{path}: its sha256 is not the recorded one"
         try:
-            ids = list(ids_of(content))
+            ids = list(kind.ids(manifest, content))
         except (OSError, ValueError, pa.ArrowException) as error:
             return f"{path}: cannot be read ({str(error).splitlines()[0]})"
-        if ids != list(range(first_id, first_id + shard["rows"])):
-            return f"{path}: does not hold exactly the ids {first_id:,}..{first_id + shard['rows'] - 1:,} in order"
+        if ids != list(order[first : first + shard["rows"]]):
+            return f"{path}: does not hold exactly the ids of places {first:,}..{first + shard['rows'] - 1:,} in order"
         return None
 
     with ThreadPoolExecutor(_READERS) as readers:
         return problems + [problem for problem in readers.map(check, shards, starts) if problem]
 
 
-def _dataset_ids(manifest: Mapping[str, Any], content: bytes) -> Iterator[int]:
+def _parquet_ids(manifest: Mapping[str, Any], content: bytes) -> Iterator[int]:
     yield from pq.read_table(io.BytesIO(content), columns=["id"], use_threads=False)["id"].to_pylist()
 
 
 def _sample_ids(manifest: Mapping[str, Any], content: bytes) -> Iterator[int]:
     return (index for index, _ in sample_shard.decode_shard(content, manifest["request"]["format"]))
+
+
+def _dense(manifest: Mapping[str, Any]) -> Sequence[int]:
+    return range(sum(shard["rows"] for shard in manifest["shards"]))
+
+
+def _evaluated(manifest: Mapping[str, Any]) -> Sequence[int]:
+    ids: list[int] = term_shard.order_of(manifest["request"], manifest["results"]["data_set_size"]).tolist()
+    return ids
 
 
 def _check_dataset(location: Location, manifest: Mapping[str, Any], result: VerifyResult) -> None:
@@ -163,6 +173,45 @@ def _check_dataset(location: Location, manifest: Mapping[str, Any], result: Veri
 
 
 def _check_samples(location: Location, manifest: Mapping[str, Any], result: VerifyResult) -> None:
+    result.rows += [*_size(manifest), *_check_model(location, manifest, result)]
+
+
+def _check_evaluation(location: Location, manifest: Mapping[str, Any], result: VerifyResult) -> None:
+    """The first pass's digests, and every mean and interval once more from the rows."""
+    for part in manifest["first_pass"]:
+        path = location / first_pass.DIRECTORY / part["name"]
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
+            result.problems.append(f"{path}: is missing, or its sha256 is not the recorded one")
+    recorded, names = manifest["results"], [shard["name"] for shard in manifest["shards"]]
+    rows = [*_size(manifest), *_check_model(location, manifest, result)]
+    if not result.problems:
+        found = stored_model(location / "model")
+        assert found is not None, "checked above"
+        schedule = model_from_bytes(found.files).schedule
+        again = results(location, manifest["request"], names, schedule, recorded["data_set_size"]).summary
+        different = _differing_means(recorded["means"], again["means"])
+        result.problems += [f"{location / MANIFEST}: {name} is not what the rows give" for name in different]
+        rows.append(("means", f"{len(again['means'])} with their intervals, computed again from the rows"))
+    data = f"{manifest['request']['dataset_id']} ({manifest['data']})"
+    result.rows += [*rows, ("evaluated on", f"data set {data}"), ("result", headline_of(recorded))]
+
+
+def _differing_means(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    def numbers(found: Mapping[str, Any] | None) -> list[float]:
+        if found is None:
+            return []
+        kinds = ("given_images", "data_set", "population")
+        return [found["mean"], *(end for kind in kinds for end in found[kind] or [])]
+
+    def equal(name: str) -> bool:
+        old, new = numbers(recorded.get(name)), numbers(again.get(name))
+        return len(old) == len(new) and all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(old, new, strict=True))
+
+    return sorted(name for name in recorded.keys() | again.keys() if not equal(name))
+
+
+def _check_model(location: Location, manifest: Mapping[str, Any], result: VerifyResult) -> list[tuple[str, str]]:
+    """Whether the model is the request's; rows that say where it came from."""
     model_id, lineage = manifest["request"]["model_id"], manifest["lineage"]
     try:
         stored = stored_model(location / "model")
@@ -172,8 +221,7 @@ def _check_samples(location: Location, manifest: Mapping[str, Any], result: Veri
     if stored_id != model_id:
         result.problems.append(f"{location / 'model'}: is not the model {model_id[:12]} of the request ({stored_id})")
     data = lineage["dataset"] or {}
-    result.rows += [
-        *_size(manifest),
+    return [
         ("model", f"{model_id} ({manifest['model']['uri']}, step {lineage['step']})"),
         ("trained on", f"data set {data.get('id')} ({data.get('uri')})"),
         ("code", f"{manifest['code_version']}; the model was trained by {lineage['code_version']}"),
@@ -185,20 +233,38 @@ def _size(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("checked", f"{manifest['num_rows']:,} images in {len(manifest['shards']):,} shards, {size:,.1f} MiB")]
 
 
-def _recompute(config: VerifyConfig, location: Location, manifest: Mapping[str, Any], result: VerifyResult) -> None:
+def _sample_factory(location: Location, manifest: Mapping[str, Any], threads: int) -> sample_shard.SampleShards:
+    return sample_shard.SampleShards(location, manifest["request"], threads)
+
+
+def _term_factory(location: Location, manifest: Mapping[str, Any], threads: int) -> term_shard.TermShards:
+    data, request = dataset.PreparedDataset.open(manifest["data"]), manifest["request"]
+    if data.dataset_id != request["dataset_id"]:
+        raise DataError(
+            f"{manifest['data']}: is not the data set {request['dataset_id'][:12]} that was evaluated; restore it"
+        )
+    return term_shard.TermShards(location, request, data, threads)
+
+
+def _recompute(
+    config: VerifyConfig,
+    output: ShardedOutput,
+    factory: Callable[[], Compute],
+    manifest: Mapping[str, Any],
+    result: VerifyResult,
+) -> None:
     """Make randomly chosen shards again and compare."""
-    request, num_shards = manifest["request"], len(manifest["shards"])
+    num_shards = len(manifest["shards"])
     chosen = sorted(random.sample(range(num_shards), max(1, round(config.recompute * num_shards))))
-    factory = sample_shard.SampleShards(location, request, config.cpus_per_worker)
-    pool = ActorPool(config.num_workers or None, config.cpus_per_worker, 1.0 if request["device"] == "cuda" else 0.0)
-    output = ShardedOutput(location, request)
+    gpus = 1.0 if manifest["request"]["device"] == "cuda" else 0.0
+    pool = ActorPool.of(config.num_workers, config.cpus_per_worker, gpus)
     try:
         cluster.connect()
         different = [i for i, equal in output.recompute(factory, chosen, manifest, pool=pool) if not equal]
     finally:
         cluster.disconnect()
     result.problems += [
-        f"{location / 'data' / manifest['shards'][index]['name']}: comes out different when it is made again (it was "
+        f"{output.shards / manifest['shards'][index]['name']}: comes out different when it is made again (it was "
         f"made with {manifest['made_with']}, code {manifest['code_version']})"
         for index in sorted(different)
     ]
@@ -206,3 +272,28 @@ def _recompute(config: VerifyConfig, location: Location, manifest: Mapping[str, 
     result.rows.append(
         ("made again", f"{len(chosen):,} shard(s), {len(chosen) - len(different):,} bit-equal ({names})")
     )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one kind of output is checked."""
+
+    title: str
+    directory: str
+    ids: Callable[[Mapping[str, Any], bytes], Iterator[int]]
+    """Of one shard's rows."""
+    order: Callable[[Mapping[str, Any]], Sequence[int]]
+    """Which ids all shards together must hold."""
+    check: Callable[[Location, Mapping[str, Any], VerifyResult], None]
+    """What this kind has besides shards."""
+    factory: Callable[[Location, Mapping[str, Any], int], Callable[[], Compute]] | None
+    """What makes a shard again; None where nothing can."""
+
+
+_KINDS = {
+    dataset.FORMAT: _Kind("Data set", "data", _parquet_ids, _dense, _check_dataset, None),
+    sample_shard.FORMAT: _Kind("Sample set", "data", _sample_ids, _dense, _check_samples, _sample_factory),
+    term_shard.FORMAT: _Kind(
+        "Evaluation", term_shard.DIRECTORY, _parquet_ids, _evaluated, _check_evaluation, _term_factory
+    ),
+}

@@ -48,7 +48,7 @@ def evaluate_images(
         image, column, t = at // num_columns, at % num_columns, times[at]
         eps = evaluation_noise(request["seed"], ids[image], column, shape)
         batch = levels[image]
-        eps_pred = eps_fn(q_sample(schedule, x_0_of(batch), t, eps).float(), t)
+        eps_pred = eps_fn(q_sample(schedule, x_0_of(batch), t, eps), t)
         scores = score(schedule, batch, t, eps, eps_pred, request["sigma2"])
         found = {"eps_mse": scores.eps_mse, "term": scores.term, "term_clipped": scores.term_clipped}
         first = (t[: total - start] == 0).nonzero()[:, 0]

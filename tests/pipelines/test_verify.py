@@ -117,7 +117,7 @@ def test_a_shard_with_other_ids_is_named_though_its_digest_is_right(samples: Pat
     manifest["shards"][1] |= {"bytes": len(sink.getvalue()), "sha256": hashlib.sha256(sink.getvalue()).hexdigest()}
     change(samples, shards=manifest["shards"])
     (problem,) = verify(VerifyConfig(str(samples))).problems
-    assert problem.endswith("part-00001.parquet: does not hold exactly the ids 6..11 in order")
+    assert problem.endswith("part-00001.parquet: does not hold exactly the ids of places 6..11 in order")
 
 
 def test_a_manifest_that_does_not_add_up_is_named(samples: Path) -> None:
