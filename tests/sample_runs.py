@@ -13,12 +13,23 @@ from pipelines.sampling.config import SampleConfig
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
 
 
-def save_tiny_model(directory: Path, weights_seed: int = 0, network: UNetConfig = NETWORK, timesteps: int = 20) -> str:
+def save_tiny_model(
+    directory: Path,
+    weights_seed: int = 0,
+    network: UNetConfig = NETWORK,
+    timesteps: int = 20,
+    scale: float = 0.1,
+    step: int = 7,
+) -> str:
     """A network with random weights everywhere (also where a new one has zeros); returns the model id."""
     torch.manual_seed(weights_seed)
     unet = UNet(network)
-    state = {name: torch.randn_like(value) * 0.1 for name, value in unet.state_dict().items()}
-    extra = {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9}, "code_version": "0.0+src.abc"}
+    state = {name: torch.randn_like(value) * scale for name, value in unet.state_dict().items()}
+    extra = {
+        "step": step,
+        "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9},
+        "code_version": "0.0+src.abc",
+    }
     return save_model(directory, state, network, NoiseSchedule.linear(timesteps), extra)
 
 

@@ -26,6 +26,7 @@ from pipelines.storage import Location
 DIRECTORY = "first_pass"
 SUFFIX = ".npz"
 _HISTOGRAM_IMAGES = 100_000
+_SMALL_BYTES = 256 * 2**20
 _PILOT_IMAGES, _PILOT_TIMESTEPS = 64, 32
 # The first pass's noise must not be the noise of what it leads to.
 _PILOT_SEED_OFFSET = 1 << 32
@@ -45,6 +46,13 @@ class FirstPass:
     def num_parts(self) -> int:
         """1 or 2."""
         return 2 if self.request["estimator"] == "importance" else 1
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes less time than starting an actor: no network, and few bytes to count."""
+        if self.num_parts > 1 or self.train is None:
+            return self.num_parts == 1
+        return min(self.train.num_rows, _HISTOGRAM_IMAGES) * int(np.prod(self.train.image_shape)) <= _SMALL_BYTES
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """The engine calls this once per actor."""

@@ -215,7 +215,11 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     event(f"evaluating {num_images:,} images on {cluster.connect()} into {output.location}")
     first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
     fitted = output.compute(
-        first, first.num_parts, into=first_pass.DIRECTORY, suffix=first_pass.SUFFIX, pool=config.pool
+        first,
+        first.num_parts,
+        into=first_pass.DIRECTORY,
+        suffix=first_pass.SUFFIX,
+        pool=None if first.is_small else config.pool,
     )
     enough = _Enough(config.target_halfwidth, data.num_rows)
     records = output.compute(
