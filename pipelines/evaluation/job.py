@@ -304,15 +304,7 @@ def _restore(
 
 
 def _promote(config: EvaluateConfig, found: FoundModel, manifest: Mapping[str, Any], root: Path) -> str:
-    request = manifest["request"]
-    measured = manifest["results"]["means"][manifest["results"]["headline"]]
-    interval = measured["data_set"] or measured["population"]
-    metric = f"eval_ci/{'data_set' if measured['data_set'] else 'population'}.{request['sigma2']}"
-    return promote_if_better(
-        resolve_tracking_uri(config.tracking_uri, root),
-        found.name,
-        found.model_id,
-        request["dataset_id"],
-        metric,
-        interval,
-    )
+    request, summary = manifest["request"], manifest["results"]
+    uri, intervals = resolve_tracking_uri(config.tracking_uri, root), summary["means"][summary["headline"]]
+    what = request["dataset_id"], summary["num_images"], request["sigma2"]
+    return promote_if_better(uri, found.name, found.model_id, *what, intervals)

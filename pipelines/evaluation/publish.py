@@ -11,6 +11,7 @@ from pipelines.evaluation.report import headline_of, label_of, table_rows
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models import FoundModel
 from pipelines.storage import Location
+from pipelines.tracking.registry import IMAGES_METRIC
 from pipelines.version import code_version
 
 _BASELINES = ("png", "webp", "histogram")
@@ -30,7 +31,7 @@ def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, 
                 f"eval_ci/{kind}.{request['sigma2']}.low": low,
                 f"eval_ci/{kind}.{request['sigma2']}.high": high,
             }
-    scalars["eval/network_evaluations"] = float(summary["network_evaluations"])
+    scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
     run.record("metrics", step=0, values=scalars)
     for t, kl, mse in zip(evaluation.t.tolist(), evaluation.kl_by_t, evaluation.eps_mse_by_t, strict=True):
         values = {f"eval_by_t/kl_bits_per_dim.{request['sigma2']}": kl, "eval_by_t/eps_mse": mse}
@@ -50,11 +51,6 @@ def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, 
         "![images](get-artifact?path=report/extremes.png&run_uuid={run_id})\n\n"
         "| What | Mean | ± data set | ± population |\n|---|---|---|---|\n" + "\n".join(lines),
     )
-
-
-def interval_metric(kind: str, sigma2: str) -> str:
-    """Start of the names of the two metrics that are the headline's 95% interval."""
-    return f"eval_ci/{kind}.{sigma2}"
 
 
 def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], target: float | None) -> list[str]:

@@ -7,7 +7,7 @@ registers nothing twice. The model's own hash, the tag `ddpm.model_id`, is its i
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODEL_ID_TAG = "ddpm.model_id"
 CHAMPION = "champion"
+IMAGES_METRIC = "eval/num_images"
 
 
 def register_model(
@@ -56,25 +57,34 @@ def find_logged_model(client: "MlflowClient", model_id: str) -> "LoggedModel | N
 
 
 def promote_if_better(
-    tracking_uri: str, name: str, model_id: str, dataset_id: str, metric: str, interval: Sequence[float]
+    tracking_uri: str,
+    name: str,
+    model_id: str,
+    dataset_id: str,
+    num_images: int,
+    sigma2: str,
+    intervals: Mapping[str, Sequence[float] | None],
 ) -> str:
-    """Give the registered version of `model_id` the alias `champion` if `interval` is below the champion's.
+    """Give the registered version of `model_id` the alias `champion` if its 95% interval is below the champion's.
 
-    The champion's interval is that of its newest finished evaluation on the same data set.
+    The champion's is that of its newest finished evaluation on the same data set under the same variances. If both
+    have scored the same images, which equal numbers of the fixed order are, the intervals for given images are
+    compared: the choice of images is common to both. Otherwise those for the data set.
 
     Args:
         tracking_uri: Of MLflow.
         name: Registered name of the model.
         model_id: Hash of the model.
         dataset_id: Content hash of the data set.
-        metric: `<metric>.low` and `.high` are the champion's interval.
-        interval: (low, high) of the model.
+        num_images: How many of its images were evaluated.
+        sigma2: Reverse variances of the number compared.
+        intervals: Of the model: `given_images` and `data_set`, (low, high).
 
     Returns:
         What was done and why, for a person.
 
     Raises:
-        TrackingError: The model is not registered, the champion has no such evaluation, or MLflow does not answer.
+        TrackingError: The model is not registered, it or the champion has no such interval, or MLflow does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -89,12 +99,15 @@ def promote_if_better(
         if holder is not None:
             if holder.tags.get(MODEL_ID_TAG) == model_id:
                 return f"version {holder.version} is the champion already"
-            low, high = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, metric)
+            metrics = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, sigma2)
+            kind = "given_images" if metrics.get(IMAGES_METRIC) == num_images else "data_set"
+            low, high = (metrics.get(f"{interval_metric(kind, sigma2)}.{end}") for end in ("low", "high"))
+            interval = intervals[kind]
+            if interval is None or low is None or high is None:
+                raise TrackingError("promote: one draw tells no Monte-Carlo error; evaluate both with more --draws")
             if not interval[1] < low:
-                return (
-                    f"stays version {holder.version}: {interval[0]:.4f}..{interval[1]:.4f} is not below its "
-                    f"{low:.4f}..{high:.4f}"
-                )
+                mine_shown, other = (f"{a:.4f}..{b:.4f}" for a, b in (interval, (low, high)))
+                return f"stays version {holder.version}: {mine_shown} is not below its {other}"
         newest = max(mine, key=lambda version: int(version.version))
         client.set_registered_model_alias(name, CHAMPION, newest.version)
         return f"now version {newest.version}" + (f", was {holder.version}" if holder else "")
@@ -102,8 +115,13 @@ def promote_if_better(
         raise TrackingError(f"promote: MLflow does not answer as needed ({reason(error)}); run it again") from error
 
 
-def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str, metric: str) -> tuple[float, float]:
-    """The interval in the newest finished evaluation of a model on a data set."""
+def interval_metric(kind: str, sigma2: str) -> str:
+    """Start of the names of the two metrics, `.low` and `.high`, that are a 95% interval of bits/dim."""
+    return f"eval_ci/{kind}.{sigma2}"
+
+
+def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str, sigma2: str) -> Mapping[str, float]:
+    """The metrics of the newest finished evaluation of a model on a data set under these variances."""
     experiment = client.get_experiment_by_name(f"{name}/eval")
     runs = client.search_runs(
         [experiment.experiment_id] if experiment else [],
@@ -112,11 +130,12 @@ def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str,
         order_by=["attributes.start_time DESC"],
     )
     for run in runs:
-        if f"{metric}.low" in run.data.metrics:
-            return run.data.metrics[f"{metric}.low"], run.data.metrics[f"{metric}.high"]
+        if f"{interval_metric('population', sigma2)}.low" in run.data.metrics:
+            metrics: Mapping[str, float] = run.data.metrics
+            return metrics
     raise TrackingError(
-        f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with {metric}; evaluate "
-        f"models:/{name}@{CHAMPION} the same way first"
+        f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with σ² = {sigma2}; "
+        f"evaluate models:/{name}@{CHAMPION} the same way first"
     )
 
 
