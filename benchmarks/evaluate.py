@@ -167,13 +167,49 @@ def main() -> None:
             network, args.model = PRESETS[args.preset], f"{directory}/model"
             save_model(args.model, UNet(network).state_dict(), network, NoiseSchedule.linear(), {})
         model = model_from_bytes(find_model(args.model, None, Path(directory)).files, args.device)
-        network, scored = model.unet.config, -(-args.calls * args.batch // (args.timesteps_per_image + 2))
-        rows, shape = (
-            max(scored, args.images, args.job_shards * SHARD_SIZE),
-            (*network.height_width, network.in_channels),
-        )
+        network, evaluations = model.unet.config, args.timesteps_per_image + 2
+        scored, shape = -(-args.calls * args.batch // evaluations), (*network.height_width, network.in_channels)
+        rows = max(scored, args.images, args.job_shards * SHARD_SIZE)
         data = PreparedDataset.open(args.data) if args.data else make_data(Path(directory) / "data", rows, shape)
         images, _ = data.read_rows(np.arange(max(scored, args.images)))
-        print(
-            f"{count_parameters(model.unet):,} parameters, {'x'.join(map(str, shape))}, batch {args.batch}, {args.dtype}"
-        )
+        score(model, images[:2], args, 0, 2)  # warm-up
+        found: dict[str, list[float]] = {name: [] for name in ("bare", "scoring", "job", "ours", "tried", "loop")}
+        around, precision = [], []
+        for seed in range(args.rounds):
+            before = bare(model, args)
+            found["scoring"].append(
+                scored * evaluations / score(model, images[:scored], args, seed, evaluations - 2)[0]
+            )
+            if args.job_shards:
+                found["job"].append(job(args.model, data, args))
+            found["bare"] += [before, bare(model, args)]
+            around.append(statistics.mean(found["bare"][-2:]))
+            if args.images:
+                reached = ours(model, images[: args.images], args, seed)
+                found["ours"].append(reached["seconds"])
+                found["tried"].append(reached["total"])
+                precision.append(f"K = {reached['K']}: {reached['mean']:.3f}±{reached['half']:.3f}")
+                found["loop"].append(loop(model, images[: args.images], args))
+    size, what = (
+        "x".join(map(str, shape)),
+        f"batch {args.batch}, {args.dtype}, {args.device}, {args.threads} CPU thread(s)",
+    )
+    print(f"{count_parameters(model.unet):,} parameters, {size}, {what}; medians (all rounds)")
+    print(f"\n(1) evaluations/s, {evaluations} per image; bare {shown(found['bare'], 1)}")
+    for name in ("scoring", "job"):
+        if found[name]:
+            ratios = [rate / reference for rate, reference in zip(found[name], around, strict=True)]
+            print(f"  {name:8} {shown(found[name], 1)}\n  {name} / bare: {shown(ratios)} x")
+    if args.images:
+        print(f"\n(2) seconds to ±{args.halfwidth} bits/dim for the mean of {args.images} images")
+        print(f"  ours     {shown(found['ours'], 1)}  [{'; '.join(precision)}]")
+        print(f"  ours, with every smaller K tried: {shown(found['tried'], 1)}")
+        subset = "" if args.every == 1 else f", {args.every} times that of every {args.every}th t"
+        print(f"  loop over {model.schedule.num_timesteps} t {shown(found['loop'], 1)}{subset}")
+        for name, text in (("ours", "ours"), ("tried", "ours with every K tried")):
+            ratios = [seconds / own for seconds, own in zip(found["loop"], found[name], strict=True)]
+            print(f"  loop / {text}: {shown(ratios, 1)} x")
+
+
+if __name__ == "__main__":
+    main()

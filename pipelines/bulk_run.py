@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import AlreadyRunningError
+from ddpm_core.errors import AlreadyRunningError, StorageError
 from pipelines import cluster
 from pipelines.config import digest
-from pipelines.console import ProgressLine, clock, event
+from pipelines.console import Interrupted, ProgressLine, clock, event
 from pipelines.engine.shards import Progress, ShardedOutput
 from pipelines.models import FoundModel
 from pipelines.tracking.tracker import Tracker, TrackingReport
@@ -108,13 +108,32 @@ class BulkRun:
             self._line.close()
         cluster.disconnect()
 
-    def close(self, status: str) -> TrackingReport | None:
-        """Leave Ray and finish tracking."""
-        self.leave_ray()
-        return self.tracker.finish(status) if self.tracker else None
+    def attempt(self, compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Call `compute`, which commits the output and gives its manifest, then end the MLflow run as it ended.
 
-    def closing_rows(self, report: TrackingReport | None) -> list[tuple[str, str]]:
-        """For the summary: MLflow's page, what waits to be sent, time and rate."""
+        Returns:
+            The manifest, and rows for the summary: MLflow's page, what waits to be sent, time and rate.
+        """
+        status = "FAILED"
+        try:
+            try:
+                manifest = compute()
+            except StorageError:
+                # Another job at work on the same request committed first, and removed the work directory.
+                committed = self.output.committed()
+                if committed is None:
+                    raise
+                manifest = committed
+            status = "FINISHED"
+        except Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            self.leave_ray()
+            report = self.tracker.finish(status) if self.tracker else None
+        return manifest, self._closing_rows(report)
+
+    def _closing_rows(self, report: TrackingReport | None) -> list[tuple[str, str]]:
         rows = []
         if report is not None:
             rows.append(("MLflow", report.link or "not reached"))

@@ -194,8 +194,8 @@ class ShardedOutput:
         factory: Callable[[], Compute],
         indices: Sequence[int],
         manifest: Mapping[str, Any],
-        *,
         pool: ActorPool | None = None,
+        *,
         restore: bool = False,
     ) -> Iterator[tuple[int, bool]]:
         """Compute shards of a complete output once more: yields each index and whether its bytes are the recorded ones.
@@ -214,6 +214,30 @@ class ShardedOutput:
         wanted = {index: manifest["shards"][index] for index in indices}
         recomputed = _Recompute(factory, self.shards, wanted, restore)
         yield from run_on_actors(recomputed, indices, pool, self.location.uri)
+
+    def restore(
+        self,
+        factory: Callable[[], Compute],
+        indices: Sequence[int],
+        manifest: Mapping[str, Any],
+        pool: ActorPool | None = None,
+    ) -> None:
+        """Make lost shards of a complete output again; arguments as of `recompute`.
+
+        The manifest tells, in `made_with` and `code_version`, what made them.
+
+        Raises:
+            StorageError: One came out different from what the manifest records.
+            DDPMError: What the compute function raised.
+            ClusterError: Ray gave up.
+        """
+        for index, equal in self.recompute(factory, indices, manifest, pool, restore=True):
+            if not equal:
+                path = self.shards / manifest["shards"][index]["name"]
+                raise StorageError(
+                    f"{path}: is lost, and came out different when it was made again (it was made with {manifest['made_with']}, code {manifest['code_version']}); "
+                    "use those versions on the same kind of hardware, or another output"
+                )
 
     def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
         """Write the manifest (`fields`, `request`, `request_sha256`, `shards`), once, and remove the work directory and

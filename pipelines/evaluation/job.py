@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import ConfigError, DataError, DDPMError, StorageError
+from ddpm_core.errors import ConfigError, DataError, DDPMError
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
 from pipelines import cluster
 from pipelines.bulk_run import BulkRun
-from pipelines.console import Interrupted, event
+from pipelines.console import event
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import open_dataset
-from pipelines.engine.shards import Progress, ShardedOutput, ShardRecord
+from pipelines.engine.shards import ShardedOutput, ShardRecord
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.publish import (
@@ -89,7 +89,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         title, closing = "Evaluation, complete before", []
         lost = output.lost(manifest)
         if lost:
-            _restore(config, output, inputs, manifest, lost)
+            event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+            try:
+                factory = TermShards(location, output.request, data, config.cpus_per_worker)
+                output.restore(factory, lost, manifest, config.pool)
+            finally:
+                cluster.disconnect()
             title = f"Evaluation, {len(lost)} lost shard(s) made again"
         else:
             event(f"{location} is already complete: nothing to do")
@@ -187,23 +192,7 @@ def _evaluate(
         root=Path(config.root).expanduser(),
         tracking_uri=config.tracking_uri,
     )
-    status = "FAILED"
-    try:
-        try:
-            manifest = _compute(config, run, inputs)
-        except StorageError:
-            # Another job at work on the same request committed first, and removed the work directory.
-            committed = output.committed()
-            if committed is None:
-                raise
-            manifest = committed
-        status = "FINISHED"
-    except Interrupted:
-        status = "KILLED"
-        raise
-    finally:
-        report = run.close(status)
-    return manifest, run.closing_rows(report)
+    return run.attempt(lambda: _compute(config, run, inputs))
 
 
 def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, Any]:
@@ -226,7 +215,7 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
         TermShards(output.location, request, data, config.cpus_per_worker),
         math.ceil(num_images / config.shard_size),
         pool=config.pool,
-        on_progress=lambda progress: _show(run, progress, num_images, enough),
+        on_progress=lambda progress: run.show(progress, num_images, "images", enough.detail),
         enough=enough,
     )
     run.leave_ray()
@@ -279,28 +268,6 @@ class _Enough:
         self._look_at = math.ceil(len(records) * _LOOK_GROWTH + 1e-9)
         half = half_width(self._statistics.data_set(self._num_rows))
         return half is not None and half <= self._target
-
-
-def _show(run: BulkRun, progress: Progress, num_images: int, enough: _Enough) -> None:
-    run.show(progress, num_images, "images", enough.detail)
-
-
-def _restore(
-    config: EvaluateConfig, output: ShardedOutput, inputs: Inputs, manifest: Mapping[str, Any], lost: list[int]
-) -> None:
-    """Make lost shards of a complete evaluation again; they must come out as the manifest records them."""
-    event(f"{output.location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
-    factory = TermShards(output.location, output.request, inputs.data, config.cpus_per_worker)
-    try:
-        for index, equal in output.recompute(factory, lost, manifest, pool=config.pool, restore=True):
-            if not equal:
-                raise StorageError(
-                    f"{output.shards / manifest['shards'][index]['name']}: is lost, and came out different when it was "
-                    f"made again (the evaluation was made with {manifest['made_with']}, code "
-                    f"{manifest['code_version']}); use those versions on the same kind of hardware, or another output"
-                )
-    finally:
-        cluster.disconnect()
 
 
 def _promote(config: EvaluateConfig, found: FoundModel, manifest: Mapping[str, Any], root: Path) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core.errors import ConfigError, StorageError
+from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model, model_from_bytes
 from pipelines import cluster
 from pipelines.bulk_run import BulkRun
-from pipelines.console import Interrupted, event
+from pipelines.console import event
 from pipelines.data.decode import decode_image
 from pipelines.engine.shards import ShardedOutput
 from pipelines.models import FoundModel, model_for
@@ -66,7 +66,11 @@ def sample(config: SampleConfig) -> SampleSummary:
     if not lost:
         event(f"{location} is already complete: nothing to do")
         return SampleSummary("Sample set, complete before", rows)
-    _restore(config, output, manifest, lost)
+    event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+    try:
+        output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, config.pool)
+    finally:
+        cluster.disconnect()
     return SampleSummary(f"Sample set, {len(lost)} lost shard(s) made again", rows)
 
 
@@ -121,23 +125,8 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
         root=Path(config.root).expanduser(),
         tracking_uri=config.tracking_uri,
     )
-    status = "FAILED"
-    try:
-        try:
-            manifest = _compute(config, run, model)
-        except StorageError:
-            # Another job at work on the same request committed first, and removed the work directory.
-            committed = output.committed()
-            if committed is None:
-                raise
-            manifest = committed
-        status = "FINISHED"
-    except Interrupted:
-        status = "KILLED"
-        raise
-    finally:
-        report = run.close(status)
-    return SampleSummary("Sample set", [*_rows(config, output, found, manifest), *run.closing_rows(report)])
+    manifest, closing = run.attempt(lambda: _compute(config, run, model))
+    return SampleSummary("Sample set", [*_rows(config, output, found, manifest), *closing])
 
 
 def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]:
@@ -182,22 +171,6 @@ def _record_result(run: BulkRun, manifest: Mapping[str, Any]) -> None:
         "From noise to image: x_t above the predicted x_0.\n\n"
         "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})",
     )
-
-
-def _restore(config: SampleConfig, output: ShardedOutput, manifest: Mapping[str, Any], lost: list[int]) -> None:
-    """Make lost shards of a complete sample set again; they must come out as the manifest records them."""
-    event(f"{output.location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
-    factory = SampleShards(output.location, output.request, config.cpus_per_worker)
-    try:
-        for index, equal in output.recompute(factory, lost, manifest, pool=config.pool, restore=True):
-            if not equal:
-                raise StorageError(
-                    f"{output.location / 'data' / manifest['shards'][index]['name']}: is lost, and came out different "
-                    f"when it was made again (the set was made with {manifest['made_with']}, code "
-                    f"{manifest['code_version']}); use those versions on the same kind of hardware, or another output"
-                )
-    finally:
-        cluster.disconnect()
 
 
 def _grid(output: ShardedOutput, names: list[str]) -> bytes:

@@ -116,6 +116,16 @@ def test_any_range_of_ids_is_read_with_its_labels(dataset: PreparedDataset, firs
     assert np.array_equal(labels, LABELS[start:stop])
 
 
+@given(st.lists(st.integers(0, 10**6), max_size=40))
+@settings(max_examples=30)
+def test_any_ids_are_read_in_their_order(dataset: PreparedDataset, numbers: list[int]) -> None:
+    ids = np.array([number % dataset.num_rows for number in numbers], np.int64)
+    images, labels = dataset.read_rows(ids)
+    _, expected, expected_labels = dataset.read_images(0, dataset.num_rows)
+    assert (images == expected[ids]).all()
+    assert (labels == expected_labels[ids]).all()
+
+
 def test_one_group_is_a_view_without_a_copy(dataset: PreparedDataset) -> None:
     _, images = dataset.read_groups([3])
     assert not images.flags.owndata
@@ -128,6 +138,12 @@ def test_out_of_range_reads_are_refused(dataset: PreparedDataset) -> None:
     for start, stop in ((-1, 3), (5, 4), (0, ROWS + 1)):
         with pytest.raises(IndexError, match="not within"):
             dataset.read_images(start, stop)
+
+
+@pytest.mark.parametrize("outside", [-1, 10**6])
+def test_ids_out_of_range_are_refused(dataset: PreparedDataset, outside: int) -> None:
+    with pytest.raises(IndexError, match=f"ids \\[{outside}\\] are not within"):
+        dataset.read_rows(np.array([0, outside]))
 
 
 def test_it_travels_to_other_processes(dataset: PreparedDataset) -> None:
