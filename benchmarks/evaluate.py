@@ -1,29 +1,30 @@
 """Evaluation speed side by side: the whole job and the scoring against the bare network, K time steps against all T.
 
     uv run benchmarks/evaluate.py --model ~/ddpm/runs/fashion_mnist --data ~/ddpm/data/fashion_mnist/test
-    uv run benchmarks/evaluate.py --preset cifar10 --device cuda --batch 256      # random weights, random images
+    uv run benchmarks/evaluate.py --preset cifar10 --device cuda --batch 256 --calls 100 --images 0
 
-(1) Network evaluations/s. Bare: the network alone on ready-made x_t and t; no noise, no scores. Scoring:
-`evaluate_images` in this process. Job: the whole job with one worker and as many CPU threads, at its own rate, from its
-first actor's first work to the last stored shard: reading, baselines, Parquet, digests and records are in it, the start
-of Ray and the report are not. Scoring and job are divided by the mean of the bare turns before and after them.
+(1) Network evaluations/s. Bare: the network alone on ready-made x_t and t. Scoring: `evaluate_images` in this process.
+Job: the whole job, one worker, at its own rate, from its first actor's first work to the last stored shard: reading,
+baselines, Parquet, digests and records are in it, the start of Ray and the report are not. Scoring and job are divided
+by the mean of the bare turns before and after them.
 
 (2) Seconds until the mean over the same images is known to `--halfwidth` (bits/dim, half of its 95 % interval over the
 draws). Ours: the stratified estimator in this process, with K = 2, 4, 8, ... time steps per image until it is; the time
 is that of the last K, and that of all K tried is printed too. Loop: what published scripts do, batch by batch every t
 from T - 1 down to 0, one draw of noise each; every `--every`-th t is timed, and the time scaled up to all of them. The
-loop takes as long whatever half-width is asked for, and does not know its own.
+loop takes as long whatever half-width is asked for, and does not tell its own.
 
-All get the same network, images, batch size, precision and threads, in turns: bare, scoring, job, bare, ours, loop, bare
-... Random weights predict hardly any noise, which makes the terms equal and K small: measure (2) with a trained model.
+All have the same network, images, batch size, precision and threads, and take turns. Without --model the weights are
+random, which does for (1); their terms are so large that (2) needs a K of hundreds: give it a trained model, or leave
+it out with --images 0. Compare the ratios, not the rates.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from ddpm_core.likelihood import decoder_bpd, prior_bpd, timestep_proposal, x_0_
 from ddpm_core.model import Model, model_from_bytes, save_model
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.uncertainty import MeanStatistics
-from ddpm_core.unet import UNet, count_parameters
+from ddpm_core.unet import UNet
 from pipelines.data.dataset import PreparedDataset, UInt8s
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
@@ -61,16 +62,15 @@ def bare(model: Model, args: argparse.Namespace) -> float:
     return args.calls * args.batch / (time.perf_counter() - start)
 
 
-def score(model: Model, images: UInt8s, args: argparse.Namespace, seed: int, k: int) -> tuple[float, torch.Tensor]:
-    """Seconds, and the replicates [n, 2] of each image's bits/dim by the stratified estimator."""
+def score(model: Model, images: UInt8s, args: argparse.Namespace, seed: int, k: int) -> tuple[float, MeanStatistics]:
+    """Seconds, and the mean bits/dim, by the stratified estimator."""
     request = {"seed": seed, "sigma2": "beta_tilde", "dtype": args.dtype, "batch_size": args.batch}
-    positions = torch.arange(len(images))
-    start = time.perf_counter()
+    start, positions = time.perf_counter(), torch.arange(len(images))
     design = stratified_design(positions, seed, timestep_proposal(model.schedule), k)
     scores = evaluate_images(model, images, positions, design, request)
     prior = prior_bpd(model.schedule, x_0_of(torch.tensor(images).permute(0, 3, 1, 2)))
-    values = replicate_values(design, prior, scores["term"])
-    return time.perf_counter() - start, values
+    found = MeanStatistics.of(replicate_values(design, prior, scores["term"]), GROUP_SIZE)
+    return time.perf_counter() - start, found
 
 
 def job(model: str, data: PreparedDataset, args: argparse.Namespace) -> float:
@@ -93,51 +93,47 @@ def job(model: str, data: PreparedDataset, args: argparse.Namespace) -> float:
         evaluate(config)
         (spool,) = Path(scratch).glob("spool/*/spool.jsonl")
         records = [record.payload["values"] for record in iter_records(spool) if record.kind == "metrics"]
-        rates = [values["perf/images_per_second"] for values in records if "perf/images_per_second" in values]
-        return float(rates[-1]) * (args.timesteps_per_image + 2)
+        rate = [values["perf/images_per_second"] for values in records if "perf/images_per_second" in values][-1]
+        return float(rate) * (args.timesteps_per_image + 2)
 
 
-def ours(model: Model, images: UInt8s, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Double K until the half-width is reached."""
+def ours(model: Model, images: UInt8s, args: argparse.Namespace, seed: int) -> tuple[float, float, str]:
+    """Seconds of the K that reaches the half-width, of all K tried, and what was found."""
     k, total = 2, 0.0
     while True:
-        seconds, values = score(model, images, args, seed, k)
+        seconds, found = score(model, images, args, seed, k)
         total += seconds
-        statistics_of = MeanStatistics.of(values, GROUP_SIZE)
-        half = half_width(statistics_of.given_images)
-        assert half is not None  # there are two replicates
+        half = half_width(found.given_images) or math.inf
         if half <= args.halfwidth or 2 * k >= model.schedule.num_timesteps:
-            return {"seconds": seconds, "total": total, "K": k, "half": half, "mean": statistics_of.mean}
+            return seconds, total, f"K = {k}: {found.mean:.3f}±{half:.3f}"
         k *= 2
 
 
 @torch.inference_mode()
 def loop(model: Model, images: UInt8s, args: argparse.Namespace) -> float:
-    """Seconds of the loop over all t, by those of every `--every`-th; per t only the one term that is wanted there."""
-    schedule, eps_fn = model.schedule, model.eps_fn(args.dtype)
+    """Seconds, scaled to all t; at each t only the term that it needs, where published scripts compute both."""
+    schedule, eps_fn, sums = model.schedule, model.eps_fn(args.dtype), []
     steps = range(schedule.num_timesteps - 1, -1, -args.every)
-    bits_per_dim = torch.zeros(len(images), device=model.device)
     start = time.perf_counter()
-    levels = torch.tensor(images, device=model.device).permute(0, 3, 1, 2).contiguous()
-    for part, total in zip(levels.split(args.batch), bits_per_dim.split(args.batch), strict=True):
-        x_0 = x_0_of(part).float()
-        total += prior_bpd(schedule, x_0)
+    for levels in torch.tensor(images, device=model.device).permute(0, 3, 1, 2).contiguous().split(args.batch):
+        x_0 = x_0_of(levels).float()
+        sums.append(prior_bpd(schedule, x_0))
         for step in steps:
-            t = torch.full((len(part),), step, device=model.device)
+            t = torch.full((len(x_0),), step, device=model.device)
             x_t = q_sample(schedule, x_0, t, torch.randn_like(x_0))
             reverse = p_mean_variance(schedule, eps_fn(x_t, t), x_t, t, "beta_tilde", clip_x_0=True)
             if step == 0:
-                total += decoder_bpd(part, reverse.mean, reverse.variance.sqrt())
-                continue
-            true = q_posterior(schedule, x_0, x_t, t)
-            ratio = true.variance / reverse.variance
-            nats = 0.5 * (ratio - 1.0 - ratio.log() + (true.mean - reverse.mean).square() / reverse.variance)
-            total += nats.flatten(1).mean(1) / np.log(2.0)
-    bits_per_dim.sum().item()
+                sums[-1] += decoder_bpd(levels, reverse.mean, reverse.variance.sqrt())
+            else:
+                true = q_posterior(schedule, x_0, x_t, t)
+                ratio, error = true.variance / reverse.variance, (true.mean - reverse.mean).square()
+                nats = 0.5 * (ratio - 1.0 - ratio.log() + error / reverse.variance)
+                sums[-1] += nats.flatten(1).mean(1) / math.log(2.0)
+    torch.cat(sums).mean().item()
     return (time.perf_counter() - start) * schedule.num_timesteps / len(steps)
 
 
-def shown(values: list[float], digits: int = 3) -> str:
+def shown(values: list[float], digits: int = 1) -> str:
     """The median, and all of them."""
     return f"{statistics.median(values):.{digits}f}  ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
@@ -152,63 +148,54 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; of the job, of its one worker")
     parser.add_argument("--batch", type=int, default=64, help="evaluations per network call")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of everything")
     parser.add_argument("--timesteps_per_image", type=int, default=48, help="K of the scoring and of the job")
-    parser.add_argument("--calls", type=int, default=25, help="network calls per turn of bare and of scoring, or so")
-    parser.add_argument("--job-shards", type=int, default=2, help=f"shards of {SHARD_SIZE} images per job; 0: no job")
-    parser.add_argument("--images", type=int, default=64, help="images of (2), a multiple of 16; 0: no (2)")
+    parser.add_argument("--calls", type=int, default=25, help="network calls in a turn of bare and of scoring")
+    parser.add_argument("--job-shards", type=int, default=4, help=f"shards of {SHARD_SIZE} images per job; 0: no job")
+    parser.add_argument("--images", type=int, default=64, help="images of (2); 0: no (2)")
     parser.add_argument("--halfwidth", type=float, default=0.02, help="bits/dim")
-    parser.add_argument("--every", type=int, default=20, help="of the loop, the time steps that are timed")
+    parser.add_argument("--every", type=int, default=20, help="of the loop, every how many t are timed; 1: all")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    bares, reached, turns = [], [], {name: [] for name in ("scoring", "job", "ours", "tried", "loop")}
     with tempfile.TemporaryDirectory() as directory:
         if args.model is None:
             torch.manual_seed(0)
-            network, args.model = PRESETS[args.preset], f"{directory}/model"
-            save_model(args.model, UNet(network).state_dict(), network, NoiseSchedule.linear(), {})
+            config, args.model = PRESETS[args.preset], f"{directory}/model"
+            save_model(args.model, UNet(config).state_dict(), config, NoiseSchedule.linear(), {})
         model = model_from_bytes(find_model(args.model, None, Path(directory)).files, args.device)
-        network, evaluations = model.unet.config, args.timesteps_per_image + 2
-        scored, shape = -(-args.calls * args.batch // evaluations), (*network.height_width, network.in_channels)
+        k, shape = args.timesteps_per_image, (*model.unet.config.height_width, model.unet.config.in_channels)
+        scored = max(2, args.calls * args.batch // (k + 2))
         rows = max(scored, args.images, args.job_shards * SHARD_SIZE)
         data = PreparedDataset.open(args.data) if args.data else make_data(Path(directory) / "data", rows, shape)
         images, _ = data.read_rows(np.arange(max(scored, args.images)))
         score(model, images[:2], args, 0, 2)  # warm-up
-        found: dict[str, list[float]] = {name: [] for name in ("bare", "scoring", "job", "ours", "tried", "loop")}
-        around, precision = [], []
         for seed in range(args.rounds):
-            before = bare(model, args)
-            found["scoring"].append(
-                scored * evaluations / score(model, images[:scored], args, seed, evaluations - 2)[0]
-            )
+            bares.append(bare(model, args))
+            turns["scoring"].append(scored * (k + 2) / score(model, images[:scored], args, seed, k)[0])
             if args.job_shards:
-                found["job"].append(job(args.model, data, args))
-            found["bare"] += [before, bare(model, args)]
-            around.append(statistics.mean(found["bare"][-2:]))
+                turns["job"].append(job(args.model, data, args))
+            bares.append(bare(model, args))
             if args.images:
-                reached = ours(model, images[: args.images], args, seed)
-                found["ours"].append(reached["seconds"])
-                found["tried"].append(reached["total"])
-                precision.append(f"K = {reached['K']}: {reached['mean']:.3f}±{reached['half']:.3f}")
-                found["loop"].append(loop(model, images[: args.images], args))
-    size, what = (
-        "x".join(map(str, shape)),
-        f"batch {args.batch}, {args.dtype}, {args.device}, {args.threads} CPU thread(s)",
-    )
-    print(f"{count_parameters(model.unet):,} parameters, {size}, {what}; medians (all rounds)")
-    print(f"\n(1) evaluations/s, {evaluations} per image; bare {shown(found['bare'], 1)}")
-    for name in ("scoring", "job"):
-        if found[name]:
-            ratios = [rate / reference for rate, reference in zip(found[name], around, strict=True)]
-            print(f"  {name:8} {shown(found[name], 1)}\n  {name} / bare: {shown(ratios)} x")
+                *seconds, found = ours(model, images[: args.images], args, seed)
+                reached.append(found)
+                seconds.append(loop(model, images[: args.images], args))
+                for name, value in zip(("ours", "tried", "loop"), seconds, strict=True):
+                    turns[name].append(value)
+    size = sum(parameter.numel() for parameter in model.unet.parameters())
+    print(f"{size:,} parameters, {'x'.join(map(str, shape))}, batch {args.batch}, {args.dtype}, ", end="")
+    print(f"{args.device}, {args.threads} CPU thread(s); medians, and all rounds")
+    print(f"\n(1) evaluations/s, {k + 2} per image\n  bare     {shown(bares)}")
+    for name in ("scoring", "job")[: 1 + bool(args.job_shards)]:
+        ratios = [2 * rate / (a + b) for rate, a, b in zip(turns[name], bares[::2], bares[1::2], strict=True)]
+        print(f"  {name:8} {shown(turns[name])}\n  {name} / bare: {shown(ratios, 3)}")
     if args.images:
-        print(f"\n(2) seconds to ±{args.halfwidth} bits/dim for the mean of {args.images} images")
-        print(f"  ours     {shown(found['ours'], 1)}  [{'; '.join(precision)}]")
-        print(f"  ours, with every smaller K tried: {shown(found['tried'], 1)}")
-        subset = "" if args.every == 1 else f", {args.every} times that of every {args.every}th t"
-        print(f"  loop over {model.schedule.num_timesteps} t {shown(found['loop'], 1)}{subset}")
-        for name, text in (("ours", "ours"), ("tried", "ours with every K tried")):
-            ratios = [seconds / own for seconds, own in zip(found["loop"], found[name], strict=True)]
-            print(f"  loop / {text}: {shown(ratios, 1)} x")
+        scaled = "" if args.every == 1 else f", {args.every} times that of every {args.every}th t"
+        print(f"\n(2) seconds for the mean of {args.images} images to ±{args.halfwidth} bits/dim: {'; '.join(reached)}")
+        for name, text in (("ours", "ours, the last K"), ("tried", "ours, all K tried")):
+            ratios = [loop_over_t / own for loop_over_t, own in zip(turns["loop"], turns[name], strict=True)]
+            print(f"  {text:18} {shown(turns[name])}\n  loop / {text}: {shown(ratios)}")
+        print(f"  loop over all t    {shown(turns['loop'])}{scaled}")
 
 
 if __name__ == "__main__":

@@ -234,9 +234,10 @@ class ShardedOutput:
         for index, equal in self.recompute(factory, indices, manifest, pool, restore=True):
             if not equal:
                 path = self.shards / manifest["shards"][index]["name"]
+                made_with = f"it was made with {manifest['made_with']}, code {manifest['code_version']}"
                 raise StorageError(
-                    f"{path}: is lost, and came out different when it was made again (it was made with {manifest['made_with']}, code {manifest['code_version']}); "
-                    "use those versions on the same kind of hardware, or another output"
+                    f"{path}: is lost, and came out different when it was made again ({made_with}); use those versions "
+                    "on the same kind of hardware, or another output"
                 )
 
     def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
