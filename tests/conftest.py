@@ -1,6 +1,7 @@
 """Fixtures every test may use; Ray tests share one local cluster."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from pipelines.data.dataset import PreparedDataset
+
+sys.path.insert(0, str(Path(__file__).parent))  # test modules are not packages: helpers lie beside this file
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")

@@ -1,6 +1,5 @@
 """Fixtures of the tests that use storage or a finished training."""
 
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,6 @@ import pytest
 
 if TYPE_CHECKING:
     from pipelines.training.config import TrainConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # test modules are not packages: helpers lie beside them
 
 import s3_store
 
