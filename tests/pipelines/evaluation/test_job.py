@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import pytest
 import ray
 from evaluate_runs import ROWS, tiny_evaluation
 from mlflow import MlflowClient
+from mortal_actors import Mortal
 from sample_runs import save_tiny_model
 
 from ddpm_core.errors import ConfigError, DataError, ModelError, RequestMismatchError, TrackingError
 from ddpm_core.model import WEIGHTS_FILE, load_model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, ShardedOutput, ShardOutput
+from pipelines.engine.shards import MANIFEST, ShardedOutput
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.shard import DIRECTORY, TermShards
@@ -149,29 +150,6 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_rows(
     records = output.compute(mortal, 5, pool=ActorPool(2))
     assert [record.sha256 for record in records] == digests(made)
     assert len(list(Path(mortal.log).iterdir())) == 5, "an actor died at every shard"
-
-
-@dataclass(frozen=True)
-class Mortal:
-    """TermShards in an actor that ends itself by SIGKILL once for each shard: before it computes it, or after."""
-
-    shards: TermShards
-    log: str
-
-    def __call__(self) -> Callable[[int], ShardOutput]:
-        compute = self.shards()
-
-        def or_die(index: int) -> ShardOutput:
-            death = Path(self.log) / str(index)
-            if death.exists():
-                return compute(index)
-            if index % 2:
-                compute(index)
-            death.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError("the process has ended")
-
-        return or_die
 
 
 @pytest.mark.ray

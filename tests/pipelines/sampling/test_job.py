@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import mlflow
 import pytest
 import ray
 from mlflow import MlflowClient
+from mortal_actors import Mortal
 from sample_runs import save_tiny_model, tiny
 
 from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from ddpm_core.model import load_model
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, ShardedOutput, ShardOutput
+from pipelines.engine.shards import MANIFEST, ShardedOutput
 from pipelines.models import find_model
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import request_of, sample
@@ -107,29 +107,6 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_shards(made: S
     records = output.compute(mortal, 4, pool=ActorPool(2))
     assert [record.sha256 for record in records] == digests(made)
     assert len(list(Path(mortal.log).iterdir())) == 4, "an actor died at every shard"
-
-
-@dataclass(frozen=True)
-class Mortal:
-    """SampleShards in an actor that ends itself by SIGKILL once for each shard: before it computes it, or after."""
-
-    shards: SampleShards
-    log: str
-
-    def __call__(self) -> Callable[[int], ShardOutput]:
-        compute = self.shards()
-
-        def or_die(index: int) -> ShardOutput:
-            death = Path(self.log) / str(index)
-            if death.exists():
-                return compute(index)
-            if index % 2:
-                compute(index)
-            death.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError("the process has ended")
-
-        return or_die
 
 
 @pytest.mark.ray
