@@ -10,7 +10,7 @@ from typing import Any
 
 
 class SpotInstance:
-    """As if this machine were a spot instance, without a notice at first; `address` is its metadata service, `log` what was asked and answered."""
+    """A spot instance, without a notice at first: `address` of its metadata service, `log` of what was asked."""
 
     def __init__(self) -> None:
         self.notice: str | None = None
