@@ -15,6 +15,8 @@ from torch import Tensor
 from ddpm_core.errors import ConfigError
 
 Table = Float64[Tensor, " T"]
+# A table of it is built in Python; the time embedding tells far fewer steps apart.
+MAX_TIMESTEPS = 1_000_000
 
 
 def check_timesteps(t: Tensor, num_timesteps: int) -> None:
@@ -167,8 +169,8 @@ class NoiseSchedule:
 
 
 def _check_num_timesteps(num_timesteps: int) -> None:
-    if num_timesteps < 1:
-        raise ConfigError(f"schedule.num_timesteps: {num_timesteps} is not >= 1; DDPM uses 1000")
+    if not 1 <= num_timesteps <= MAX_TIMESTEPS:
+        raise ConfigError(f"schedule.num_timesteps: {num_timesteps} is not in 1..{MAX_TIMESTEPS}; DDPM uses 1000")
 
 
 def _check_betas(betas: Tensor) -> None:

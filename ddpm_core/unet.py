@@ -52,13 +52,14 @@ class UNetConfig:
         def refuse(name: str, rule: str) -> NoReturn:
             raise ConfigError(f"network.{name}: {getattr(self, name)!r} {rule}")
 
-        for name in ("base_channels", "num_res_blocks", "num_heads", "num_groups"):
-            if getattr(self, name) < 1:
-                refuse(name, "is not >= 1")
+        # The limits lie far beyond any network that was ever trained: a mistyped one must not fill the memory.
+        for name, limit in (("base_channels", 8192), ("num_res_blocks", 64), ("num_heads", 8192), ("num_groups", 8192)):
+            if not 1 <= getattr(self, name) <= limit:
+                refuse(name, f"is not in 1..{limit}")
         if not 1 <= self.in_channels <= 4:
             refuse("in_channels", "is not in 1..4; images have 1 to 4 channels")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            refuse("channel_multipliers", "needs one number >= 1 for each level")
+        if not 1 <= len(self.channel_multipliers) <= 16 or not all(1 <= m <= 64 for m in self.channel_multipliers):
+            refuse("channel_multipliers", "needs one number in 1..64 for each of 1 to 16 levels")
         if not 0.0 <= self.dropout < 1.0:
             refuse("dropout", "is not in [0, 1)")
         factor = 2 ** (len(self.channel_multipliers) - 1)

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import stat
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+_MAX_RECIPE_BYTES = 2**20
 
 
 def require(holds: bool, field: str, value: object, rule: str) -> None:
     """Raise a ConfigError that names the field, its value and the rule unless `holds`."""
     if not holds:
         raise ConfigError(f"{field} = {value!r}: {rule}")
+
+
+def require_local(root: str) -> None:
+    """Raise a ConfigError unless `root` can be a directory of this machine, as MLflow's database needs one."""
+    require(bool(root) and "://" not in root, "root", root, "must be a local directory")
 
 
 def parse(config_class: type[Config], argv: Sequence[str], description: str) -> Config:
@@ -62,15 +69,58 @@ def _check_recipes(argv: Sequence[str]) -> None:
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}; give the path of a YAML recipe") from error
     for path in paths:
-        try:
-            values = yaml.safe_load(Path(path).expanduser().read_text())
-        except OSError as error:
-            raise ConfigError(f"config = {path}: cannot be read ({error.strerror}); give a YAML recipe") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config = {path}: is not YAML ({_one_line(error, '')})") from error
+        values = _read_recipe(path)
         require(isinstance(values, dict), "config", path, "must hold fields and sections, as `name: value` lines")
         for name, value in values.items():
             require(value is not None, f"config = {path}: {name}", value, "is empty; give a value or leave it out")
+            require(
+                name != "config", f"config = {path}: config", value, "must not name another recipe; copy its fields"
+            )
+
+
+def _read_recipe(path: str) -> Any:
+    """The content of a recipe, which is a file of a size that a person writes."""
+    file = Path(path).expanduser()
+    try:
+        found = file.stat()
+        # A pipe would be waited for, a device read without an end.
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"config = {path}: is not a regular file; give a YAML recipe")
+        if found.st_size > _MAX_RECIPE_BYTES:
+            allowed = f"a recipe at most {_MAX_RECIPE_BYTES:,}"
+            raise ConfigError(f"config = {path}: has {found.st_size:,} bytes, {allowed}; give a YAML recipe")
+        with file.open(encoding="utf-8") as stream:
+            return yaml.load(stream, _RecipeLoader)
+    except OSError as error:
+        raise ConfigError(f"config = {path}: cannot be read ({error.strerror}); give a YAML recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config = {path}: is not YAML ({_one_line(error, '')})") from error
+    except RecursionError:
+        raise ConfigError(
+            f"config = {path}: is nested too deeply; write fields and sections, as `name: value`"
+        ) from None
+
+
+class _RecipeLoader(yaml.SafeLoader):  # type: ignore[misc]  # untyped
+    """The safe loader without what makes a recipe mean something else than it shows: a field given twice, of which
+    the last would count, and aliases, of which a few lines expand to more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.composer.ComposerError(
+                problem=f"alias *{alias.anchor}: write the value out", problem_mark=alias.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for position, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in names[:position]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _check_given(config_class: type, values: Namespace, prefix: str = "") -> None:

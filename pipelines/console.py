@@ -30,7 +30,16 @@ class Interrupted(BaseException):
 def event(message: str) -> None:
     """Print one line about something that happened."""
     with _lock:
-        console.print(message, markup=False)
+        console.print(printable(message), markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters escaped: a file's name must not add lines or speak to the terminal.
+
+    >>> printable("a\nb\x1b[2J")
+    'a\\nb\\x1b[2J'
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -124,7 +133,7 @@ def clock(seconds: float) -> str:
 def summary(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print the closing summary of a job: a title and aligned name-value rows, on stdout."""
     width = max(len(name) for name, _ in rows)
-    print(f"\n{title}")
+    print(f"\n{printable(title)}")
     for name, value in rows:
-        print(f"  {name:<{width}}  {value}")
+        print(f"  {name:<{width}}  {printable(value)}")
     sys.stdout.flush()

@@ -11,6 +11,8 @@ UInt8s = npt.NDArray[np.uint8]
 
 # About 9,500 x 9,500, Pillow's own warning threshold: more is a decompression bomb, refused from its header.
 MAX_PIXELS = 89_478_485
+# What an uncompressed file of that many RGB pixels has.
+MAX_FILE_BYTES = 2**28
 _GREY_MODES = ("1", "L", "LA", "La")
 # What Pillow converts to RGB by a fixed rule. 16-bit and float modes have no range that could be assumed.
 _COLOUR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
@@ -61,6 +63,8 @@ def with_channels(images: UInt8s, channels: int) -> UInt8s:
 def _decoded(payload: bytes, image_size: int | None) -> UInt8s:
     if not payload:
         raise RejectedImage("empty (zero bytes)")
+    if len(payload) > MAX_FILE_BYTES:
+        raise RejectedImage(f"{len(payload):,} bytes, more than {MAX_FILE_BYTES:,}")
     try:
         with warnings.catch_warnings():
             # Its size is checked below, by one rule; other warnings are about metadata that is not used.

@@ -5,6 +5,7 @@ Every format scans into items and reads items. To add one, write a class with `s
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_core.errors import DataError
+from pipelines.data.decode import MAX_FILE_BYTES
 from pipelines.storage import Location
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -23,6 +25,10 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm
 PARALLEL_REQUESTS = 8
 # Encoded images in memory at once per reader.
 READ_AHEAD = 64
+_LABEL_SUFFIXES = (".cls", ".json")
+_MAX_LABEL_BYTES = 2**24
+# Control characters, line separators, those that turn the direction of text, and bytes that are not UTF-8.
+_NOT_PLAIN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 UInt8s = npt.NDArray[np.uint8]
 
@@ -130,19 +136,37 @@ class TarArchives:
     def _scan_archive(self, file: str) -> list[Item]:
         location, items = self.base / file, []
         group: list[tarfile.TarInfo] = []
+        names: set[str] = set()
+        keys: dict[bool, set[str]] = {True: set(), False: set()}  # of samples with images, and of labels alone
+
+        def add_group() -> list[Item]:
+            images = self._images(file, archive, group)
+            if group:
+                keys[bool(images)].add(_key(group[0].name))
+            return images
+
         try:
             # Small blocks: a scan jumps from header to header.
             with location.open("rb", block_size=2**16) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
-                    if not member.isreg():
+                    if not _is_part_of_sample(member):
                         continue
+                    _require_plain_member(location, member)
+                    if member.name in names:
+                        raise DataError(f"{location}: holds {member.name!r} twice; repack it with different names")
+                    names.add(member.name)
                     if group and _key(member.name) != _key(group[0].name):
-                        items += self._images(file, archive, group)
+                        items += add_group()
                         group = []
                     group.append(member)
-                items += self._images(file, archive, group)
-        except (tarfile.TarError, EOFError) as error:
+                items += add_group()
+                stream.seek(archive.offset)
+                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for it
+                    raise tarfile.ReadError(f"no end mark, or a damaged header, at byte {archive.offset:,}")
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise DataError(f"{location}: not a readable uncompressed tar ({error}); repack or replace it") from error
+        if apart := sorted(keys[True] & keys[False]):
+            raise DataError(f"{location}: the label of {apart[0]!r} does not lie beside its image; repack it in order")
         return [item._replace(start=row, stop=row + 1) for row, item in enumerate(items)]
 
     def _images(self, file: str, archive: tarfile.TarFile, group: list[tarfile.TarInfo]) -> list[Item]:
@@ -154,14 +178,19 @@ class TarArchives:
 
     def _label(self, file: str, archive: tarfile.TarFile, group: list[tarfile.TarInfo]) -> int | None:
         for member in group:
-            if not member.name.endswith((".cls", ".json")):
+            if not member.name.endswith(_LABEL_SUFFIXES):
                 continue
             content = archive.extractfile(member)
             text = content.read().decode("utf-8", "replace") if content else ""
             try:
-                label = int(text) if member.name.endswith(".cls") else json.loads(text).get("label")
-                return None if label is None else int(label)
-            except (ValueError, TypeError, AttributeError):
+                label = text if member.name.endswith(".cls") else json.loads(text).get("label")
+                if label is None:
+                    return None
+                number = int(str(label))  # by way of text: int(3.7) is 3
+                if abs(number) < 2**63:
+                    return number
+                raise ValueError
+            except (ValueError, AttributeError, RecursionError):
                 raise DataError(
                     f"{self.base / file}/{member.name}: {text[:40]!r} gives no integer label; correct it"
                 ) from None
@@ -172,6 +201,32 @@ def is_image(file: str) -> bool:
     """Whether the name has an image's suffix and no part of it is hidden."""
     path = PurePosixPath(file)
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def require_plain_name(where: str, name: str) -> None:
+    """Refuse a name that could write to a terminal more than itself; a DataError that begins with `where`."""
+    if _NOT_PLAIN.search(name):
+        raise DataError(f"{where}: the name {name!r} holds control characters, or is not UTF-8; rename it")
+
+
+def _is_part_of_sample(member: tarfile.TarInfo) -> bool:
+    suffix = PurePosixPath(member.name).suffix.lower()
+    return not member.isdir() and (suffix in IMAGE_SUFFIXES or suffix in _LABEL_SUFFIXES)
+
+
+def _require_plain_member(location: Location, member: tarfile.TarInfo) -> None:
+    """Refuse what would lead an unpacking tool astray, although nothing is unpacked here, and what is too large."""
+    require_plain_name(str(location), member.name)
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{location}: member {member.name!r} leads out of the archive; repack it with relative names")
+    if not member.isreg() or member.issparse():
+        raise DataError(
+            f"{location}: member {member.name!r} is a link or no plain file; repack it with the file itself"
+        )
+    limit = _MAX_LABEL_BYTES if path.suffix in _LABEL_SUFFIXES else MAX_FILE_BYTES
+    if member.size > limit:
+        raise DataError(f"{location}: member {member.name!r} has {member.size:,} bytes, more than {limit:,}; remove it")
 
 
 def _key(name: str) -> str:

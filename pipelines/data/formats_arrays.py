@@ -2,6 +2,8 @@
 
 import gzip
 import importlib.metadata
+import io
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,11 @@ from ddpm_core.errors import DataError
 from pipelines.data.formats import Item, RawImage, Scan, UInt8s
 from pipelines.storage import Location
 
+# An IDX file is held in memory as a whole.
+_MAX_BYTES = 2**31
+# What deflate can make of one byte.
+_MAX_RATIO = 1032
+
 
 @dataclass(frozen=True)
 class IdxImages:
@@ -29,18 +36,22 @@ class IdxImages:
         images = [file for file in files if is_idx_images(file)]
         if len(images) > 1:
             raise DataError(f"source = {self.base}: holds {len(images)} image files ({', '.join(images)}); name one")
-        return Scan([Item(file, 0, len(_read_idx(self.base / file, 3))) for file in images], None)
+        return Scan([Item(file, 0, len(self._images(self.base / file)[0])) for file in images], None)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
         """See `Format.read`."""
         for item in items:
-            location = self.base / item.file
-            images, labels = _read_idx(location, 3), self._labels(location)
-            if labels is not None and len(labels) != len(images):
-                raise DataError(f"{location}: has {len(images)} images and {len(labels)} labels; replace the files")
+            images, labels = self._images(self.base / item.file)
             for row in range(item.start, item.stop):
                 label = None if labels is None else int(labels[row])
                 yield RawImage(images[row], label, f"{item.file}#{row}")
+
+    def _images(self, location: Location) -> tuple[UInt8s, UInt8s | None]:
+        """Images [n, H, W], and labels [n] where there are any."""
+        images, labels = _read_idx(location, 3), self._labels(location)
+        if labels is not None and len(labels) != len(images):
+            raise DataError(f"{location}: has {len(images)} images and {len(labels)} labels; replace the files")
+        return images, labels
 
     def _labels(self, images: Location) -> UInt8s | None:
         plain = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
@@ -90,19 +101,29 @@ def _read_idx(location: Location, ndim: int) -> UInt8s:
 
 @lru_cache(4)
 def _unpack_idx(location: Location, ndim: int, version: str) -> UInt8s:
+    size = location.size()
+    if size > _MAX_BYTES:
+        raise DataError(f"{location}: has {size:,} bytes, an IDX file at most {_MAX_BYTES:,}; convert it to Parquet")
     content = location.read_bytes()
+    packed, header = content[:2] == b"\x1f\x8b", 4 + 4 * ndim
+    # Never more is unpacked than the header promises, nor is an absurd promise believed.
+    stream = gzip.GzipFile(fileobj=io.BytesIO(content)) if packed else io.BytesIO(content)
     try:
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        start = stream.read(header)
+        if start[:4] != bytes([0, 0, 8, ndim]) or len(start) < header:
+            raise DataError(f"{location}: not an IDX file of unsigned bytes with {ndim} dimension(s); replace the file")
+        shape = tuple(int(length) for length in np.frombuffer(start, ">u4", ndim, 4))
+        promised = math.prod(shape)
+        told = f"its header promises {' x '.join(map(str, shape))} = {promised:,}"
+        if min(shape[1:], default=1) < 1 or promised > min(_MAX_BYTES, len(content) * _MAX_RATIO):
+            raise DataError(f"{location}: {len(content):,} bytes, {told}; replace the file, or convert it to Parquet")
+        pixels = stream.read(promised + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{location}: damaged gzip ({error}); replace the file") from error
-    header = 4 + 4 * ndim
-    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) < header:
-        raise DataError(f"{location}: not an IDX file of unsigned bytes with {ndim} dimension(s); replace the file")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, 4))
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
-        raise DataError(f"{location}: {len(content):,} bytes, its header promises {expected:,}; replace the file")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if len(pixels) != promised:
+        held = f"{len(pixels):,}" if len(pixels) < promised else "more"
+        raise DataError(f"{location}: holds {held} bytes of data, {told}; replace the file")
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 
 @lru_cache(1)

@@ -11,8 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError
-from pipelines.data.formats import PARALLEL_REQUESTS, READ_AHEAD, Item, RawImage, Scan
+from pipelines.data.formats import PARALLEL_REQUESTS, Item, RawImage, Scan
 from pipelines.storage import Location
+
+# A few bytes of dictionary and index stand for this many images, each of any size, in memory.
+_ROWS_AT_ONCE = 8
+# Encoded images do not compress: a column that expands a hundredfold beyond this size holds none.
+_MAX_EXPANDED_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class HuggingFaceParquet:
             row += rows
         row = first or 0
         columns = [image] if label is None else [image, label]
-        batches = table.iter_batches(READ_AHEAD, row_groups=groups, columns=columns, use_threads=False)
+        batches = table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns, use_threads=False)
         for batch in batches:
             payloads, labels = batch[image], batch[label].to_pylist() if label else [None] * len(batch)
             if row + len(batch) <= item.start or row >= item.stop:
@@ -59,14 +64,19 @@ class HuggingFaceParquet:
                     content = content.get("bytes") if isinstance(content, dict) else content
                     # Hugging Face marks rows without a label by -1.
                     known = None if value is None or value < 0 else int(value)
+                    if known is not None and known >= 2**63:
+                        raise DataError(f"{location}: row {row}: {label} = {known}: must be below 2^63; correct it")
                     yield RawImage(content or b"", known, f"{item.file}#{row}")
                 row += 1
+        if row < item.stop:
+            raise DataError(f"{location}: holds {row:,} rows, fewer than its footer promises; replace it")
 
     def _scan_file(self, file: str) -> tuple[Item, tuple[str, ...] | None]:
         location = self.base / file
         with location.open("rb") as stream, _arrow_errors(location):
             table = pq.ParquetFile(stream)
-            _, label = _parquet_columns(table.schema_arrow, location)
+            image, label = _parquet_columns(table.schema_arrow, location)
+            _require_no_bomb(table.metadata, image, location)
             names = _label_names(table.schema_arrow.metadata or {}, label)
             return Item(file, 0, table.metadata.num_rows), names
 
@@ -94,6 +104,19 @@ def _parquet_columns(schema: pa.Schema, location: Location) -> tuple[str, str | 
     if label is not None and not pa.types.is_integer(schema.field(label).type):
         raise DataError(f"{location}: column {label} is {schema.field(label).type}; labels must be integers")
     return image, label
+
+
+def _require_no_bomb(metadata: pq.FileMetaData, image: str, location: Location) -> None:
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for column in (row_group.column(index) for index in range(row_group.num_columns)):
+            expanded, stored = column.total_uncompressed_size, column.total_compressed_size
+            is_image = column.path_in_schema.partition(".")[0] == image
+            if is_image and expanded > max(_MAX_EXPANDED_BYTES, 100 * stored):
+                raise DataError(
+                    f"{location}: column {image} of row group {group} expands from {stored:,} to {expanded:,} bytes, "
+                    "as no encoded images do; replace it"
+                )
 
 
 def _label_names(metadata: dict[bytes, bytes], label: str | None) -> tuple[str, ...] | None:

@@ -43,6 +43,8 @@ _UNIT_BYTES = 16 * 2**20
 _MAX_UNIT_ROWS = 4096
 # Up to this many shards are written by the driver: copying them takes less time than starting actors.
 _SHARDS_WITHOUT_ACTORS = 4
+# Of images that keep their size: the largest image_size, squared.
+_MAX_KEPT_PIXELS = 4096**2
 
 OnProgress = Callable[[str, int, int, float], None]
 
@@ -108,12 +110,15 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         on_progress: Called with (stage, rows done, rows in all, rows per second); the stages are `decode`, `write`.
 
     Raises:
+        ConfigError: The output lies in the source.
         DataError: The source cannot be used, or too many of its images cannot.
         RequestMismatchError: The output belongs to another request.
         StorageError: The source or the output cannot be read or written.
         ClusterError: Ray gave up.
     """
     output = ShardedOutput(Location.parse(config.output), config.request)
+    inside = f"{output.location}/".startswith(f"{canonical_source(config.source)}/")
+    require(not inside, "output", config.output, "lies in the source; choose a place beside it")
     manifest = output.committed()
     if manifest is not None:
         return IngestSummary(PreparedDataset.open(output.location), already_complete=True)
@@ -162,9 +167,9 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgres
     if total == 0:
         raise DataError(f"source = {config.source}: holds no images; check the path and `format`")
     content = hashlib.sha256(json.dumps([files, items]).encode()).hexdigest()
+    probed = None if config.image_size else _probe(config.source, images, items)
     output.begin(source_content=content)
 
-    probed = None if config.image_size else _probe(config.source, images, items)
     height, width = probed or (config.image_size or 0, config.image_size or 0)
     unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
     num_units = _write_units(output.work / "units.parquet", items, unit_rows)
@@ -299,9 +304,15 @@ def _probe(source: str, images: Format, items: Sequence[Item]) -> tuple[int, int
     for image in images.read(first_items):
         try:
             height, width, _ = decode_image(image.payload, None, None).shape
-            return height, width
         except RejectedImage as error:
             reason = f"{image.source}: {error}"
+            continue
+        if height * width > _MAX_KEPT_PIXELS:
+            raise DataError(
+                f"source = {source}: {image.source} has {height} x {width} pixels, more than {_MAX_KEPT_PIXELS:,}; "
+                "give image_size"
+            )
+        return height, width
     raise DataError(f"source = {source}: none of its first images can be read (last: {reason}); repair the source")
 
 

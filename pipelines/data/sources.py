@@ -1,12 +1,16 @@
 """Where images come from: finding a source's files, recognising its format, cutting it into units of work."""
 
+import glob
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from ddpm_core.errors import ConfigError, DataError
-from pipelines.data.formats import Format, ImageFolder, Item, TarArchives, is_image
+from pipelines.data.decode import MAX_FILE_BYTES
+from pipelines.data.formats import Format, ImageFolder, Item, TarArchives, is_image, require_plain_name
 from pipelines.data.formats_arrays import EmbeddedDigits, IdxImages, is_idx_images
 from pipelines.data.formats_parquet import HuggingFaceParquet
 from pipelines.storage import Location
@@ -45,14 +49,15 @@ def open_source(uri: str, format: str = "auto") -> tuple[Format, dict[str, int]]
 
     Raises:
         ConfigError: Unknown embedded data set.
-        DataError: Nothing is there, the format cannot be told, or several splits are mixed.
+        DataError: Nothing is there, the format cannot be told, several splits are mixed, or it holds what is no plain
+            file: symbolic links, pipes, names with control characters, images of more than 256 MiB.
         StorageError: The source cannot be listed.
     """
     if uri.startswith("embedded://"):
         if uri not in EMBEDDED:
             raise ConfigError(f"source = {uri!r}: unknown embedded data set; choose {' or '.join(EMBEDDED)}")
         return EmbeddedDigits(Location(uri)), {}
-    base, files = _list_files(Location.parse(uri))
+    base, files = _list_files(uri, Location.parse(uri))
     if not files:
         raise DataError(f"source = {uri}: nothing is there; check the spelling")
     chosen = _detect(uri, files) if format == "auto" else format
@@ -66,6 +71,11 @@ def open_source(uri: str, format: str = "auto") -> tuple[Format, dict[str, int]]
     kept = {file: size for file, size in files.items() if _BELONGS[chosen](file)}
     if not kept:
         raise DataError(f"source = {uri}: no file of format {chosen!r} among {len(files)} files; correct `format`")
+    for file, size in kept.items():
+        require_plain_name(f"source = {uri}", file)
+        if chosen == "folder" and size > MAX_FILE_BYTES:
+            allowed = f"an image file at most {MAX_FILE_BYTES:,}"
+            raise DataError(f"source = {uri}: {file}: has {size:,} bytes, {allowed}; remove it")
     found: Format = FORMATS[chosen](base)
     return found, kept
 
@@ -88,17 +98,46 @@ def split_units(items: Iterable[Item], rows_per_unit: int) -> Iterator[list[Item
         yield unit
 
 
-def _list_files(location: Location) -> tuple[Location, dict[str, int]]:
+def _list_files(uri: str, location: Location) -> tuple[Location, dict[str, int]]:
     """A base location, and path below it and size of every file that the URI names."""
     if _GLOB.search(location.uri) and not (location.is_local and location.exists()):
         base = Location(location.uri[: _GLOB.search(location.uri).start()].rsplit("/", 1)[0])  # type: ignore[union-attr]
         found = location.glob()
+        if location.is_local:
+            _require_plain_files(uri, base.path, glob.iglob(location.path, recursive=True))  # noqa: PTH207
     else:
         base, found = location, location.find()
+        if location.is_local:
+            _require_plain_files(uri, base.path, _walk(base.path))
         if list(found) == [location.path]:
             base = location.parent
     prefix = base.path.rstrip("/") + "/"
     return base, {path.removeprefix(prefix): found[path] for path in sorted(found)}
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Everything below a directory; links are not followed."""
+    for directory, folders, files in os.walk(root):
+        yield from (os.path.join(directory, name) for name in (*folders, *files))  # noqa: PTH118  for each of millions
+
+
+def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> None:
+    """Refuse what a listing leaves out: a link, which may lead anywhere, and what would be waited for when read."""
+    for path in paths:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            continue
+        name = os.path.relpath(path, base)
+        if any(part.startswith(".") for part in name.split("/")):  # hidden, so no image of the source
+            continue
+        if stat.S_ISLNK(mode):
+            target = os.readlink(path)  # noqa: PTH115
+            raise DataError(
+                f"source = {uri}: {name!r} is a symbolic link (to {target!r}), which is not followed; put the file "
+                "itself there, or name the place that it leads to"
+            )
+        kind = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
+        raise DataError(f"source = {uri}: {name!r} is a {kind}, no file; remove it")
 
 
 def _detect(uri: str, files: dict[str, int]) -> str:

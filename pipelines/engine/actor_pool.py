@@ -41,7 +41,7 @@ class ActorPool:
         pool_holds = low == high == 0 or 1 <= low <= high
         require(pool_holds, "num_workers", num_workers, "must be 0, a positive number, or [min, max]")
         require(cpus_per_worker >= 1, "cpus_per_worker", cpus_per_worker, "must be at least 1")
-        gpus_hold = gpus_per_worker >= 0 and (gpus_per_worker < 1 or gpus_per_worker == int(gpus_per_worker))
+        gpus_hold = gpus_per_worker >= 0 and (gpus_per_worker < 1 or gpus_per_worker % 1 == 0)
         require(gpus_hold, "gpus_per_worker", gpus_per_worker, "must be in [0, 1) or whole")
         return cls(num_workers or None, cpus_per_worker, gpus_per_worker)
 

@@ -26,6 +26,8 @@ from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.storage import Location, json_bytes
 
 MANIFEST = "manifest.json"
+# The driver holds the record of every shard.
+MAX_SHARDS = 1_000_000
 _PREFIX = "part-"
 _RECORD_READERS = 16
 

@@ -1,9 +1,10 @@
 """Configuration of the evaluation job; every field is documented and checked before anything is started."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
-from pipelines.config import require
+from pipelines.config import require, require_local
 from pipelines.engine.actor_pool import ActorPool
 
 
@@ -22,7 +23,7 @@ class OdeConfig:
         require(self.num_images >= 0, "ode.num_images", self.num_images, "must not be negative")
         steps_hold = self.steps >= 4 and self.steps % 2 == 0
         require(steps_hold, "ode.steps", self.steps, "must be an even number, at least 4")
-        require(self.probes >= 2, "ode.probes", self.probes, "must be at least 2")
+        require(2 <= self.probes <= 1000, "ode.probes", self.probes, "must be in 2..1000")
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,17 @@ class EvaluateConfig:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
         require(bool(self.data), "data", self.data, "must be the URI of a prepared data set")
         require(bool(self.output), "output", self.output, "must be a path or a URI")
-        for name in ("draws", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name, limit in (("draws", 1000), ("batch_size", 2**16)):
+            require(1 <= getattr(self, name) <= limit, name, getattr(self, name), f"must be in 1..{limit}")
         k = self.timesteps_per_image
         require(k >= 2 and k % 2 == 0, "timesteps_per_image", k, "must be an even number, at least 2")
-        shards_hold = self.shard_size >= 16 and self.shard_size % 16 == 0
-        require(shards_hold, "shard_size", self.shard_size, "must be a multiple of 16")
+        shards_hold = 16 <= self.shard_size <= 2**20 and self.shard_size % 16 == 0
+        require(shards_hold, "shard_size", self.shard_size, f"must be a multiple of 16, at most {2**20}")
         require(self.num_images is None or self.num_images >= 2, "num_images", self.num_images, "must be at least 2")
         halfwidth = self.target_halfwidth
-        require(halfwidth is None or halfwidth > 0, "target_halfwidth", halfwidth, "must be above 0 (bits/dim)")
+        halfwidth_holds = halfwidth is None or 0 < halfwidth < inf
+        require(halfwidth_holds, "target_halfwidth", halfwidth, "must be above 0 (bits/dim) and finite")
+        require_local(self.root)
         measurable = halfwidth is None or self.estimator != "all" or self.draws >= 2
         require(measurable, "draws", self.draws, "must be at least 2 to know the half-width that is the target")
         require(self.seed >= 0, "seed", self.seed, "must not be negative")

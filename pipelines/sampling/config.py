@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
-from pipelines.config import require
+from pipelines.config import require, require_local
 from pipelines.engine.actor_pool import ActorPool
+from pipelines.engine.shards import MAX_SHARDS
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class SampleConfig:
         require(bool(self.output), "output", self.output, "must be a path or a URI")
         for name in ("num_images", "batch_size", "shard_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(self.batch_size <= 2**16, "batch_size", self.batch_size, f"must be at most {2**16}")
+        require(self.shard_size <= 2**20, "shard_size", self.shard_size, f"must be at most {2**20}")
+        shards_hold = self.num_images <= MAX_SHARDS * self.shard_size
+        require(shards_hold, "num_images", self.num_images, f"must be at most {MAX_SHARDS} x shard_size")
+        require_local(self.root)
         seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
         require(seed_holds, "seed", self.seed, "must be a number >= 0, or '{date}'")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")

@@ -1,10 +1,11 @@
 """Configuration of the training job; every field is documented and checked before Ray starts."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any, Literal
 
-from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.schedule import MAX_TIMESTEPS, NoiseSchedule
 from ddpm_core.unet import UNetConfig
 from pipelines.config import as_dict, require
 
@@ -30,7 +31,8 @@ class DataConfig:
         require(bool(self.train), "data.train", self.train, "must be the URI of a prepared data set")
         require(self.window_mib >= 1, "data.window_mib", self.window_mib, "must be at least 1")
         require(self.reads_ahead >= 1, "data.reads_ahead", self.reads_ahead, "must be at least 1")
-        require(self.cpus_per_read >= 0, "data.cpus_per_read", self.cpus_per_read, "must not be negative")
+        reads_hold = 0 <= self.cpus_per_read < inf
+        require(reads_hold, "data.cpus_per_read", self.cpus_per_read, "must be a number >= 0")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class NetworkConfig:
     """Groups of each group normalisation; must divide its channels."""
     dropout: float = 0.0
     """Dropout probability inside residual blocks."""
+
+    def __post_init__(self) -> None:
+        # What does not depend on the images is checked on the smallest that the levels allow.
+        smallest = 2 ** max(len(self.channel_multipliers) - 1, 0)
+        UNetConfig(image_size=smallest, **{**asdict(self), "attention_resolutions": ()})
 
     def unet_config(self, image_shape: tuple[int, int, int]) -> UNetConfig:
         """The full network configuration for images of shape (H, W, C).
@@ -78,7 +85,8 @@ class DiffusionConfig:
     """A table of betas, each in (0, 1); when given it replaces the schedule and num_timesteps."""
 
     def __post_init__(self) -> None:
-        require(self.num_timesteps >= 2, "diffusion.num_timesteps", self.num_timesteps, "must be at least 2")
+        steps_hold = 2 <= self.num_timesteps <= MAX_TIMESTEPS
+        require(steps_hold, "diffusion.num_timesteps", self.num_timesteps, f"must be in 2..{MAX_TIMESTEPS}")
         for name in ("beta_start", "beta_end"):
             require(0 < getattr(self, name) < 1, f"diffusion.{name}", getattr(self, name), "must be in (0, 1)")
         require(self.beta_start <= self.beta_end, "diffusion.beta_start", self.beta_start, "must not exceed beta_end")
@@ -140,8 +148,11 @@ class OptimizationConfig:
         for name in ("learning_rate", "min_snr_gamma"):
             require(0 < getattr(self, name) < inf, f"train.{name}", getattr(self, name), "must be positive and finite")
         require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive (.inf clips nothing)")
+        require(self.steps <= 10**8, "train.steps", self.steps, f"must be at most {10**8}")
+        require(self.batch_size <= 2**20, "train.batch_size", self.batch_size, f"must be at most {2**20}")
         for name in ("warmup_steps", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
+        require(self.weight_decay < inf, "train.weight_decay", self.weight_decay, "must be finite")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in [0, 1)")
 
 
@@ -217,7 +228,8 @@ class ClusterConfig:
         require(
             1 <= low <= high, "cluster.num_workers", self.num_workers, "must be >= 1, or [min, max] with min <= max"
         )
-        require(self.cpus_per_worker > 0, "cluster.cpus_per_worker", self.cpus_per_worker, "must be positive")
+        cpus_hold = 0 < self.cpus_per_worker < inf
+        require(cpus_hold, "cluster.cpus_per_worker", self.cpus_per_worker, "must be positive and finite")
         require(self.threads_per_worker >= 0, "cluster.threads_per_worker", self.threads_per_worker, "must be >= 0")
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
 
@@ -241,6 +253,8 @@ class TrackingConfig:
     """Steps between reports; every step's loss is recorded all the same."""
 
     def __post_init__(self) -> None:
+        name_holds = self.model_name is None or re.fullmatch(r"[^/:@]+", self.model_name) is not None
+        require(name_holds, "tracking.model_name", self.model_name, "must not be empty, nor have one of / : @")
         require(self.every_steps >= 1, "tracking.every_steps", self.every_steps, "must be at least 1")
 
 
@@ -273,7 +287,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         plain = self.name.replace("-", "").replace("_", "").replace(".", "")
-        require(plain.isalnum(), "name", self.name, "must consist of letters, digits, '.', '-' and '_'")
+        name_holds = plain.isalnum() and len(self.name.encode()) <= 200
+        require(name_holds, "name", self.name, "must consist of letters, digits, '.', '-' and '_', at most 200 bytes")
+        require(bool(self.root), "root", self.root, "must be a directory or an s3:// prefix")
         high, num_timesteps = self.cluster.worker_range[1], self.diffusion.table_length
         require(
             self.train.batch_size >= high * self.train.accumulate,

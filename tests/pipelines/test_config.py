@@ -69,7 +69,7 @@ def test_a_recipe_and_later_overrides(tmp_path: Path) -> None:
         (["--section.kind", "c"], "section.kind"),
         (["--workers", "[1, 2, 3]"], "workers"),
         (["--config", "/nowhere/recipe.yaml"], "config = /nowhere/recipe.yaml: cannot be read (No such file"),
-        (["--config=/"], "config = /: cannot be read (Is a directory)"),
+        (["--config=/"], "config = /: is not a regular file"),
         (["--config"], "expected one argument"),
         (["surplus"], "surplus"),
     ],

@@ -146,7 +146,7 @@ def test_idx_with_and_without_labels(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (idx(PIXELS[..., 0])[:-1], "its header promises 376"),
+        (idx(PIXELS[..., 0])[:-1], "holds 359 bytes of data, its header promises 10 x 6 x 6 = 360"),
         (b"\0\0\x0d\3" + bytes(12), "not an IDX file of unsigned bytes with 3"),
         (gzip.compress(idx(PIXELS[..., 0]))[:-9], "damaged gzip"),
         (b"", "not an IDX file"),

@@ -16,7 +16,7 @@ GIVEN = ["--model", "m", "--data", "d", "--output", "o"]
     [
         ("timesteps_per_image", 0, "must be an even number, at least 2"),
         ("timesteps_per_image", 7, "must be an even number, at least 2"),
-        ("draws", 0, "must be at least 1"),
+        ("draws", 0, "must be in 1..1000"),
         ("target_halfwidth", 0, "must be above 0"),
         ("target_halfwidth", -0.1, "must be above 0"),
         ("num_images", 1, "must be at least 2"),
@@ -26,7 +26,7 @@ GIVEN = ["--model", "m", "--data", "d", "--output", "o"]
         ("gpus_per_worker", 1.5, r"must be in \[0, 1\) or whole"),
         ("cpus_per_worker", 0, "must be at least 1"),
         ("ode.steps", 3, "must be an even number, at least 4"),
-        ("ode.probes", 1, "must be at least 2"),
+        ("ode.probes", 1, "must be in 2..1000"),
         ("ode.num_images", -1, "must not be negative"),
         ("estimator", "some", ""),
         ("sigma2", "gamma", ""),
