@@ -1,14 +1,13 @@
 """Files and objects behind one name: a `Location` is a URI that any process can read and write.
 
 Local paths and every fsspec protocol work; `s3://` honours the standard AWS environment variables
-(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, ...) and retries what is worth retrying. Two writes
+(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, ...) and rides out faults (pipelines/storage_s3.py). Two writes
 matter to the rest of the tree: `write_bytes` replaces an object as a whole, and `create` has exactly one
 winner among racing writers.
 """
 
 import json
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,8 +22,10 @@ from ddpm_core.errors import StorageError
 from pipelines.storage_errors import clear_errors, is_conditional_refusal
 
 _S3_PROTOCOLS = ("s3", "s3a")
-# A conditional PUT answers 409 while another writer's is in flight; that one is settled well within this.
-_CONFLICT_RETRIES = 8
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
+# No store completes an upload of several parts under a condition reliably: S3 takes so much in one part.
+_LARGEST_PUT = 5 * 2**30
+_CREATE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,13 @@ class Location:
             raise StorageError(f"location = {text!r}: unknown protocol {protocol!r}; use a path or s3://bucket/prefix")
         if not bucket:
             raise StorageError(f"location = {text!r}: the bucket is missing; write {protocol}://bucket/prefix")
+        if protocol not in _S3_PROTOCOLS:
+            try:
+                fsspec.get_filesystem_class(protocol)
+            except ImportError as error:
+                needed = f"ddpm-pipeline[{_EXTRAS[protocol]}]" if protocol in _EXTRAS else "its driver"
+                reason = f"no driver for this protocol ({str(error).splitlines()[0]})"
+                raise StorageError(f"location = {text!r}: {reason}; install {needed}") from error
         return cls(f"{protocol}://{rest.rstrip('/')}")
 
     @property
@@ -105,7 +113,7 @@ class Location:
             StorageError: Missing or unreadable.
         """
         with clear_errors("read", self.uri):
-            return bytes(self.fs.cat_file(self.path))
+            return self._read()
 
     def write_bytes(self, data: bytes) -> None:
         """Replace the content as a whole: a reader sees the old or the new bytes, also after a crash.
@@ -142,22 +150,28 @@ class Location:
                         return self.read_bytes() == data
                 _sync_directory(Path(self.path).parent)
                 return True
-            for attempt in range(_CONFLICT_RETRIES):
+            options = {"chunksize": _LARGEST_PUT} if self.protocol in _S3_PROTOCOLS else {}
+            for _ in range(_CREATE_ATTEMPTS):
                 try:
-                    self.fs.pipe_file(self.path, data, mode="create")
+                    self.fs.pipe_file(self.path, data, mode="create", **options)
                     return True
                 except OSError as error:
                     if not is_conditional_refusal(error):
                         raise
-                    if self.exists():
-                        return self.read_bytes() == data
-                    time.sleep(0.1 * 2**attempt)
-        raise StorageError(f"{self.uri}: other writers kept the conditional write from settling; run again")
+                with suppress(FileNotFoundError):  # deleted since
+                    return bool(self._read() == data)
+        raise StorageError(f"{self.uri}: is created and deleted by others all the time; let one run have it")
 
     def exists(self) -> bool:
         """Whether an object or directory is here (object stores have no empty directories)."""
         with clear_errors("look up", self.uri):
-            return bool(self.fs.exists(self.path))
+            if self.is_local:
+                return Path(self.path).exists()
+            try:  # not `fs.exists`, which takes some errors for a no
+                self.fs.info(self.path)
+            except FileNotFoundError:
+                return False
+            return True
 
     def size(self) -> int:
         """Size in bytes.
@@ -265,6 +279,11 @@ class Location:
                 if _is_temporary(path.name):
                     path.unlink(missing_ok=True)
 
+    def _read(self) -> bytes:
+        # One request, so that the content is that of one moment: s3fs would ask for the size, then for ranges.
+        options = {"max_concurrency": 1} if self.protocol in _S3_PROTOCOLS else {}
+        return bytes(self.fs.cat_file(self.path, **options))
+
     @contextmanager
     def _synced_temporary(self, data: bytes) -> Iterator[Path]:
         """A sibling file that holds `data` on the disk, removed on the way out."""
@@ -316,6 +335,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 _filesystems: dict[str, Any] = {}
+# The child of a fork has the connections, but not the thread that serves them.
+os.register_at_fork(after_in_child=_filesystems.clear)
 
 
 def _filesystem(protocol: str) -> Any:
@@ -327,15 +348,6 @@ def _filesystem(protocol: str) -> Any:
 def _connect(protocol: str) -> Any:
     if protocol not in _S3_PROTOCOLS:
         return fsspec.filesystem(protocol)
-    filesystem = fsspec.filesystem(
-        "s3",
-        # Other processes write too: a remembered listing would hide their objects.
-        use_listings_cache=False,
-        config_kwargs={
-            "retries": {"mode": "standard", "total_max_attempts": 4},
-            "connect_timeout": 5,
-            "read_timeout": 60,
-        },
-    )
-    filesystem.retries = 3  # each with the four attempts above
-    return filesystem
+    from pipelines.storage_s3 import PatientS3FileSystem
+
+    return PatientS3FileSystem()

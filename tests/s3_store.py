@@ -1,6 +1,12 @@
-"""A real S3 server for tests: SeaweedFS in one process on free loopback ports, ended by its own handle."""
+"""A real S3 store for tests: SeaweedFS in one process on free loopback ports, or one that exists already.
+
+    DDPM_TEST_S3_BUCKET=bucket [DDPM_TEST_S3_ENDPOINT=http://host:port] uv run pytest
+
+runs every test that needs a store against that bucket, with the caller's own AWS credentials.
+"""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -9,14 +15,40 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
 
 ACCESS_KEY, SECRET_KEY = "testsecretkeyid", "testsecretkey0123456789"
 READ_ONLY_KEY, READ_ONLY_SECRET = "readonlykeyid", "readonlysecret0123456789"
+BUCKET = "test-bucket"
 _START_TIMEOUT_S = 60
 
 
+class ExternalStore:
+    """A store that is there already, named by the environment; attributes as of `S3Store`, `endpoint` "" means AWS."""
+
+    def __init__(self) -> None:
+        self.bucket = os.environ["DDPM_TEST_S3_BUCKET"]
+        self.endpoint = os.environ.get("DDPM_TEST_S3_ENDPOINT", "")
+        self.environment = {"AWS_ENDPOINT_URL": self.endpoint} if self.endpoint else {}
+        self.host, self.port = urlsplit(self.endpoint).hostname or "", urlsplit(self.endpoint).port or 80
+
+    def close(self) -> None:
+        """It stays."""
+
+
 class S3Store:
-    """SeaweedFS (master, volume, filer and S3 gateway); `endpoint` is its S3 URL and `port` that URL's port."""
+    """SeaweedFS (master, volume, filer and S3 gateway).
+
+    Attributes:
+        endpoint: URL of its S3 gateway, at `host` and `port`.
+        bucket: A bucket that exists.
+        environment: The variables by which a user would point at it.
+    """
+
+    bucket = BUCKET
+    host = "127.0.0.1"
 
     def __init__(self, directory: Path) -> None:
         weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
@@ -26,6 +58,12 @@ class S3Store:
         ports = _free_ports(8)
         self.port = ports[0]
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         self._master = f"http://127.0.0.1:{ports[1]}"
         (directory / "data").mkdir(parents=True)
         (directory / "s3.json").write_text(json.dumps({"identities": _identities()}))
@@ -44,6 +82,9 @@ class S3Store:
             *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
         ]  # fmt: skip
         self.restart()
+        client = boto3.client("s3", self.environment["AWS_DEFAULT_REGION"], endpoint_url=self.endpoint,
+                              aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY)  # fmt: skip
+        client.create_bucket(Bucket=BUCKET)
 
     def kill(self) -> None:
         """End the server by SIGKILL; what it has acknowledged stays on the disk."""

@@ -1,5 +1,6 @@
 """Fixtures of the tests that use storage or a finished training."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,41 +11,55 @@ import pytest
 if TYPE_CHECKING:
     from pipelines.training.config import TrainConfig
 
-import s3_store
+import fault_proxy
+from s3_store import ExternalStore, S3Store
 
-from pipelines.storage import forget_connections
-
-BUCKET = "test-bucket"
+from pipelines.storage import Location, forget_connections
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_store.S3Store]:
-    """One object store for the session, with one bucket."""
-    import boto3
-
-    store = s3_store.S3Store(tmp_path_factory.mktemp("s3"))
-    client = boto3.client(
-        "s3",
-        endpoint_url=store.endpoint,
-        aws_access_key_id=s3_store.ACCESS_KEY,
-        aws_secret_access_key=s3_store.SECRET_KEY,
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket=BUCKET)
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store | ExternalStore]:
+    """One object store for the session."""
+    store = ExternalStore() if "DDPM_TEST_S3_BUCKET" in os.environ else S3Store(tmp_path_factory.mktemp("s3"))
     yield store
     store.close()
 
 
 @pytest.fixture
-def s3_prefix(s3_server: s3_store.S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3_prefix(s3_server: S3Store | ExternalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty prefix of this test's own; the environment points at the store as a user's would."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_store.ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_store.SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with monkeypatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        forget_connections()
+        prefix = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
+        yield prefix
+        if isinstance(s3_server, ExternalStore):
+            forget_connections()
+            Location.parse(prefix).delete_tree()
     forget_connections()
-    yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def s3_proxy_process(s3_server: S3Store | ExternalStore) -> Iterator[fault_proxy.FaultProxy]:
+    """One fault proxy for the session."""
+    if not s3_server.endpoint.startswith("http://"):
+        pytest.skip(f"{s3_server.endpoint or 'AWS'}: the fault proxy needs an endpoint without TLS")
+    proxy = fault_proxy.FaultProxy(s3_server.port, seed=7, backend_host=s3_server.host)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def s3_proxy(
+    s3_proxy_process: fault_proxy.FaultProxy, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[fault_proxy.FaultProxy]:
+    """The proxy, without rules, that `s3_prefix` is reached through."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy_process.endpoint)
     forget_connections()
+    s3_proxy_process.set_rules([])
+    yield s3_proxy_process
+    s3_proxy_process.set_rules([])
 
 
 @pytest.fixture(scope="session")

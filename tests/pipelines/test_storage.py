@@ -4,13 +4,14 @@ import pickle
 import re
 import subprocess
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3_store
 from hypothesis import given
 from hypothesis import strategies as st
+from s3_store import READ_ONLY_KEY, READ_ONLY_SECRET, ExternalStore, S3Store
 
 from ddpm_core.errors import StorageError
 from pipelines.storage import Location, forget_connections, json_bytes
@@ -116,14 +117,22 @@ def test_missing_bucket_is_named(s3_prefix: str) -> None:
     ("key", "secret", "match"),
     [
         ("unknownkeyid", "some-secret-value", "refused the credentials"),
-        (s3_store.ACCESS_KEY, "some-secret-value", "refused the credentials"),
-        (s3_store.READ_ONLY_KEY, s3_store.READ_ONLY_SECRET, "permission denied"),
+        (None, "some-secret-value", "refused the credentials"),
+        (READ_ONLY_KEY, READ_ONLY_SECRET, "permission denied"),
     ],
 )
 def test_refused_credentials_are_named_and_never_shown(
-    s3_prefix: str, monkeypatch: pytest.MonkeyPatch, key: str, secret: str, match: str
+    s3_prefix: str,
+    s3_server: S3Store | ExternalStore,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str | None,
+    secret: str,
+    match: str,
 ) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    if key == READ_ONLY_KEY and isinstance(s3_server, ExternalStore):
+        pytest.skip("the store given by DDPM_TEST_S3_BUCKET has no such read-only key")
+    if key is not None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     forget_connections()
     with pytest.raises(StorageError, match=match) as raised:
@@ -133,11 +142,32 @@ def test_refused_credentials_are_named_and_never_shown(
 
 
 def test_unreachable_endpoint_is_one_line(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("DDPM_STORAGE_PATIENCE_S", "0.1")
+    forget_connections()
+    expected = (
+        "/x: cannot read: the store http://127.0.0.1:9 cannot be reached; check AWS_ENDPOINT_URL and the network "
+        "(tried for 0.1 s)"
+    )
+    with pytest.raises(StorageError) as raised:
+        Location.parse(s3_prefix + "/x").read_bytes()
+    assert str(raised.value) == f"{s3_prefix}{expected}"
+
+
+def test_credentials_in_the_endpoint_are_refused_and_not_shown(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hidden@127.0.0.1:9")
     forget_connections()
-    with pytest.raises(StorageError, match="cannot be reached; check AWS_ENDPOINT_URL") as raised:
+    with pytest.raises(StorageError, match=r"^AWS_ENDPOINT_URL = http://127.0.0.1:9: must not carry") as raised:
         Location.parse(s3_prefix).read_bytes()
-    assert "hidden" not in str(raised.value)
+    assert "hidden" not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "inf", "nan", ""])
+def test_patience_is_a_positive_number(s3_prefix: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DDPM_STORAGE_PATIENCE_S", value)
+    forget_connections()
+    with pytest.raises(StorageError, match=r"DDPM_STORAGE_PATIENCE_S = .* must be a positive number of seconds"):
+        Location.parse(s3_prefix).exists()
 
 
 @pytest.mark.parametrize(

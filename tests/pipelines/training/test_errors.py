@@ -115,6 +115,7 @@ def test_object_storage_that_is_missing_or_refuses(
     assert line.startswith(f"{s3_prefix}/data")
     assert "credentials" in line or "permission" in line
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("DDPM_STORAGE_PATIENCE_S", "0.1")
     forget_connections()
     line = refusal(1, of(config, data={"train": f"{s3_prefix}/data"}))
     assert "the store http://127.0.0.1:1 cannot be reached" in line
