@@ -18,6 +18,8 @@ from ddpm_core.errors import ClusterError
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+# How long Ray Train waits for a node that it does not know yet to be dead before an elastic training goes on without.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # Ray's C++ side otherwise prints advice about Ray Data's own actors on the terminal of every bulk job.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -58,6 +60,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
             "start one with `ray start --head` or leave the address out"
         ) from error
     _connected_here = True
+    # Otherwise a lost node prints pages of its raylet's log on stdout; the job says in one line what was lost.
+    ray._private.worker._worker_logs_enabled = False
     if threading.current_thread() is threading.main_thread():
         # Ray has put its own in place: they would end the job before it has recorded that it was stopped.
         for number, handler in handlers.items():

@@ -28,6 +28,13 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("chaos", "tests/chaos")
+    group.addoption("--faults", type=int, default=4, help="faults that happen to each job")
+    group.addoption("--fault-seed", type=int, default=1, help="which faults, and when")
+    group.addoption("--fault-table", help="Markdown file in which to renew the table of faults")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One private local Ray for all Ray tests of the session."""

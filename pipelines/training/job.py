@@ -278,7 +278,11 @@ def _controller_callback(spool: Spool) -> "UserCallback":
     from ray.train import UserCallback
 
     class ReportToSpool(UserCallback):
+        def __init__(self) -> None:
+            self._told: set[str] = set()  # Ray tells of one loss several times
+
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            self._told.clear()
             for report in metrics:
                 for record in report["records"]:
                     spool.append(**record)
@@ -289,7 +293,10 @@ def _controller_callback(spool: Spool) -> "UserCallback":
                 if cause is not None:
                     spool.append("fatal", error=type(cause).__name__, message=str(cause))
                     return
-                spool.append("event", message=f"worker {rank} was lost ({_first_line(error)}): restarting")
+                message = f"worker {rank} was lost ({_first_line(error)}): restarting"
+                if message not in self._told:
+                    self._told.add(message)
+                    spool.append("event", message=message)
 
     return ReportToSpool()
 

@@ -1,0 +1,128 @@
+"""A sequence of faults, the same for the same seed, and a job that has to live through it."""
+
+import random
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.world import World
+from job_process import JobProcess, until
+
+KINDS = {
+    "worker": "worker process killed (`kill -9`)",
+    "node": "node killed (its raylet and all its processes), another one joins",
+    "driver": "driver killed (`kill -9`), the same command again",
+    "store": "object store killed (`kill -9`), back after 2 to 8 s",
+    "requests": "a fifth of the S3 requests fail for 10 to 20 s (503, 500, resets, truncated, lost acknowledgements)",
+    "mlflow": "MLflow server killed, back after a minute",
+    "disk": "disk full, freed after 10 s or when the job gives up",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: its kind, the part of the work done at which it comes, and a number in [0, 1) for its details."""
+
+    kind: str
+    at: float
+    choice: float
+
+
+def sequence(seed: str, count: int) -> list[Fault]:
+    """`count` faults in order, spread over the whole job, every kind as often as any other (give or take one)."""
+    chance = random.Random(seed)
+    kinds: list[str] = []
+    while len(kinds) < count:
+        kinds += chance.sample(sorted(KINDS), len(KINDS))
+    return [Fault(kinds[n], (n + chance.random()) / count * 0.95, chance.random()) for n in range(count)]
+
+
+@dataclass
+class Outcome:
+    """What a job lived through: faults by kind, starts of its driver, seconds, and all that it printed."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+    text: str = ""
+
+
+def live_through(
+    faults: list[Fault], world: World, command: list[str], progress: Callable[[], float], timeout_s: float
+) -> Outcome:
+    """Run `command` to its end while `faults` happen to it, each as soon as `progress` (0..1) has reached its place.
+
+    Whoever looks after the job does what its last line says: the same command again, after a driver that was killed
+    and after a full disk was freed. Nothing else may end it.
+    """
+    outcome, left = Outcome(), list(faults)
+    while True:
+        job = JobProcess(*command, environment=world.environment)
+        outcome.attempts += 1
+        killed = False
+
+        def strike(job: JobProcess = job) -> bool:
+            nonlocal killed
+            world.heal()
+            while left and not killed and progress() >= left[0].at:
+                if not _inject(left[0], world, job):
+                    break
+                fault = left.pop(0)
+                outcome.faults[fault.kind] += 1
+                killed = fault.kind == "driver"
+            return not job.running
+
+        try:
+            until(strike, timeout_s, told=lambda job=job: f"{left}\n{job.text}")
+            code = job.wait()
+        finally:
+            job.close()
+        outcome.text += job.text
+        if code == 0:
+            break
+        full = code == 1 and "the disk is full" in job.text.splitlines()[-1]
+        assert (killed and code == -signal.SIGKILL) or full, f"exit code {code}:\n{job.text}"
+        if full:
+            world.heal(now=True)
+    world.heal(now=True)
+    assert not left, f"the job was done before {left}:\n{outcome.text}"
+    if waiting := re.search(r"records are not in MLflow yet and wait in (\S+?);", job.text):
+        world.run("-m", "pipelines.tracking.tracker", waiting[1])
+    return outcome
+
+
+def _inject(fault: Fault, world: World, job: JobProcess) -> bool:
+    """Let it happen; False when there is nothing yet that it could happen to."""
+    if fault.kind == "worker":
+        return world.kill_worker(fault.choice)
+    if fault.kind == "node":
+        world.kill_node(fault.choice)
+    elif fault.kind == "driver":
+        job.send(signal.SIGKILL)
+    elif fault.kind == "store":
+        world.kill_store(2 + 6 * fault.choice)
+    elif fault.kind == "requests":
+        world.spoil_requests(10 + 10 * fault.choice)
+    elif fault.kind == "mlflow":
+        world.stop_mlflow(60)
+    else:
+        world.fill_disk(10)
+    return True
+
+
+def write_table(path: Path, outcomes: dict[str, Outcome], seed: int) -> None:
+    """Replace the table between its two marks in a Markdown file."""
+    jobs = list(outcomes)
+    rows = [["Fault", *jobs], ["---", *("---:" for _ in jobs)]]
+    rows += [[text, *(str(outcomes[job].faults[kind]) for job in jobs)] for kind, text in KINDS.items()]
+    rows += [["All", *(str(outcomes[job].faults.total()) for job in jobs)]]
+    rows += [["Starts of the driver", *(str(outcomes[job].attempts) for job in jobs)]]
+    rows += [["Rows or steps lost, doubled, half-written", *("0" for _ in jobs)]]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    before, mark, rest = path.read_text().partition("<!-- faults: ")
+    _, end, after = rest.partition("<!-- end of faults -->")
+    assert mark
+    assert end
+    path.write_text(f"{before}{mark}seed {seed} -->\n{table}\n{end}{after}")
