@@ -157,10 +157,9 @@ class Ec2:
         )
 
     def _DescribeSecurityGroups(self, asked: dict[str, str]) -> str:
-        group = CLUSTER["provider"]["security_group"]["GroupName"]
         ssh = "<item><ipProtocol>tcp</ipProtocol><fromPort>22</fromPort><toPort>22</toPort></item>"
         return (
-            f"<securityGroupInfo><item><groupId>sg-1</groupId><groupName>{group}</groupName><vpcId>vpc-1</vpcId>"
+            "<securityGroupInfo><item><groupId>sg-1</groupId><groupName>ddpm-ray</groupName><vpcId>vpc-1</vpcId>"
             f"<ipPermissions>{ssh}</ipPermissions></item></securityGroupInfo>"
         )
 
@@ -230,10 +229,12 @@ def test_ray_up_resolves_the_file_with_the_launchers_rights(ec2: Ec2, tmp_path: 
     [("head", "head", "launcher-policy"), ("spot-gpu", "worker", "head-policy"), ("data", "worker", "head-policy")],
 )
 def test_machines_are_launched_tagged_and_ended_with_the_policys_rights(
-    ec2: Ec2, node_type: str, kind: str, policy: str
+    ec2: Ec2, node_type: str, kind: str, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ray.autoscaler._private.aws import node_provider
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
+    monkeypatch.setattr(node_provider, "TAG_BATCH_DELAY", 0)
     config = resolved()
     ec2.asked.clear()
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
