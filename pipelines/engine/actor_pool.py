@@ -14,6 +14,8 @@ from pipelines.config import require
 
 # An actor that dies on the same task this often is killed by the task (memory), not by its machine.
 _MAX_TASK_RETRIES = 5
+# Ray Data gives up when a node is lost at certain moments; so many times without a result in between we do, too.
+_MAX_LOSSES = 5
 # Ray's driver keeps some kilobytes for each task; beyond this many indices, a task computes several.
 _MAX_TASKS = 4096
 
@@ -87,14 +89,37 @@ def run_on_actors(
         DDPMError: What a worker raised: it ends the computation at once.
         ClusterError: Ray gave up.
     """
-    if not indices:
-        return
     if pool is None:
         for index in indices:
             yield index, worker(index)
         return
+    left, losses = dict.fromkeys(indices), 0
+    while left:
+        try:
+            for index, result in _run_once(worker, list(left), pool, where):
+                losses = 0
+                del left[index]
+                yield index, result
+        except _NodeLost as error:
+            losses += 1
+            if losses > _MAX_LOSSES:
+                raise _gave_up(where, error.reason) from error.reason
+
+
+class _NodeLost(Exception):
+    """A node went in a way that ended Ray Data's execution: what is left can be computed by a new one."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _run_once(
+    worker: Callable[[int], Any], indices: Sequence[int], pool: ActorPool, where: str
+) -> Generator[tuple[int, Any], None, None]:
+    """One execution of Ray Data; arguments and errors as of `run_on_actors`, and _NodeLost."""
     import ray.data  # here: a run with nothing to compute, or in-process, must not pay seconds for it
-    from ray.exceptions import RayError
+    from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, RayError
 
     from pipelines.cluster import connect
 
@@ -130,13 +155,15 @@ def run_on_actors(
                 if isinstance(result, Exception):
                     raise result
                 yield result
+    except (ActorUnavailableError, NodeDiedError, ObjectLostError) as error:
+        raise _NodeLost(error) from error
     except RayError as error:
-        raise ClusterError(
-            f"{where}: Ray gave up ({_ray_reason(error)}); "
-            "look for workers killed by the memory limit, then run again: finished shards are kept"
-        ) from error
+        raise _gave_up(where, error) from error
 
 
-def _ray_reason(error: BaseException) -> str:
+def _gave_up(where: str, error: Exception) -> ClusterError:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return ClusterError(
+        f"{where}: Ray gave up ({type(error).__name__}: {lines[0] if lines else 'no message'}); "
+        "look for workers killed by the memory limit, then run again: finished shards are kept"
+    )
