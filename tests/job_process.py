@@ -6,19 +6,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 class JobProcess:
-    """`python jobs/NAME.py ARGUMENTS` (or another program); what it prints is kept in `text`."""
+    """`python jobs/NAME.py ARGUMENTS` (or another program); what it prints is kept in `text`.
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    `on` are words before the command that say where it runs.
+    """
+
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, on: Sequence[str] = ()) -> None:
         own = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
         self._process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*on, sys.executable, *arguments],
             cwd=REPOSITORY,
             env={**own, **(environment or {})},
             stdin=subprocess.DEVNULL,
