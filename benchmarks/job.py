@@ -1,6 +1,7 @@
-"""Training speed of the whole job through Ray Data and Ray Train, for benchmarks/train.py."""
+"""Training speed of the whole job through Ray Data and Ray Train, for benchmarks/train.py and object_storage.py."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from random_data import make_data
@@ -20,19 +21,34 @@ from pipelines.training.config import (
 from pipelines.training.job import train
 
 
+@dataclass(frozen=True)
+class JobSpeed:
+    """Images per second, and seconds per step that the step waited for its images."""
+
+    images_per_second: float
+    wait_per_step: float
+
+
 def job_rate(network: UNetConfig, batch_size: int, steps: int, precision: str, use_gpu: bool) -> float:
-    """Images/s of a training job with one worker, from its own record of when each step was done.
+    """Images/s of a training job with one worker on data on the local disk; see `job_speed`."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = make_data(Path(directory), 20_000, (*network.height_width, network.in_channels))
+        return job_speed(data.location.uri, network, batch_size, steps, precision, use_gpu).images_per_second
+
+
+def job_speed(
+    data: str, network: UNetConfig, batch_size: int, steps: int, precision: str, use_gpu: bool = False
+) -> JobSpeed:
+    """Speed of a training job with one worker, from its own record of when each step was done.
 
     The first tenth of the steps (first batch, allocators, kernel selection) is left out. Everything else that
     a job does while it trains is in: reading and shuffling, the ledger, reports, metrics, the tracker.
     """
-    height, width = network.height_width
     with tempfile.TemporaryDirectory() as directory:
-        data = make_data(Path(directory) / "data", 20_000, (height, width, network.in_channels))
         config = TrainConfig(
             name="benchmark",
             root=directory,
-            data=DataConfig(train=data.location.uri, validation=None),
+            data=DataConfig(train=data, validation=None),
             network=NetworkConfig(
                 network.base_channels,
                 network.channel_multipliers,
@@ -49,10 +65,12 @@ def job_rate(network: UNetConfig, batch_size: int, steps: int, precision: str, u
             cluster=ClusterConfig(use_gpu=use_gpu),
         )
         train(config)
-        times = {
-            record.payload["step"]: record.timestamp_ms / 1000
-            for record in iter_records(Path(directory) / "runs" / "benchmark" / "tracking" / "spool.jsonl")
-            if record.kind == "metrics" and "train/loss" in record.payload["values"]
-        }
+        spool = Path(directory) / "runs" / "benchmark" / "tracking" / "spool.jsonl"
+        metrics = [
+            (record.timestamp_ms / 1000, record.payload) for record in iter_records(spool) if record.kind == "metrics"
+        ]
+    told = [(record.payload["step"], record.timestamp_ms / 1000, record.payload["values"]) for record in metrics]
+    times = {step: seconds for step, seconds, values in told if "train/loss" in values}
     first = max(1, steps // 10)
-    return (steps - first) * batch_size / (times[steps] - times[first])
+    waited = sum(values.get("perf/data_wait_seconds", 0.0) for step, _, values in told if step > first)
+    return JobSpeed((steps - first) * batch_size / (times[steps] - times[first]), waited / (steps - first))
