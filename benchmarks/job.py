@@ -66,9 +66,7 @@ def job_speed(
         )
         train(config)
         spool = Path(directory) / "runs" / "benchmark" / "tracking" / "spool.jsonl"
-        metrics = [
-            (record.timestamp_ms / 1000, record.payload) for record in iter_records(spool) if record.kind == "metrics"
-        ]
+        metrics = [record for record in iter_records(spool) if record.kind == "metrics"]
     told = [(record.payload["step"], record.timestamp_ms / 1000, record.payload["values"]) for record in metrics]
     times = {step: seconds for step, seconds, values in told if "train/loss" in values}
     first = max(1, steps // 10)

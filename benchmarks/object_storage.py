@@ -48,9 +48,8 @@ def main() -> None:
         rates = [speed.images_per_second for speed in measured]
         wait = statistics.median(speed.wait_per_step for speed in measured)
         shown = ", ".join(f"{rate:.1f}" for rate in rates)
-        print(
-            f"{place:11} {statistics.median(rates):7.1f} images/s ({shown}), {1000 * wait:.2f} ms per step waited for data"
-        )
+        print(f"{place:11} {statistics.median(rates):7.1f} images/s ({shown})")
+        print(f"{'':11} {1000 * wait:7.2f} ms of a step waiting for its data")
     ratios = [b.images_per_second / a.images_per_second for a, b in zip(*speeds.values(), strict=True)]
     shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
     print(f"SeaweedFS / local disk: {statistics.median(ratios):.3f} x ({shown})")
