@@ -15,6 +15,7 @@ from pipelines.config import as_dict
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 PORT = 6379
 ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
     "RAY_worker_niceness": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "GLOO_SOCKET_IFNAME": "lan",  # on all of them this host's name stands for 127.0.0.1
