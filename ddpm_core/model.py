@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ddpm_core.errors import ConfigError, ModelError
+from ddpm_core.errors import ModelError
 from ddpm_core.sampling import EpsFn
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.unet import UNet, UNetConfig
@@ -115,25 +115,61 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Mod
 def model_from_bytes(files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "model") -> Model:
     """The inverse of `model_bytes`; `where` names the place in errors. Raises ModelError."""
     try:
-        config = json.loads(files[CONFIG_FILE])
-    except ValueError as error:
+        config = json.loads(files[CONFIG_FILE], parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}/{CONFIG_FILE}: not JSON ({error}); fetch the model again") from None
     found = (config.get("format"), config.get("format_version")) if isinstance(config, dict) else None
     if found != (FORMAT, FORMAT_VERSION):
         raise ModelError(f"{where}/{CONFIG_FILE}: format {found} is not {(FORMAT, FORMAT_VERSION)}; update")
     if config.get("config_sha256") != _config_hash(config):
         raise ModelError(f"{where}/{CONFIG_FILE}: altered, its hash differs; fetch the model again")
-    if config["weights_sha256"] != hashlib.sha256(files[WEIGHTS_FILE]).hexdigest():
+    for name in ("network", "schedule", "extra"):
+        if not isinstance(config.get(name), dict):
+            raise ModelError(f"{where}/{CONFIG_FILE}: {name} = {config.get(name)!r:.100} is no object; save it again")
+    if config.get("weights_sha256") != hashlib.sha256(files[WEIGHTS_FILE]).hexdigest():
         raise ModelError(f"{where}/{WEIGHTS_FILE}: altered, its hash differs; fetch the model again")
     try:
-        unet = UNet(UNetConfig.from_dict(config["network"]))
-        unet.load_state_dict(load(files[WEIGHTS_FILE]))
+        network = UNetConfig.from_dict(config["network"])
         schedule = NoiseSchedule.from_config(config["schedule"])
-    except (ConfigError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        state = _checked_weights(files[WEIGHTS_FILE], network, f"{where}/{WEIGHTS_FILE}")
+        unet = UNet(network)
+        unet.load_state_dict(state)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{where}: does not describe a network of this version ({reason})") from None
     unet = unet.to(device).eval().requires_grad_(False)
     return Model(unet, schedule, config, model_id_of(files))
+
+
+def _checked_weights(content: bytes, network: UNetConfig, where: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: exactly those of the network, float32 and finite, or a ModelError.
+
+    The network is compared on the meta device: one that a few bytes of configuration make enormous is never built.
+    """
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        raise ModelError(f"{where}: not a safetensors file ({error}); fetch the model again") from None
+    with torch.device("meta"):
+        wanted = UNet(network).state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        if name not in state:
+            raise ModelError(f"{where}: lacks the tensor {name} of the network; save the model again")
+        if name not in wanted:
+            raise ModelError(f"{where}: the network has no tensor {name!r:.100}; save the model again")
+        have, want = state[name], wanted[name]
+        if (have.shape, have.dtype) != (want.shape, want.dtype):
+            raise ModelError(
+                f"{where}: {name} is {have.dtype} {list(have.shape)}, the network's is {want.dtype} "
+                f"{list(want.shape)}; save the model again"
+            )
+        if not bool(have.isfinite().all()):
+            raise ModelError(f"{where}: {name} has values that are not finite (NaN or infinite); take another model")
+    return state
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _config_hash(config: Mapping[str, Any]) -> str:

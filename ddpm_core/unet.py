@@ -41,21 +41,21 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         size = self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
         # Lists come from JSON and YAML; one type inside makes equal configs compare equal.
-        object.__setattr__(self, "image_size", (height, width))
+        object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         self._check()
 
     def _check(self) -> None:
         def refuse(name: str, rule: str) -> NoReturn:
-            raise ConfigError(f"network.{name}: {getattr(self, name)!r} {rule}")
+            raise ConfigError(f"network.{name}: {getattr(self, name)!r:.100} {rule}")
 
         # The limits lie far beyond any network that was ever trained: a mistyped one must not fill the memory.
         for name, limit in (("base_channels", 8192), ("num_res_blocks", 64), ("num_heads", 8192), ("num_groups", 8192)):
-            if not 1 <= getattr(self, name) <= limit:
-                refuse(name, f"is not in 1..{limit}")
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= limit:
+                refuse(name, f"is not a whole number in 1..{limit}")
         if not 1 <= self.in_channels <= 4:
             refuse("in_channels", "is not in 1..4; images have 1 to 4 channels")
         if not 1 <= len(self.channel_multipliers) <= 16 or not all(1 <= m <= 64 for m in self.channel_multipliers):
@@ -63,6 +63,8 @@ class UNetConfig:
         if not 0.0 <= self.dropout < 1.0:
             refuse("dropout", "is not in [0, 1)")
         factor = 2 ** (len(self.channel_multipliers) - 1)
+        if len(self.height_width) != 2:
+            refuse("image_size", "is not (H, W)")
         if any(side < 1 or side % factor for side in self.height_width):
             refuse(
                 "image_size",

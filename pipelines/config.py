@@ -26,7 +26,7 @@ _MAX_RECIPE_BYTES = 2**20
 def require(holds: bool, field: str, value: object, rule: str) -> None:
     """Raise a ConfigError that names the field, its value and the rule unless `holds`."""
     if not holds:
-        raise ConfigError(f"{field} = {value!r}: {rule}")
+        raise ConfigError(f"{field} = {value!r:.300}: {rule}")
 
 
 def require_local(root: str) -> None:

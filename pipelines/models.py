@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_core.errors import ModelError
+from ddpm_core.errors import DDPMError, ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, Model, model_from_bytes, model_id_of
 from pipelines.storage import Location
 from pipelines.tracking.client import mlflow_client, reason
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SOURCE_FILE = "source.json"
+_REFERENCE = re.compile(r"models:/[^/@]+([@/][^/@]+)?|runs:/[^/]+(/.+)?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ def stored_model(directory: Location) -> FoundModel | None:
     """
     if not (directory / SOURCE_FILE).exists():
         return None
-    found = FoundModel(**(directory / SOURCE_FILE).read_json(), files=_read(directory))
+    origin = directory / SOURCE_FILE
+    try:
+        found = FoundModel(**origin.read_json(), files=_read(directory))
+    except TypeError as error:
+        raise ModelError(f"{origin}: does not say where a model came from ({error}); restore it") from error
     if model_id_of(found.files) != found.model_id:
         raise ModelError(f"{directory}: is not the model {found.model_id[:12]} that was stored; restore it")
     return found
@@ -133,21 +138,26 @@ def _read(directory: Location) -> dict[str, bytes]:
 
 
 def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
+    if not _REFERENCE.fullmatch(reference):
+        raise ModelError(
+            f"model = {reference}: is none of models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID, runs:/RUN_ID"
+        )
     database = tracking_uri.removeprefix("sqlite:///")
     if database != tracking_uri and not Path(database).exists():
         raise ModelError(
             f"model = {reference}: there is no MLflow database at {database}; set MLFLOW_TRACKING_URI, or train first"
         )
-    client = mlflow_client(tracking_uri)
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
     try:
+        client = mlflow_client(tracking_uri)
+        import mlflow.artifacts
+
         uri, name, run_id = _resolve(client, reference)
         with tempfile.TemporaryDirectory(prefix="ddpm-model-") as scratch:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri)
             files = _read(Location.parse(local))
-    except (MlflowException, OSError) as error:
+    except DDPMError:
+        raise
+    except Exception as error:  # MLflow passes on what its database's and its artifact store's libraries raise
         raise ModelError(
             f"model = {reference}: MLflow does not give it ({reason(error)}); check name and server"
         ) from error
@@ -178,8 +188,5 @@ def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | No
             raise ModelError(f"model = {reference}: the run has no model (yet); see its page for its state")
         newest = max(models, key=lambda output: output.step)
         return f"models:/{newest.model_id}", client.get_logged_model(newest.model_id).name, match[1]
-    if match := re.fullmatch(r"runs:/([^/]+)/(.+)", reference):
-        return reference, match[2].rsplit("/", 1)[-1], match[1]
-    raise ModelError(
-        f"model = {reference}: is none of models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID, runs:/RUN_ID"
-    )
+    run_id, path = reference.removeprefix("runs:/").split("/", 1)
+    return reference, path.rsplit("/", 1)[-1], run_id

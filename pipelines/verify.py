@@ -18,7 +18,7 @@ from pipelines import cluster
 from pipelines.config import digest, require
 from pipelines.data import dataset
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, Compute, ShardedOutput, ShardRecord
+from pipelines.engine.shards import MANIFEST, Compute, ShardedOutput, ShardRecord, read_manifest
 from pipelines.evaluation import first_pass
 from pipelines.evaluation import shard as term_shard
 from pipelines.evaluation.report import headline_of
@@ -78,23 +78,30 @@ def verify(config: VerifyConfig) -> VerifyResult:
     location = Location.parse(config.uri)
     if not (location / MANIFEST).exists():
         raise DataError(f"{location}: no finished output (no {MANIFEST}); the job that makes it has not ended yet")
-    manifest = (location / MANIFEST).read_json()
-    name = manifest.get("format") if isinstance(manifest, dict) else None
-    if name not in _KINDS:
+    content = (location / MANIFEST).read_json()
+    name = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(name, str) or name not in _KINDS:
         raise DataError(
             f"{location / MANIFEST}: format {name!r} is not of this software; give a data set, sample set or evaluation"
         )
-    kind = _KINDS[name]
+    manifest, kind = read_manifest(location), _KINDS[name]
     result = VerifyResult(f"{kind.title} {location}")
     if config.recompute and kind.factory is None:
         raise ConfigError(
             f"recompute = {config.recompute}: a data set is made from its source; ingest "
             f"{manifest['request']['source']} into another output and compare the data set ids"
         )
-    result.problems += _check_shards(location, manifest, kind)
-    if manifest.get("request_sha256") != digest(manifest["request"]):
-        result.problems.append(f"{location / MANIFEST}: the request is not the one whose hash it records")
-    kind.check(location, manifest, result)
+    try:
+        result.problems += _check_shards(location, manifest, kind)
+        if manifest.get("request_sha256") != digest(manifest["request"]):
+            result.problems.append(f"{location / MANIFEST}: the request is not the one whose hash it records")
+        kind.check(location, manifest, result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{kind.title.lower()} ({type(error).__name__}: {error})"
+        raise DataError(
+            f"{location / MANIFEST}: does not have the fields of a {what}; restore the file, or delete the output and "
+            "make it again"
+        ) from error
     if config.recompute and kind.factory is not None:
         factory = kind.factory(location, manifest, config.cpus_per_worker)
         _recompute(config, ShardedOutput(location, manifest["request"], kind.directory), factory, manifest, result)
@@ -158,7 +165,10 @@ def _check_dataset(location: Location, manifest: Mapping[str, Any], result: Veri
     records = [ShardRecord(s["name"], s["rows"], s["bytes"], s["sha256"], {}) for s in manifest["shards"]]
     if dataset.dataset_id(tuple(manifest["image_shape"]), records) != manifest["dataset_id"]:
         result.problems.append(f"{location / MANIFEST}: dataset_id is not that of its shards")
-    rejected = pq.read_table(io.BytesIO((location / "rejected.parquet").read_bytes())).num_rows
+    try:
+        rejected = pq.read_table(io.BytesIO((location / "rejected.parquet").read_bytes())).num_rows
+    except pa.ArrowException as error:
+        raise DataError(f"{location / 'rejected.parquet'}: is no Parquet file ({error}); restore it") from error
     if rejected != manifest["rejected"]:
         result.problems.append(
             f"{location / 'rejected.parquet'}: lists {rejected:,} images, the manifest {manifest['rejected']:,}"

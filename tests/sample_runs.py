@@ -13,6 +13,13 @@ from pipelines.sampling.config import SampleConfig
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
 
 
+def tiny_state(weights_seed: int = 0, network: UNetConfig = NETWORK, scale: float = 0.1) -> dict[str, torch.Tensor]:
+    """Random weights everywhere, also where a new network has zeros."""
+    torch.manual_seed(weights_seed)
+    unet = UNet(network)
+    return {name: torch.randn_like(value) * scale for name, value in unet.state_dict().items()}
+
+
 def save_tiny_model(
     directory: Path,
     weights_seed: int = 0,
@@ -21,10 +28,8 @@ def save_tiny_model(
     scale: float = 0.1,
     step: int = 7,
 ) -> str:
-    """A network with random weights everywhere (also where a new one has zeros); returns the model id."""
-    torch.manual_seed(weights_seed)
-    unet = UNet(network)
-    state = {name: torch.randn_like(value) * scale for name, value in unet.state_dict().items()}
+    """A model of `tiny_state`; returns the model id."""
+    state = tiny_state(weights_seed, network, scale)
     extra = {
         "step": step,
         "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9},

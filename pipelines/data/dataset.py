@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.engine.shards import MANIFEST, ShardRecord
+from pipelines.engine.shards import MANIFEST, ShardRecord, read_manifest, require_in
 from pipelines.storage import Location
 
 FORMAT = "ddpm-prepared-data-set"
@@ -75,7 +75,8 @@ class PreparedDataset:
         """Read the manifest and check that every shard is there with its recorded size.
 
         Raises:
-            DataError: Not a prepared data set, an unknown version, or a shard is missing or truncated.
+            DataError: Not a prepared data set, an unknown version, a manifest whose fields do not hold together, or a
+            shard is missing or truncated.
             StorageError: The location cannot be read.
         """
         location = Location.parse(uri)
@@ -85,7 +86,7 @@ class PreparedDataset:
                 f"{location}: not a prepared data set (no {MANIFEST}); ingest one with "
                 f"`jobs/ingest.py --source SOURCE --output {location}`"
             )
-        dataset = cls.from_manifest(location, path.read_json())
+        dataset = cls._from_manifest(location)
         sizes = (location / "data").sizes()
         for shard in dataset.shards:
             size = sizes.get(shard.name)
@@ -98,28 +99,44 @@ class PreparedDataset:
         return dataset
 
     @classmethod
-    def from_manifest(cls, location: Location, manifest: Any) -> "PreparedDataset":
-        """Interpret a manifest's JSON content.
-
-        Raises:
-            DataError: It is of another format or version.
-        """
-        kind, version = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("format", "version"))
+    def _from_manifest(cls, location: Location) -> "PreparedDataset":
+        path = location / MANIFEST
+        content = path.read_json()
+        kind, version = (content.get(key) if isinstance(content, dict) else None for key in ("format", "version"))
         if kind != FORMAT or version != FORMAT_VERSION:
             raise DataError(
-                f"{location / MANIFEST}: format {kind!r} version {version!r}, this software reads {FORMAT!r} "
+                f"{path}: format {kind!r} version {version!r}, this software reads {FORMAT!r} "
                 f"version {FORMAT_VERSION}; name a prepared data set, or ingest again"
             )
+        manifest = read_manifest(location)
         shards, first_id = [], 0
         for entry in manifest["shards"]:
             shards.append(Shard(entry["name"], entry["rows"], first_id, entry["bytes"], entry["sha256"]))
             first_id += entry["rows"]
-        names, (height, width, channels) = manifest["label_names"], manifest["image_shape"]
+
+        def check(holds: bool, field: str, rule: str) -> None:
+            require_in(path, holds, field, manifest.get(field), rule)
+
+        def whole(value: Any, low: int, high: int) -> bool:
+            return type(value) is int and low <= value <= high
+
+        shape: Any = manifest.get("image_shape")
+        names: Any = manifest.get("label_names")
+        shaped = isinstance(shape, list) and len(shape) == 3
+        shaped = shaped and all(whole(side, 1, 2**16) for side in shape[:2]) and whole(shape[2], 1, 4)
+        check(shaped, "image_shape", "must be [H, W, C], sides of 1 to 65536 pixels, 1 to 4 channels")
+        check(whole(manifest.get("num_rows"), first_id, first_id), "num_rows", f"must be the shards' sum, {first_id}")
+        check(whole(manifest.get("rows_per_group"), 1, 2**20), "rows_per_group", "must be in 1..1048576")
+        check(whole(manifest.get("rejected"), 0, 2**63), "rejected", "must be a whole number >= 0")
+        named = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
+        check(named, "label_names", "must be null or a list of texts")
+        known = manifest.get("dataset_id") == dataset_id(tuple(shape), shards)
+        check(known, "dataset_id", "must be the digest of image_shape and the shards' sha256")
         return cls(
             location=location,
             dataset_id=manifest["dataset_id"],
-            num_rows=manifest["num_rows"],
-            image_shape=(height, width, channels),
+            num_rows=first_id,
+            image_shape=tuple(shape),
             label_names=None if names is None else tuple(names),
             rows_per_group=manifest["rows_per_group"],
             rejected=manifest["rejected"],
@@ -221,10 +238,29 @@ class PreparedDataset:
         location = self.location / "data" / shard.name
         try:
             opened = _open_shard(location, shard.sha256, threading.get_ident())
-            return opened.read_row_groups(groups, columns=columns, use_threads=False)
+            self._check_footer(location, shard, opened)
+            table = opened.read_row_groups(groups, columns=columns, use_threads=False)
+            if nulls := table["image"].null_count:
+                raise DataError(f"{location}: {nulls} of {table.num_rows} images are null; restore the file")
+            return table
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
             raise StorageError(f"{location}: cannot read row groups {groups} ({reason}); restore the file") from error
+
+    def _check_footer(self, location: Location, shard: Shard, opened: pq.ParquetFile) -> None:
+        """Refuse a shard of other types or sizes, whose memory would be taken for images."""
+        wanted = {"id": pa.int64(), "image": pa.binary(int(np.prod(self.image_shape))), "label": pa.int64()}
+        schema, metadata = opened.schema_arrow, opened.metadata
+        for name, kind in wanted.items():
+            found = schema.field(name).type if name in schema.names else None
+            if found != kind:
+                raise DataError(f"{location}: column {name} is {found}, not {kind}; restore the file")
+        groups = -(-shard.rows // self.rows_per_group)
+        if (metadata.num_rows, metadata.num_row_groups) != (shard.rows, groups):
+            raise DataError(
+                f"{location}: {metadata.num_rows:,} rows in {metadata.num_row_groups} groups, the manifest says "
+                f"{shard.rows:,} in {groups}; restore the file"
+            )
 
 
 @lru_cache(_OPEN_SHARDS)
@@ -294,7 +330,7 @@ def encode_shard(first_id: int, images: UInt8s, labels: pa.Array, sources: pa.Ar
     return sink.getvalue()
 
 
-def dataset_id(image_shape: tuple[int, int, int], shards: Sequence[ShardRecord]) -> str:
+def dataset_id(image_shape: tuple[int, int, int], shards: Sequence[ShardRecord | Shard]) -> str:
     """sha256 (hex) over the image shape and the shards' sha256: equal content has an equal id."""
     content = [str(tuple(image_shape)), *(shard.sha256 for shard in shards)]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()

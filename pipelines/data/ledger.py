@@ -118,8 +118,9 @@ class Ledger:
             # without threads: Arrow's pool, still starting when a short command ends, can abort its exit
             for row in pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False).to_pylist():
                 ledger._used[row["epoch"]] = BitMap64.deserialize(row["bitmap"])
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise CheckpointError(f"ledger.parquet: cannot be read ({str(error).splitlines()[0]})") from error
+        except (pa.ArrowException, OSError, KeyError, IndexError, ValueError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"ledger.parquet: cannot be read ({reason}); restore the checkpoint") from error
         return ledger
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -134,8 +135,15 @@ def main(argv: Sequence[str]) -> None:
 
     require(len(argv) == 1, "arguments", list(argv), "give one run directory, local or s3://")
     state, ledger = CheckpointStore.open(argv[0]).load_ledger()
-    num_rows = state["dataset"]["num_rows"]
-    ledger.check(num_rows, state["step"], state["config"]["train"]["batch_size"])
+    try:
+        num_rows, batch_size = int(state["dataset"]["num_rows"]), int(state["config"]["train"]["batch_size"])
+        ledger.check(num_rows, state["step"], batch_size)
+    except LedgerError as error:
+        raise LedgerError(f"{argv[0]}: {error}; train from another checkpoint") from error
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{argv[0]}: its newest state.json lacks dataset.num_rows or batch_size ({error})"
+        ) from error
     print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}")
     for epoch, rows in ledger:
         print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == num_rows else ''}")

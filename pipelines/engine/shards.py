@@ -13,6 +13,7 @@ planning costs O(shards).
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ddpm_core.errors import RequestMismatchError, StorageError
+from ddpm_core.errors import DataError, RequestMismatchError, StorageError
 from pipelines.config import differences, digest
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.storage import Location, json_bytes
@@ -68,6 +69,21 @@ class ShardRecord:
     sha256: str
     extra: dict[str, Any]
 
+    @classmethod
+    def read(cls, location: Location) -> "ShardRecord":
+        """The record stored at `location`.
+
+        Raises:
+            StorageError: It cannot be read, or is no record.
+        """
+        content = location.read_json()
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise StorageError(
+                f"{location}: is not the record of a shard ({error}); delete it and run again"
+            ) from error
+
 
 Compute = Callable[[int], ShardOutput]
 
@@ -106,11 +122,11 @@ class ShardedOutput:
         if not manifest.exists():
             if begun.exists():
                 stored = begun.read_json()
-                asked = {name: stored[name] for name in stored if name in self.request}
+                asked = {name: stored.get(name) for name in self.request} if isinstance(stored, dict) else stored
                 self._refuse_difference("holds an unfinished output", asked, self.request)
             return None
-        content: dict[str, Any] = manifest.read_json()
-        self._refuse_difference("holds a finished output", content.get("request"), self.request)
+        content = read_manifest(self.location)
+        self._refuse_difference("holds a finished output", content["request"], self.request)
         self._clean_up()  # after a run that was killed between its commit and its cleaning up
         return content
 
@@ -284,8 +300,8 @@ class ShardedOutput:
             return {}
         sizes = (self.location / into).sizes()
         with ThreadPoolExecutor(_RECORD_READERS) as readers:
-            read = readers.map(lambda index: (records / shard_name(index, ".json")).read_json(), indices)
-            found = {index: ShardRecord(**content) for index, content in zip(indices, read, strict=True)}
+            read = readers.map(lambda index: ShardRecord.read(records / shard_name(index, ".json")), indices)
+            found = dict(zip(indices, read, strict=True))
         return {index: record for index, record in found.items() if sizes.get(record.name) == record.bytes}
 
     def _refuse_difference(self, what: str, stored: Any, given: Mapping[str, Any]) -> None:
@@ -295,6 +311,43 @@ class ShardedOutput:
                 f"{self.location}: {what} of another request ({'; '.join(differing)}); "
                 "ask for the same, choose another output, or delete it to start over"
             )
+
+
+def require_in(path: Location, holds: bool, field: str, value: object, rule: str) -> None:
+    """Raise a DataError that names the JSON file at `path`, the field, its value and the rule unless `holds`."""
+    if not holds:
+        shown = f"{value!r:.100}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        raise DataError(f"{path}: {field} = {shown}: {rule}; restore the file, or delete the output and make it again")
+
+
+def read_manifest(location: Location) -> dict[str, Any]:
+    """The manifest of the finished output at `location`, checked as far as all kinds of output agree.
+
+    Raises:
+        DataError: A field is missing or is not what it must be; a shard's name leads out of its directory.
+        StorageError: There is none, it cannot be read, or is not JSON.
+    """
+    path = location / MANIFEST
+    manifest = path.read_json()
+    require_in(path, isinstance(manifest, dict), "content", manifest, "must be an object")
+    for key, kind in (("request", dict), ("shards", list)):
+        value = manifest.get(key)
+        require_in(path, isinstance(value, kind), key, value, f"must be a {kind.__name__}")
+    names: set[str] = set()
+    for index, shard in enumerate(manifest["shards"]):
+        field = f"shards[{index}]"
+        require_in(path, isinstance(shard, dict), field, shard, "must be an object")
+        name, sha256 = (shard.get(key) for key in ("name", "sha256"))
+        plain = isinstance(name, str) and re.fullmatch(r"part-\d{5,}\.[a-z]+", name) is not None
+        require_in(path, plain, f"{field}.name", name, "must be a shard's, as part-00042.parquet, without a directory")
+        require_in(path, name not in names, f"{field}.name", name, "must not be there twice")
+        names.add(name)
+        for key in ("rows", "bytes"):
+            whole = type(shard.get(key)) is int and shard[key] >= 0
+            require_in(path, whole, f"{field}.{key}", shard.get(key), "must be a whole number >= 0")
+        hexadecimal = isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256) is not None
+        require_in(path, hexadecimal, f"{field}.sha256", sha256, "must be 64 hexadecimal digits")
+    return dict(manifest)
 
 
 def shard_name(index: int, suffix: str) -> str:
@@ -321,7 +374,7 @@ class _Store:
         target = self.location / self.into / shard_name(index, self.suffix)
         record_at = _records(self.location, self.into) / shard_name(index, ".json")
         if record_at.exists() and target.exists():  # a racing run, or this one before its actor was killed
-            record = ShardRecord(**record_at.read_json())
+            record = ShardRecord.read(record_at)
             if target.size() == record.bytes:
                 return record, 0.0
         self.compute = self.compute or self.factory()

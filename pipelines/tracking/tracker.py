@@ -20,10 +20,11 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ddpm_core.errors import DDPMError, RequestMismatchError, StorageError, TrackingError
+from pipelines.console import event
 from pipelines.storage import Location
 from pipelines.tracking.client import reason
 from pipelines.tracking.mlflow_run import MlflowRun
-from pipelines.tracking.spool import Record, Spool, SpoolLock, SpoolState, iter_records, read_records
+from pipelines.tracking.spool import REQUIRED_FIELDS, Record, Spool, SpoolLock, SpoolState, iter_records, read_records
 
 LISTEN_INTERVAL_S = 0.2
 SEND_INTERVAL_S = 2.0
@@ -291,10 +292,14 @@ def replay(spool: Path, tracking_uri: str | None = None, notify: Callable[[str],
         AlreadyRunningError: The job is still running.
         TrackingError: It is not a spool, or MLflow does not take everything now.
     """
+    if not spool.is_file():
+        raise TrackingError(f"{spool}: there is no such file; give a run's .jsonl file")
     starts = [record for record in iter_records(spool) if record.kind == "start"]
     if not starts:
         raise TrackingError(f"{spool}: is not a tracking spool (no start record); give a run's .jsonl file")
     identity = starts[-1].payload
+    if not all(isinstance(identity[name], str) for name in REQUIRED_FIELDS["start"]):
+        raise TrackingError(f"{spool}: is not a tracking spool (its start record is damaged); restore it")
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or identity["tracking_uri"]
     uri = resolve_tracking_uri(uri, Path(identity["artifact_root"]).parent)
     lock = SpoolLock(spool)
@@ -327,7 +332,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(f"sent: {replay(arguments.spool.absolute(), arguments.tracking_uri)}")
     except DDPMError as error:
-        print(f"error: {error}", file=sys.stderr)
+        event(f"error: {error}")
         return error.exit_code
     return 0
 

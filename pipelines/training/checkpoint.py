@@ -133,10 +133,16 @@ class CheckpointStore:
         commit = self.directory(step) / COMMIT
         try:
             state = json.loads(_read(commit))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{commit.uri}: is not JSON ({error})") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("step") != step:
             raise CheckpointError(f"{commit.uri}: is not the commit of a checkpoint of step {step}, format {FORMAT}")
+        files = state.get("files")
+        if not isinstance(files, dict) or not all(_is_file_entry(name, entry) for name, entry in files.items()):
+            raise CheckpointError(f"{commit.uri}: files = {files!r:.100}: must give bytes and sha256 of its files")
+        for name in ("dataset", "config"):
+            if not isinstance(state.get(name), dict):
+                raise CheckpointError(f"{commit.uri}: {name} = {state.get(name)!r:.100}: must be an object")
         return Checkpoint(commit.parent, state)
 
     def load_ledger(self) -> tuple[dict[str, Any], Ledger]:
@@ -145,10 +151,15 @@ class CheckpointStore:
         Raises:
             CheckpointError: The run has no intact checkpoint.
         """
-        newest = self.newest()
+        passed_over: list[str] = []
+        newest = self.newest(passed_over.append)
         if newest is None:
-            raise CheckpointError(f"{self.location.uri}: holds no intact checkpoint")
-        return newest.state, Ledger.from_bytes(newest.read("ledger.parquet"))
+            reason = f" ({passed_over[0]})" if passed_over else ""
+            raise CheckpointError(f"{self.location.uri}: holds no intact checkpoint{reason}; name a run that has one")
+        try:
+            return newest.state, Ledger.from_bytes(newest.read("ledger.parquet"))
+        except CheckpointError as error:
+            raise CheckpointError(f"{newest.location}/{error}") from error
 
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints, and what kills left uncommitted before them."""
@@ -158,6 +169,16 @@ class CheckpointStore:
                 directory = self.directory(step)
                 (directory / COMMIT).delete()  # first, so that no half-deleted directory looks valid
                 directory.delete_tree()
+
+
+def _is_file_entry(name: str, entry: Any) -> bool:
+    """Whether `state.json` may name this file: one of the checkpoint's own, with its digest."""
+    plain = re.fullmatch(r"(model/)?[\w-]+\.\w+", name) is not None
+    return (
+        plain
+        and isinstance(entry, dict)
+        and {"bytes": int, "sha256": str}.items() <= {key: type(value) for key, value in entry.items()}.items()
+    )
 
 
 def _read(path: Location) -> bytes:

@@ -36,7 +36,7 @@ CASES = [
     _line("verify without an output", "uri", "verify.py"),
     _case("train.py", "name", "../../outside", "name = '../../outside': must consist of letters, digits"),
     _case("train.py", "name", "..", "name = '..': must consist of letters, digits"),
-    _case("train.py", "name", "/tmp/outside", "must consist of letters, digits"),
+    _case("train.py", "name", "/outside", "must consist of letters, digits"),
     _case("train.py", "name", "", "name = '': must consist of letters, digits", name="an empty `name`"),
     _case("train.py", "name", "a\x1b[2Jb", "a\\x1b[2Jb", name="a `name` that clears the terminal"),
     _case("train.py", "name", "a" * 300, "must consist of", "at most", name="a `name` of 300 letters"),

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import struct
 import tarfile
 import tempfile
@@ -85,13 +86,18 @@ def source_case(area: str, name: str, make: Callable[[Path], None], *says: str, 
 @functools.cache
 def prepared() -> dict[str, bytes]:
     """A prepared data set of 20 images in one shard, by path."""
+    from pipelines.config import digest
     from pipelines.data.ingest import IngestConfig
     from pipelines.data.ingest import ingest as run_ingest
 
     with tempfile.TemporaryDirectory() as scratch:
         images(Path(scratch) / "source", 20)
         run_ingest(IngestConfig(f"{scratch}/source", f"{scratch}/out"))
-        return read_tree(Path(scratch) / "out")
+        files = read_tree(Path(scratch) / "out")
+    manifest = json.loads(files["manifest.json"])
+    manifest["request"]["source"] = "/data/images"  # not a path that is another one in every run
+    manifest["request_sha256"] = digest(manifest["request"])
+    return {**files, "manifest.json": json.dumps(manifest).encode()}
 
 
 def read_tree(root: Path) -> dict[str, bytes]:

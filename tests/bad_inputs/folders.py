@@ -27,12 +27,7 @@ def _special(make_special):
 
 
 def _socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # a socket's path may be short only
-    try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
-    finally:
-        os.chdir(here)
+    socket.socket(socket.AF_UNIX).bind(str(path))
 
 
 def _named(name: bytes):

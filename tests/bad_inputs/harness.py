@@ -46,6 +46,7 @@ class Case:
         build: Makes it in an empty directory, the job's working directory, and returns the command line.
         says: Texts that the one line of the refusal must have: field or file, value, rule, fix.
         code: The job's exit code.
+        prints: Whether the job prints its summary all the same, as `verify.py` does.
         leaves: Patterns of the paths that the job may add or change: what an unfinished output is made of.
     """
 
@@ -55,6 +56,7 @@ class Case:
     says: tuple[str, ...]
     code: int = 1
     leaves: tuple[str, ...] = ()
+    prints: bool = False
 
     def litter(self, outcome: "Outcome") -> list[str]:
         """What the job changed and may not have."""

@@ -1,0 +1,244 @@
+"""Bad prepared data sets: manifests that lie, and shards that are not what the manifest says."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bad_inputs.files import Build, prepared, write
+from bad_inputs.harness import Case
+from bad_inputs.model_files import model_files
+
+SHARD = "data/part-00000.parquet"
+Change = Callable[[dict[str, Any]], object]
+
+
+def data_set(at: Path, change: Change = lambda manifest: None, files: Mapping[str, bytes] = {}) -> None:
+    """A prepared data set in `at`, with other files or a changed manifest."""
+    content = {**prepared(), **files}
+    manifest = json.loads(content["manifest.json"])
+    change(manifest)
+    write(at, {**content, "manifest.json": json.dumps(manifest).encode()})
+
+
+def _train(change: Change = lambda manifest: None, **files: bytes) -> Build:
+    def build(at: Path) -> list[str]:
+        data_set(at / "data", change)
+        write(at / "data", files)
+        return ["train.py", "--root", "root", "--data.train", "data"]
+
+    return build
+
+
+def _evaluate(make: Callable[[Path], None], *options: str) -> Build:
+    def build(at: Path) -> list[str]:
+        make(at / "data")
+        write(at / "model", model_files())
+        arguments = ["--model", "model", "--data", "data", "--output", "out", "--timesteps_per_image", "8"]
+        return ["evaluate.py", *arguments, "--root", "root", *options]
+
+    return build
+
+
+def _manifest(text: bytes) -> Build:
+    return _train(**{"manifest.json": text})
+
+
+def _case(name: str, build: Build, *says: str, code: int = 1) -> Case:
+    return Case("Data set", name, build, says, code)
+
+
+def _shard(key: str, value: object) -> Build:
+    return _train(lambda manifest: manifest["shards"][0].update({key: value}))
+
+
+def _field(key: str, value: object) -> Build:
+    return _train(lambda manifest: manifest.update({key: value}))
+
+
+def _with_shard(make: Callable[[pa.Table], pa.Table], **options: Any) -> Callable[[Path], None]:
+    """A data set whose one shard was rewritten, with every digest and size as it must be."""
+
+    def build(at: Path) -> None:
+        from pipelines.data.dataset import Shard, dataset_id
+
+        sink = io.BytesIO()
+        pq.write_table(make(pq.read_table(io.BytesIO(prepared()[SHARD]))), sink, **options)
+        content = sink.getvalue()
+        digest = hashlib.sha256(content).hexdigest()
+
+        def change(manifest: dict[str, Any]) -> None:
+            manifest["shards"][0].update(bytes=len(content), sha256=digest)
+            shard = Shard("part-00000.parquet", 20, 0, len(content), digest)
+            manifest["dataset_id"] = dataset_id(tuple(manifest["image_shape"]), [shard])
+
+        data_set(at, change, {SHARD: content})
+
+    return build
+
+
+def _with_shape(height: int, width: int) -> Callable[[Path], None]:
+    """The same pixels as images of another shape."""
+
+    def build(at: Path) -> None:
+        from pipelines.data.dataset import Shard, dataset_id
+
+        def change(manifest: dict[str, Any]) -> None:
+            shard = Shard(first_id=0, **manifest["shards"][0])
+            shape = (height, width, 1)
+            manifest.update(image_shape=shape, dataset_id=dataset_id(shape, [shard]))
+
+        data_set(at, change)
+
+    return build
+
+
+def _as(column: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(table.schema.get_field_index(column), column, values)
+
+
+def _verify_flipped(at: Path) -> list[str]:
+    content = bytearray(prepared()[SHARD])
+    content[500] ^= 1
+    data_set(at / "data", files={SHARD: bytes(content)})
+    return ["verify.py", "data"]
+
+
+def _verify(change: Change) -> Build:
+    def build(at: Path) -> list[str]:
+        data_set(at / "data", change)
+        return ["verify.py", "data"]
+
+    return build
+
+
+def _short_shard(at: Path) -> list[str]:
+    data_set(at / "data", files={SHARD: prepared()[SHARD][:-1]})
+    return ["train.py", "--root", "root", "--data.train", "data"]
+
+
+def _lost_shard(at: Path) -> list[str]:
+    data_set(at / "data")
+    (at / "data" / SHARD).unlink()
+    return ["train.py", "--root", "root", "--data.train", "data"]
+
+
+def _binary(at: Path) -> None:
+    data_set(at, files={SHARD: b"\0" * len(prepared()[SHARD])})
+
+
+_NAME = "shards[0].name = "
+_IS_NO_NAME = "must be a shard's, as part-00042.parquet, without a directory"
+_FORMAT = "this software reads 'ddpm-prepared-data-set' version 1"
+
+CASES = [
+    _case("no manifest", lambda at: ["train.py", "--root", "root", "--data.train", "data"], "not a prepared data set"),
+    _case("manifest of zero bytes", _manifest(b""), "data/manifest.json: is not JSON"),
+    _case("manifest cut off", _manifest(b'{"format": "ddpm-pre'), "data/manifest.json: is not JSON"),
+    _case("manifest that is a list", _manifest(b"[]"), "data/manifest.json: format None version None", _FORMAT),
+    _case("manifest with bytes that are no text", _manifest(b"\xff\xfe\x00"), "data/manifest.json: is not JSON"),
+    _case("manifest of a sample set", _field("format", "ddpm-sample-set"), "'ddpm-sample-set' version 1", _FORMAT),
+    _case("manifest of a later version", _field("version", 2), "version 2", _FORMAT),
+    _case("no list of shards", _field("shards", None), "data/manifest.json: shards = None: must be a list"),
+    _case("shard in a directory above", _shard("name", "../../etc/passwd"), f"{_NAME}'../../etc/passwd'", _IS_NO_NAME),
+    _case("shard with an absolute path", _shard("name", "/etc/passwd"), f"{_NAME}'/etc/passwd'", _IS_NO_NAME),
+    _case("shard in another store", _shard("name", "s3://bucket/x"), f"{_NAME}'s3://bucket/x'", _IS_NO_NAME),
+    _case("shard with a control sequence", _shard("name", "a\x1b[2J"), f"{_NAME}'a\\x1b[2J'", _IS_NO_NAME),
+    _case(
+        "the same shard twice",
+        _train(lambda manifest: manifest["shards"].append(manifest["shards"][0])),
+        "shards[1].name = 'part-00000.parquet': must not be there twice",
+    ),
+    _case("negative rows", _shard("rows", -20), "shards[0].rows = -20: must be a whole number >= 0"),
+    _case("rows that are no number", _shard("rows", "20"), "shards[0].rows = '20': must be a whole number"),
+    _case("rows that are true", _shard("rows", True), "shards[0].rows = True: must be a whole number"),
+    _case("rows that do not add up", _shard("rows", 21), "num_rows = 20: must be the shards' sum, 21"),
+    _case("digest that is none", _shard("sha256", "abc"), "shards[0].sha256 = 'abc': must be 64 hexadecimal digits"),
+    _case("images of no height", _field("image_shape", [0, 8, 1]), "image_shape = a list: must be [H, W, C]"),
+    _case("images of four dimensions", _field("image_shape", [8, 8, 1, 1]), "image_shape = a list: must be [H, W, C]"),
+    _case("images of 10^9 x 10^9 pixels", _field("image_shape", [10**9, 10**9, 1]), "image_shape", "1 to 65536"),
+    _case("row groups of no rows", _field("rows_per_group", 0), "rows_per_group = 0: must be in 1..1048576"),
+    _case("names of labels that are no list", _field("label_names", 7), "label_names = 7: must be null or a list"),
+    _case("another image shape", _field("image_shape", [4, 16, 1]), "dataset_id", "must be the digest of image_shape"),
+    _case("shard that is missing", _lost_shard, f"data/{SHARD}: is missing, the manifest records", "restore it"),
+    _case("shard that is cut off", _short_shard, f"data/{SHARD}: has", "the manifest records", "restore it"),
+    _case("shard of zeros", _evaluate(_binary), f"data/{SHARD}: cannot read row groups [0]", "restore the file"),
+    _case(
+        "shard with images of another size",
+        _evaluate(_with_shard(_as("image", pa.array([bytes(32)] * 20, pa.binary(32))))),
+        f"data/{SHARD}: column image is fixed_size_binary[32], not fixed_size_binary[64]",
+    ),
+    _case(
+        "shard with images of any length",
+        _evaluate(_with_shard(_as("image", pa.array([b"x"] * 20, pa.binary())))),
+        f"data/{SHARD}: column image is binary, not fixed_size_binary[64]",
+    ),
+    _case(
+        "shard with an image that is null",
+        _evaluate(_with_shard(_as("image", pa.array([None] + [bytes(64)] * 19, pa.binary(64))))),
+        "part-00000.parquet: 1 of 20 images are null; restore",
+    ),
+    _case("shard without images", _evaluate(_with_shard(lambda table: table.drop(["image"]))), "column image is None"),
+    _case(
+        "shard with more rows than recorded",
+        _evaluate(_with_shard(lambda table: pa.concat_tables([table, table]))),
+        "40 rows in 1 groups, the manifest says 20 in 1; restore the file",
+    ),
+    _case(
+        "shard with smaller row groups",
+        _evaluate(_with_shard(lambda table: table, row_group_size=5)),
+        "20 rows in 4 groups, the manifest says 20 in 1",
+    ),
+    Case(
+        "Data set",
+        "shard with a flipped bit",
+        _verify_flipped,
+        ("1 thing(s) wrong, the first:", "its sha256 is not the recorded one"),
+        prints=True,
+    ),
+    _case(
+        "manifest without its request, to verify",
+        _verify(lambda manifest: manifest.pop("request")),
+        "data/manifest.json: request = None: must be a dict",
+    ),
+    _case(
+        "manifest without its rows, to verify",
+        _verify(lambda manifest: manifest.pop("num_rows")),
+        "data/manifest.json: does not have the fields of a data set (KeyError: 'num_rows')",
+    ),
+    _case(
+        "manifest of an unknown kind, to verify",
+        _verify(lambda manifest: manifest.update(format=["x"])),
+        "format ['x'] is not of this software; give a data set, sample set or evaluation",
+    ),
+    _case(
+        "recompute of a data set",
+        lambda at: [*_verify(lambda manifest: None)(at), "--recompute", "0.5"],
+        "recompute = 0.5: a data set is made from its source",
+        code=2,
+    ),
+    _case(
+        "images of another shape than the model's",
+        _evaluate(_with_shape(4, 16)),
+        "data = data: images are 4x16x1 (H x W x C), the model's are 8x8x1",
+    ),
+    _case(
+        "labels asked for where there are none", _evaluate(data_set, "--by_label", "true"), "has no labels", "by_label"
+    ),
+    _case(
+        "more time steps than the model has",
+        _evaluate(data_set, "--timesteps_per_image", "48"),
+        "timesteps_per_image = 48: the model has T - 1 = 19 KL terms",
+        code=2,
+    ),
+    _case(
+        "more images than there are",
+        _evaluate(data_set, "--num_images", "21"),
+        "num_images = 21: data holds 20; ask for fewer",
+        code=2,
+    ),
+]

@@ -1,0 +1,272 @@
+"""Bad training runs: checkpoints, ledgers, spools; and outputs that are in the way."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bad_inputs.datasets import data_set
+from bad_inputs.files import Build, images, ingest, prepared, write
+from bad_inputs.harness import Case
+from bad_inputs.model_files import model_files
+from bad_inputs.models import sample
+
+Json = dict[str, Any]
+STATE = "checkpoints/step-00000004/state.json"
+
+
+def checkpoint(
+    run: Path,
+    change: Callable[[Json], object] = lambda state: None,
+    ledger: bytes | None = None,
+    dataset: Json | None = None,
+) -> None:
+    """A run whose one checkpoint, of step 4, has used 16 of 20 rows; `change` alters its commit."""
+    from pipelines.data.ledger import Ledger
+    from pipelines.training.checkpoint import CheckpointStore
+
+    used = Ledger()
+    used.add(np.zeros(16, np.int64), np.arange(16))
+    files = {"ledger.parquet": used.to_bytes() if ledger is None else ledger, "weights.safetensors": b"weights"}
+    state = {"dataset": dataset or {"id": "d" * 64, "num_rows": 20}, "config": {"train": {"batch_size": 4}}}
+    CheckpointStore.open(str(run)).save(4, files, state)
+    content = json.loads((run / STATE).read_bytes())
+    change(content)
+    (run / STATE).write_text(json.dumps(content))
+
+
+def _ledger(name: str, make: Callable[[Path], object], *says: str) -> Case:
+    def build(at: Path) -> list[str]:
+        make(at / "run")
+        return ["ledger", "run"]
+
+    return Case("Training run", name, build, says)
+
+
+def _state(name: str, change: Callable[[Json], object], *says: str) -> Case:
+    return _ledger(name, lambda run: checkpoint(run, change), *says)
+
+
+def _table(**columns: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def _damaged(name: str, content: bytes) -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        checkpoint(run)
+        (run / STATE).with_name(name).write_bytes(content)
+
+    return make
+
+
+def _train(dataset: Json) -> Build:
+    def build(at: Path) -> list[str]:
+        data_set(at / "data")
+        checkpoint(at / "root" / "runs" / "digits", dataset=dataset)
+        return ["train.py", "--root", "root", "--data.train", "data", "--data.validation", "null"]
+
+    return build
+
+
+def _id_of_data() -> str:
+    return str(json.loads(prepared()["manifest.json"])["dataset_id"])
+
+
+def _other_config(at: Path) -> list[str]:
+    return _train({"id": _id_of_data(), "num_rows": 20})(at)
+
+
+def _spool(content: bytes) -> Build:
+    def build(at: Path) -> list[str]:
+        write(at, {"spool.jsonl": content})
+        return ["tracker", "spool.jsonl"]
+
+    return build
+
+
+def _tracker(name: str, build: Build, *says: str) -> Case:
+    return Case("Tracking spool", name, build, says)
+
+
+def _start(**changed: Any) -> bytes:
+    names = ("run_key", "experiment", "run_name", "tracking_uri", "artifact_root")
+    return json.dumps({"kind": "start", "timestamp_ms": 1, **dict.fromkeys(names, "x"), **changed}).encode() + b"\n"
+
+
+def _output(name: str, make: Callable[[Path], object], *says: str, code: int = 1) -> Case:
+    """An ingest of good images into an output that is in the way."""
+
+    def build(at: Path) -> list[str]:
+        images(at / "source")
+        make(at / "out")
+        return ingest("source")
+
+    return Case("Output", name, build, says, code)
+
+
+def _below_a_file(at: Path) -> list[str]:
+    images(at / "source")
+    write(at, {"mine": b"mine"})
+    return ["ingest.py", "--source", "source", "--output", "mine/out"]
+
+
+def _request(content: bytes) -> Callable[[Path], None]:
+    return lambda out: write(out, {"_work/request.json": content})
+
+
+def _sample_into(make: Callable[[Path], object]) -> Build:
+    def build(at: Path) -> list[str]:
+        write(at / "model", model_files())
+        make(at / "out")
+        return sample()
+
+    return build
+
+
+def _record(content: bytes) -> Build:
+    """A sample set of which the record of the finished shard is damaged; a dry run meets it without Ray."""
+
+    def build(at: Path) -> list[str]:
+        write(at / "out", {"_work/records/data/part-00000.json": content, "data/part-00000.parquet": b"x"})
+        write(at / "model", model_files())
+        return sample("model", "--dry_run", "true")
+
+    return build
+
+
+_PASSED_OVER = "run/checkpoints: holds no intact checkpoint (checkpoint of step 4 is corrupt and passed over: "
+_NO_LEDGER = "run/checkpoints/step-00000004/ledger.parquet: cannot be read ("
+_ONE_EPOCH: Json = {"epoch": pa.array([0], pa.int64()), "rows": pa.array([16], pa.int64())}
+
+CASES = [
+    Case(
+        "Training run", "no checkpoint", lambda at: ["ledger", "run"], ("run/checkpoints: holds no intact checkpoint;",)
+    ),
+    _ledger("state.json of zero bytes", _damaged("state.json", b""), _PASSED_OVER, "state.json: is not JSON"),
+    _ledger(
+        "state.json that is a list", _damaged("state.json", b"[]"), _PASSED_OVER, "is not the commit of a checkpoint"
+    ),
+    _state("checkpoint of another step", lambda state: state.update(step=5), _PASSED_OVER, "a checkpoint of step 4"),
+    _state("checkpoint without files", lambda state: state.pop("files"), _PASSED_OVER, "files = None: must give"),
+    _state(
+        "checkpoint with a file outside",
+        lambda state: state["files"].update({"../../../etc/passwd": {"bytes": 1, "sha256": "0"}}),
+        _PASSED_OVER,
+        "must give bytes and sha256 of its files",
+    ),
+    _state("checkpoint without data set", lambda state: state.pop("dataset"), _PASSED_OVER, "dataset = None: must be"),
+    _state(
+        "checkpoint without a row count", lambda state: state["dataset"].pop("num_rows"), "run: ", "dataset.num_rows"
+    ),
+    _state("data set of no rows", lambda state: state["dataset"].update(num_rows=0), "run: ", "dataset.num_rows"),
+    _state(
+        "other batch size than trained with",
+        lambda state: state["config"]["train"].update(batch_size=5),
+        "run: epoch 0 used 16 distinct rows",
+    ),
+    _ledger("file cut off", _damaged("weights.safetensors", b"weig"), _PASSED_OVER, "holds 4 bytes that are not the 7"),
+    _ledger(
+        "file missing",
+        lambda run: (_damaged("x", b"")(run), (run / STATE).with_name("ledger.parquet").unlink()),
+        _PASSED_OVER,
+        "ledger.parquet: is missing",
+    ),
+    _ledger("ledger that is no Parquet", lambda run: checkpoint(run, ledger=b"x" * 99), _NO_LEDGER, "restore"),
+    _ledger("ledger without bitmaps", lambda run: checkpoint(run, ledger=_table(**_ONE_EPOCH)), _NO_LEDGER, "bitmap"),
+    _ledger(
+        "ledger with damaged bitmaps",
+        lambda run: checkpoint(run, ledger=_table(**_ONE_EPOCH, bitmap=[b"garbage"])),
+        _NO_LEDGER,
+        "Could not deserialize bitmap",
+    ),
+    _ledger(
+        "ledger with null bitmaps",
+        lambda run: checkpoint(run, ledger=_table(**_ONE_EPOCH, bitmap=pa.array([None], pa.binary()))),
+        _NO_LEDGER,
+    ),
+    Case(
+        "Training run",
+        "of another data set",
+        _train({"id": "e" * 64, "num_rows": 20}),
+        ("data.train = data: the data set has changed since the run's checkpoint of step 4 (id eeeeeeeeeeee ->",),
+    ),
+    Case(
+        "Training run",
+        "of another configuration",
+        _other_config,
+        ("name = 'digits': the run's checkpoint of step 4 was made with another config (",),
+    ),
+    _tracker("missing", lambda at: ["tracker", "spool.jsonl"], "spool.jsonl: there is no such file"),
+    _tracker(
+        "a directory", lambda at: [(at / "spool.jsonl").mkdir() or "tracker", "spool.jsonl"], "there is no such file"
+    ),
+    _tracker("zero bytes", _spool(b""), "spool.jsonl: is not a tracking spool (no start record)"),
+    _tracker("random bytes", _spool(bytes(range(256)) * 50), "spool.jsonl: is not a tracking spool (no start record)"),
+    _tracker(
+        "another software's lines", _spool(b'{"kind": "log"}\n7\n[]\n'), "is not a tracking spool (no start record)"
+    ),
+    _tracker(
+        "numbers for texts", _spool(_start(artifact_root=7)), "is not a tracking spool (its start record is damaged)"
+    ),
+    _output("a file", lambda out: out.write_bytes(b"mine"), "out", "a file is where a directory is needed"),
+    Case("Output", "below a file", _below_a_file, ("mine/out", "a file is where a directory is needed"), 1),
+    _output("request that is a list", _request(b"[1]"), "holds an unfinished output of another request", code=2),
+    _output("request cut off", _request(b'{"source": '), "out/_work/request.json: is not JSON", "restore or delete it"),
+    _output(
+        "unfinished output of another request",
+        _request(
+            b'{"source": "/data/others", "format": "auto", "image_size": null, "channels": null, "shard_mib": 64}'
+        ),
+        "holds an unfinished output of another request (source: '/data/others' ->",
+        code=2,
+    ),
+    _output(
+        "finished output of another request",
+        lambda out: data_set(out),
+        "holds a finished output of another request (source: ",
+        code=2,
+    ),
+    _output("damaged manifest", lambda out: write(out, {"manifest.json": b"{"}), "out/manifest.json: is not JSON"),
+    _output(
+        "manifest of something else",
+        lambda out: write(out, {"manifest.json": b'{"name": "app"}'}),
+        "out/manifest.json: request = None: must be a dict",
+    ),
+    Case(
+        "Output",
+        "samples into a data set",
+        _sample_into(data_set),
+        ("out: holds a finished output of another request (",),
+        2,
+    ),
+    Case(
+        "Output",
+        "samples into a file",
+        _sample_into(lambda out: out.write_bytes(b"mine")),
+        ("a file is where a directory is needed",),
+    ),
+    Case(
+        "Output",
+        "record of a shard that is a list",
+        _record(b"[]"),
+        ("out/_work/records/data/part-00000.json: is not the record",),
+    ),
+    Case(
+        "Output",
+        "record of a shard that lacks fields",
+        _record(b'{"name": "x"}'),
+        ("is not the record of a shard", "delete it"),
+    ),
+    Case(
+        "Output",
+        "verified before it is finished",
+        lambda at: ["verify.py", "out"],
+        ("out: no finished output (no manifest.json)",),
+    ),
+]
