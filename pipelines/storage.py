@@ -347,7 +347,8 @@ def _filesystem(protocol: str) -> Any:
 
 def _connect(protocol: str) -> Any:
     if protocol not in _S3_PROTOCOLS:
-        return fsspec.filesystem(protocol)
+        # Other processes write, too: a remembered listing would hide their objects.
+        return fsspec.filesystem(protocol, use_listings_cache=False)
     from pipelines.storage_s3 import PatientS3FileSystem
 
     return PatientS3FileSystem()

@@ -18,6 +18,8 @@ _CREDENTIAL_CODES = {
     "InvalidToken",
     "SignatureDoesNotMatch",
 }
+# Their own errors are no OSErrors; imported by none but the drivers, which are optional.
+_DRIVERS = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -34,7 +36,9 @@ def clear_errors(action: str, uri: str) -> Iterator[None]:
         raise UnavailableError(f"{uri}: cannot {action}: {error}") from error
     except DDPMError:
         raise
-    except (OSError, boto.BotoCoreError, boto.ClientError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | ImportError) and type(error).__module__.split(".")[0] not in _DRIVERS:
+            raise
         raise StorageError(f"{uri}: cannot {action}: {_reason(error)}") from error
 
 

