@@ -59,6 +59,7 @@ class BulkRun:
                 root=root,
                 tracking_uri=tracking_uri,
                 notify=event,
+                mirror=None if output.location.is_local else output.location / "tracking" / "spool.jsonl",
             )
         except AlreadyRunningError:
             event(f"another job is making {output.location}: helping it; what it does is in its MLflow run")
