@@ -3,6 +3,7 @@
 import random
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ KINDS = {
     "mlflow": "MLflow server killed, back after a minute",
     "disk": "disk full, freed after 10 s or when the job gives up",
 }
+_LOST = "Rows, shards, steps or metrics lost, doubled, half-written or different"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Outcome:
 
     faults: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
+    seconds: float = 0.0
     text: str = ""
 
 
@@ -57,7 +60,7 @@ def live_through(
     Whoever looks after the job does what its last line says: the same command again, after a driver that was killed
     and after a full disk was freed. Nothing else may end it.
     """
-    outcome, left = Outcome(), list(faults)
+    outcome, left, began = Outcome(), list(faults), time.monotonic()
     while True:
         job = JobProcess(*command, environment=world.environment)
         outcome.attempts += 1
@@ -86,6 +89,7 @@ def live_through(
         assert (killed and code == -signal.SIGKILL) or full, f"exit code {code}:\n{job.text}"
         if full:
             world.heal(now=True)
+    outcome.seconds = time.monotonic() - began
     world.heal(now=True)
     assert not left, f"the job was done before {left}:\n{outcome.text}"
     if waiting := re.search(r"records are not in MLflow yet and wait in (\S+?);", job.text):
@@ -113,16 +117,16 @@ def _inject(fault: Fault, world: World, job: JobProcess) -> bool:
 
 
 def write_table(path: Path, outcomes: dict[str, Outcome], seed: int) -> None:
-    """Replace the table between its two marks in a Markdown file."""
-    jobs = list(outcomes)
-    rows = [["Fault", *jobs], ["---", *("---:" for _ in jobs)]]
-    rows += [[text, *(str(outcomes[job].faults[kind]) for job in jobs)] for kind, text in KINDS.items()]
-    rows += [["All", *(str(outcomes[job].faults.total()) for job in jobs)]]
-    rows += [["Starts of the driver", *(str(outcomes[job].attempts) for job in jobs)]]
-    rows += [["Rows or steps lost, doubled, half-written", *("0" for _ in jobs)]]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    before, mark, rest = path.read_text().partition("<!-- faults: ")
-    _, end, after = rest.partition("<!-- end of faults -->")
-    assert mark
-    assert end
-    path.write_text(f"{before}{mark}seed {seed} -->\n{table}\n{end}{after}")
+    """Renew, in the table between its two marks in a Markdown file, the columns of these jobs."""
+    before, mark, rest = path.read_text().partition("<!-- faults -->\n")
+    table, end, after = rest.partition("<!-- end of faults -->")
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    columns = {job: [row[place] for row in rows] for place, job in enumerate(header) if place}
+    for job, outcome in outcomes.items():
+        numbers = [*(outcome.faults[kind] for kind in KINDS), outcome.faults.total(), outcome.attempts]
+        # What the test has compared: it fails before this where there is a difference.
+        columns[job] = [*map(str, numbers), "0", f"{outcome.seconds / 60:.0f} min", str(seed)]
+    names = [*KINDS.values(), "Faults in all", "Starts of the driver", _LOST, "Time", "Seed"]
+    lines = [["Fault", *columns], ["---", *("---:" for _ in columns)]]
+    lines += [[name, *(columns[job][place] for job in columns)] for place, name in enumerate(names)]
+    path.write_text(before + mark + "".join(f"| {' | '.join(line)} |\n" for line in lines) + end + after)
