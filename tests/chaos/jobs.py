@@ -24,7 +24,7 @@ from pipelines.data import ingest
 ingest._UNIT_BYTES = 2**18
 runpy.run_path("jobs/ingest.py", run_name="__main__")
 """
-TRAIN_BATCH = 32
+TRAIN_BATCH = 64
 _UNIT_IMAGES, _SIDE, _TAR_IMAGES = 21, 64, 100
 
 
@@ -120,8 +120,6 @@ def train(world: World, store: Store, parts: int) -> ChaosJob:
     options = {
         "root": f"{world.bucket}/root",
         "data.cpus_per_read": "0.25",
-        "network.base_channels": "16",
-        "network.num_groups": "4",
         "train.batch_size": str(TRAIN_BATCH),
         "train.steps": str(steps),
         "checkpoint.every_steps": "10",

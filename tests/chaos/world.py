@@ -1,6 +1,7 @@
 """What the jobs live on: Ray nodes, an object store behind a faulty network, an MLflow server, a small disk."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -51,17 +52,20 @@ class World:
         self._stack.callback(self.nodes.close)
         self.environment["RAY_ADDRESS"] = self.nodes.address
         self._healing: list[tuple[float, Callable[[], object]]] = []
+        self._starting: threading.Thread | None = None
 
     def close(self) -> None:
         """End everything."""
         self._stack.close()
 
     def heal(self, *, now: bool = False) -> None:
-        """Undo the faults whose time is over, or all of them `now`."""
+        """Undo the faults whose time is over, or all of them `now`, and then wait until everything is back."""
         for due in list(self._healing):
             if now or time.monotonic() >= due[0]:
                 self._healing.remove(due)
                 due[1]()
+        if now and self._starting is not None:
+            self._starting.join()
 
     def _later(self, seconds: float, action: Callable[[], object]) -> None:
         self._healing.append((time.monotonic() + seconds, action))
@@ -95,9 +99,17 @@ class World:
         self._later(seconds, lambda: self.proxy.set_rules([]))
 
     def stop_mlflow(self, seconds: float) -> None:
-        """SIGKILL the MLflow server for `seconds`."""
+        """SIGKILL the MLflow server for `seconds`; it takes some more to start, for which nobody waits."""
+        if self._start_mlflow in [action for _, action in self._healing]:
+            return  # it is away already
+        if self._starting is not None:
+            self._starting.join()
         self.mlflow.stop()
-        self._later(seconds, self.mlflow.start)
+        self._later(seconds, self._start_mlflow)
+
+    def _start_mlflow(self) -> None:
+        self._starting = threading.Thread(target=self.mlflow.start)
+        self._starting.start()
 
     def fill_disk(self, seconds: float) -> None:
         """Leave not a byte free on the disk for `seconds`."""
