@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from pipelines.data.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
-DIGITS = 1500  # rows of embedded://digits/train
+DIGITS = 1498  # rows of embedded://digits/train
 
 
 @pytest.fixture(scope="module")
