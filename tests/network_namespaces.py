@@ -3,21 +3,25 @@
 import os
 import subprocess
 
-import pytest
+
+class NotPermitted(Exception):
+    """This user may not make network namespaces here, or there is no command `ip`."""
 
 
 class Machines:
-    """`count` network namespaces; machine n has the address 10.77.0.(n + 1). Skips where that is not allowed."""
+    """`count` network namespaces; machine n has the address 10.77.0.(n + 1).
+
+    Raises:
+        NotPermitted: As it says.
+    """
 
     def __init__(self, count: int) -> None:
         self._names = [f"ddpm-{os.getpid()}-{n}" for n in range(count)]
         self.addresses = [f"10.77.0.{n + 1}" for n in range(count)]
         try:
-            made = _ip("netns", "add", self._names[0], check=False)
-        except FileNotFoundError:
-            pytest.skip("needs the command ip (package iproute2)")
-        if made.returncode != 0:
-            pytest.skip(f"cannot make network namespaces: {made.stderr.strip()}")
+            _ip("netns", "add", self._names[0])
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            raise NotPermitted(getattr(error, "stderr", None) or str(error)) from error
         # The bridge is in the first machine: nothing of this is seen outside.
         switch = self._names[0]
         _ip("-n", switch, "link", "add", "lan", "type", "bridge")

@@ -83,7 +83,7 @@ class World:
 
     def kill_node(self, choice: float) -> None:
         """SIGKILL everything on one node; a new one takes its place, as an autoscaler would see to it."""
-        self.nodes.kill(int(choice * len(self.nodes.nodes)))
+        self.nodes.lose(int(choice * len(self.nodes.nodes)))
         self.nodes.add()
 
     def kill_store(self, seconds: float) -> None:
