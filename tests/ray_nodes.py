@@ -13,7 +13,6 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray gives its workers the lowest priority, and here a test waits for them
 }
@@ -70,6 +69,7 @@ class RayMachines:
         self._machines, self._started = machines, 0
         self.environment = {
             **_ENVIRONMENT,
+            "RAY_AUTH_MODE": "token",
             "RAY_health_check_timeout_ms": "3000",  # a node that is silent for 12 s instead of 50 s is dead
             "RAY_health_check_failure_threshold": "4",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
