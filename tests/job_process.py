@@ -38,7 +38,7 @@ class JobProcess:
         for line in self._process.stdout:
             self.text += line
 
-    def wait_until(self, condition: Callable[[], object], timeout_s: float = 240.0) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout_s: float = 420.0) -> None:
         """Return when `condition` holds; fail when the job ends before, or it takes too long."""
         until(condition, timeout_s, lambda: self._process.poll() is not None, lambda: self.text)
 
@@ -50,7 +50,7 @@ class JobProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def wait(self, timeout_s: float = 240.0) -> int:
+    def wait(self, timeout_s: float = 420.0) -> int:
         """The exit code, when the job has ended and all it printed has been read."""
         code = self._process.wait(timeout_s)
         self._reader.join(timeout_s)

@@ -188,7 +188,10 @@ def contents(world: World, store: Store, output: str) -> dict[str, bytes]:
         return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
     found = store.objects(output.removeprefix(f"{world.bucket}/") + "/")
     if "result.json" not in found:
-        return found
+        # The report is named after its output; what the mirror of the spool holds is in MLflow.
+        name = output.rsplit("/", 1)[1].encode()
+        found = {key: data.replace(name, b"NAME") if key.endswith(".html") else data for key, data in found.items()}
+        return {key: data for key, data in found.items() if not key.startswith("tracking/")}
     last = max(name.split("/")[1] for name in found if name.startswith("checkpoints/"))
     kept = [f"checkpoints/{last}/", f"grids/{last}"]
     return {
