@@ -92,6 +92,8 @@ def _reason(error: BaseException) -> str:
         return "the store's certificate is not trusted; set AWS_CA_BUNDLE to that of its authority"
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return f"{_first_line(wrapped_error(error))}; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"
+    if isinstance(error, boto.ParamValidationError):
+        return f"{str(error).splitlines()[-1].strip()}; correct the URI"
     if isinstance(error, ConnectionError | TimeoutError):
         return "the store cannot be reached; check its endpoint and the network"
     if isinstance(error, OSError) and error.errno in _FULL:

@@ -1,9 +1,8 @@
 """S3 that does not give up at once: s3fs with one retry policy, below everything that asks the store anything.
 
 botocore asks its `needs-retry` handlers after every answer to every request: single objects, pages of a listing,
-parts of an upload, ranges of an open file. The one registered here decides alone; what s3fs and botocore would do
-by themselves is turned off, because nested retries multiply. It also reads the body of what was asked for, so that
-an answer which breaks off halfway is asked for again like any other.
+parts of an upload, ranges of an open file. The one registered here decides alone: nested retries would multiply. It
+also reads the body of what was asked for, so that an answer which breaks off halfway is asked for again like any other.
 """
 
 import io
@@ -63,7 +62,9 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
             as "there is nothing".
     """
 
-    retries = 1
+    # Of s3fs' own: left for the few errors that botocore raises without asking its handlers, such as for an error
+    # message that breaks off.
+    retries = 5
 
     def __init__(self, **options: Any) -> None:
         config = {
@@ -78,10 +79,14 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
     async def set_session(self, refresh: bool = False, kwargs: dict[str, Any] | None = None) -> Any:
         """Connect, as s3fs does, and take over the decision about retries."""
         before = self._s3
-        client = await super().set_session(refresh, kwargs or {})
+        try:
+            client = await super().set_session(refresh, kwargs or {})
+        except ValueError:  # repeats the URL, and with it what it must not carry
+            raise StorageError("AWS_ENDPOINT_URL: is no URL; write it as http://host:port or https://host") from None
         if client is not before:
             endpoint = client.meta.endpoint_url
             if urlsplit(endpoint).username is not None:
+                self._s3 = None  # the next request must not find a connection
                 raise StorageError(
                     f"AWS_ENDPOINT_URL = {endpoint_name(endpoint)}: must not carry credentials; "
                     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

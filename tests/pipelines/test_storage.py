@@ -2,10 +2,13 @@
 
 import pickle
 import re
+import socket
+import ssl
 import subprocess
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -172,9 +175,45 @@ def test_unreachable_endpoint_is_one_line(s3_prefix: str, monkeypatch: pytest.Mo
 def test_credentials_in_the_endpoint_are_refused_and_not_shown(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://someone:hidden@127.0.0.1:9")
     forget_connections()
-    with pytest.raises(StorageError, match=r"^AWS_ENDPOINT_URL = http://127.0.0.1:9: must not carry") as raised:
+    for operation in (Location.parse(s3_prefix).read_bytes, Location.parse(s3_prefix).exists):
+        with pytest.raises(StorageError, match=r"^AWS_ENDPOINT_URL = http://127.0.0.1:9: must not carry") as raised:
+            operation()
+        assert "hidden" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_an_endpoint_that_is_no_url_is_refused(s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    forget_connections()
+    with pytest.raises(StorageError, match=r"^AWS_ENDPOINT_URL: is no URL; write it as http://host:port"):
         Location.parse(s3_prefix).read_bytes()
-    assert "hidden" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_bucket_name_that_cannot_be_is_refused(s3_prefix: str) -> None:
+    with pytest.raises(StorageError, match=r'^s3://no bucket/x: cannot read: Invalid bucket name "no bucket"'):
+        Location.parse("s3://no bucket/x").read_bytes()
+
+
+def test_a_certificate_that_is_not_trusted_is_refused_at_once(
+    s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out certificate -days 1 -subj /CN=localhost"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{listener.getsockname()[1]}")
+        forget_connections()
+
+        def serve() -> None:
+            with suppress(OSError):  # the client hangs up, and the listener is closed in the end
+                while True:
+                    connection, _ = listener.accept()
+                    with suppress(OSError), context.wrap_socket(connection, server_side=True):
+                        pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(StorageError, match="the store's certificate is not trusted; set AWS_CA_BUNDLE"):
+            Location.parse(s3_prefix).read_bytes()
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "inf", "nan", ""])
