@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ray.data import DataIterator
 
 Int64s = npt.NDArray[np.int64]
+# Of one execution of Ray Data, whose start takes half a millisecond for each; then the next one begins.
+MAX_WINDOWS = 4096
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _blob(values: npt.NDArray[Any]) -> pa.Array:
 def start_stream(
     plan: StreamPlan, start_step: int, world_size: int, cpus_per_read: float = 0.0, reads_ahead: int = 2
 ) -> list["DataIterator"]:
-    """Start Ray Data on all remaining windows and return each rank's iterator.
+    """Start Ray Data on the next windows, at most `MAX_WINDOWS`, and return each rank's iterator.
 
     Args:
         plan: The plan.
@@ -212,7 +214,8 @@ def start_stream(
     """
     import ray.data
 
-    windows = [{"window": window} for window in range(start_step // plan.window_steps, plan.num_windows)]
+    first = start_step // plan.window_steps
+    windows = [{"window": window} for window in range(first, min(first + MAX_WINDOWS, plan.num_windows))]
     # items and not ray.data.range, whose own read tasks would each wait for a whole CPU
     stream = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         WindowReader(plan, world_size, start_step),

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from ddpm_core.errors import NonFiniteLossError
 from ddpm_core.model import model_bytes, model_id_of
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ledger import Ledger
-from pipelines.data.stream import StreamPlan, micro_batches, start_stream
+from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, start_stream
 from pipelines.pictures import grid_png
 from pipelines.storage import Location
 from pipelines.training.checkpoint import CheckpointStore, CheckpointWriter
@@ -105,26 +106,30 @@ class Worker:
             config.train.steps,
             config.data.window_mib << 20,
         )
-        iterators = None
-        if self.ranks.rank == 0:
-            # Built here, from the very step that was restored, so that data and weights cannot disagree.
-            iterators = start_stream(
-                plan, start, self.ranks.world_size, config.data.cpus_per_read, config.data.reads_ahead
-            )
-        stream = micro_batches(
-            self._broadcast_iterators(iterators)[self.ranks.rank], self.ranks.rank, start, self.dataset.image_shape
-        )
+        stream = self._next_stream(plan)
         self._start_clock(start)
         while True:
             before = time.perf_counter()
             batch = next(stream, None)
             self.waited += time.perf_counter() - before
-            if batch is None:
+            if batch is not None:
+                self.results.append((self.learner.step(batch), time.time()))
+                self.used.add(batch.epochs, batch.ids)
+                self.done = batch.step + 1
+                self._after_step(self.done)
+            elif self.done < config.train.steps:
+                stream = self._next_stream(plan)
+            else:
                 break
-            self.results.append((self.learner.step(batch), time.time()))
-            self.used.add(batch.epochs, batch.ids)
-            self.done = batch.step + 1
-            self._after_step(self.done)
+
+    def _next_stream(self, plan: StreamPlan) -> Iterator[MicroBatch]:
+        """This rank's share of the steps from `done` on, as far as one stream goes."""
+        data, iterators = self.config.data, None
+        if self.ranks.rank == 0:
+            # Built here, from the very step that was restored, so that data and weights cannot disagree.
+            iterators = start_stream(plan, self.done, self.ranks.world_size, data.cpus_per_read, data.reads_ahead)
+        iterator = self._broadcast_iterators(iterators)[self.ranks.rank]
+        return micro_batches(iterator, self.ranks.rank, self.done, self.dataset.image_shape)
 
     def _broadcast_iterators(self, iterators: Any) -> Any:
         import ray

@@ -88,7 +88,7 @@ def test_shapes_that_do_not_fit(config: TrainConfig, data: Path, refusal) -> Non
     assert line.startswith("network.image_size: (32, 32) is not a multiple of 64")
     line = refusal(2, of(config, network={"attention_resolutions": (7,)}))
     assert line.startswith("network.attention_resolutions: (7,) has a height that no level has")
-    line = refusal(2, of(config, network={"num_groups": 0}))
+    line = refusal(2, lambda argv: of(config, network={"num_groups": 0})(argv))
     assert line.startswith("network.num_groups: 0")
     assert nothing_was_written(config)
 

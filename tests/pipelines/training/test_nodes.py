@@ -14,7 +14,7 @@ from train_runs import ROWS, checkpoints, mlflow_run, tiny
 from pipelines.config import as_dict
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-EVERY, BATCH, FOREVER = 50, 12, 1_000_000
+EVERY, BATCH, FOREVER = 50, 12, 50_000
 
 
 @pytest.fixture
