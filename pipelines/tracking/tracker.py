@@ -293,7 +293,7 @@ def replay(spool: Path, tracking_uri: str | None = None, notify: Callable[[str],
         TrackingError: It is not a spool, or MLflow does not take everything now.
     """
     if not spool.is_file():
-        raise TrackingError(f"{spool}: there is no such file; give a run's .jsonl file")
+        raise TrackingError(f"{spool}: is not a tracking spool (no such file); give a run's .jsonl file")
     starts = [record for record in iter_records(spool) if record.kind == "start"]
     if not starts:
         raise TrackingError(f"{spool}: is not a tracking spool (no start record); give a run's .jsonl file")

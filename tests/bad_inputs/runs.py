@@ -202,9 +202,13 @@ CASES = [
         _other_config,
         ("name = 'digits': the run's checkpoint of step 4 was made with another config (",),
     ),
-    _tracker("missing", lambda at: ["tracker", "spool.jsonl"], "spool.jsonl: there is no such file"),
     _tracker(
-        "a directory", lambda at: [(at / "spool.jsonl").mkdir() or "tracker", "spool.jsonl"], "there is no such file"
+        "missing", lambda at: ["tracker", "spool.jsonl"], "spool.jsonl: is not a tracking spool (no such file); give"
+    ),
+    _tracker(
+        "a directory",
+        lambda at: [(at / "spool.jsonl").mkdir() or "tracker", "spool.jsonl"],
+        "spool.jsonl: is not a tracking spool (no such file); give",
     ),
     _tracker("zero bytes", _spool(b""), "spool.jsonl: is not a tracking spool (no start record)"),
     _tracker("random bytes", _spool(bytes(range(256)) * 50), "spool.jsonl: is not a tracking spool (no start record)"),
