@@ -1,0 +1,66 @@
+"""Every command of docs/operations.md: run here, or said there to need a cloud, a cluster or a store."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+TEXT = (REPOSITORY / "docs/operations.md").read_text()
+# A comment before every block of commands says what a test can do with it.
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?(?P<indent> *)```bash\n(?P<commands>.*?)\n *```", re.DOTALL)
+MARKS = {
+    "run",
+    "run in a terminal of its own",
+    "needs a cloud",
+    "needs a Kubernetes cluster",
+    "needs machines",
+    "tested by the tests of this project",
+}
+READY = "until uv run ray job list > /dev/null 2>&1; do sleep 1; done"
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(mark, commands) of each block, in order."""
+    return [(found["mark"] or "", found["commands"]) for found in BLOCK.finditer(TEXT)]
+
+
+def test_every_block_of_commands_says_how_it_is_checked() -> None:
+    assert len(blocks()) == TEXT.count("```bash")
+    assert {mark for mark, _ in blocks()} <= MARKS
+    assert [mark for mark, _ in blocks()].count("run") >= 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_path_for_one_machine_works_by_copy_and_paste(tmp_path: Path) -> None:
+    """All blocks to be run, as one script, on a machine that has this repository and nothing else."""
+    script = ["set -euo pipefail", "ip link set lo up", "exec 2>&1"]
+    for mark, commands in blocks():
+        if mark == "run":
+            script.append(commands)
+        elif mark == "run in a terminal of its own":
+            script.append(f"({commands}) > {shlex.quote(str(tmp_path))}/terminal-$((n+=1)).log 2>&1 &")
+    # Namespaces of its own: the usual ports are free, and everything started ends with it.
+    alone = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
+        pytest.skip("cannot make namespaces")
+    drop = ("RAY_", "MLFLOW_", "AWS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(
+        [*alone, "bash", "-c", "\n".join(script)],
+        cwd=REPOSITORY,
+        env={**environment, "HOME": str(tmp_path / "home"), "UV_OFFLINE": "1", "UV_NO_SYNC": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    for result in ("first: trained", "Samples", "bits/dim", "kept"):
+        assert result in done.stdout
