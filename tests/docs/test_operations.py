@@ -20,7 +20,6 @@ MARKS = {
     "needs machines",
     "tested by the tests of this project",
 }
-READY = "until uv run ray job list > /dev/null 2>&1; do sleep 1; done"
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -39,11 +38,11 @@ def test_every_block_of_commands_says_how_it_is_checked() -> None:
 def test_the_path_for_one_machine_works_by_copy_and_paste(tmp_path: Path) -> None:
     """All blocks to be run, as one script, on a machine that has this repository and nothing else."""
     script = ["set -euo pipefail", "ip link set lo up", "exec 2>&1"]
-    for mark, commands in blocks():
+    for number, (mark, commands) in enumerate(blocks()):
         if mark == "run":
             script.append(commands)
         elif mark == "run in a terminal of its own":
-            script.append(f"({commands}) > {shlex.quote(str(tmp_path))}/terminal-$((n+=1)).log 2>&1 &")
+            script.append(f"({commands}) > {shlex.quote(str(tmp_path))}/terminal-{number}.log 2>&1 &")
     # Namespaces of its own: the usual ports are free, and everything started ends with it.
     alone = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
