@@ -334,15 +334,16 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-_filesystems: dict[str, Any] = {}
-# The child of a fork has the connections, but not the thread that serves them.
-os.register_at_fork(after_in_child=_filesystems.clear)
+# By process: the child of a fork inherits connections that its parent goes on using, but not the thread that serves
+# them. It must not close them either, which forgetting them would do.
+_filesystems: dict[tuple[int, str], Any] = {}
 
 
 def _filesystem(protocol: str) -> Any:
-    if protocol not in _filesystems:
-        _filesystems[protocol] = _connect(protocol)
-    return _filesystems[protocol]
+    key = os.getpid(), protocol
+    if key not in _filesystems:
+        _filesystems[key] = _connect(protocol)
+    return _filesystems[key]
 
 
 def _connect(protocol: str) -> Any:

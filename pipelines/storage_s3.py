@@ -25,7 +25,7 @@ PATIENCE_VARIABLE = "DDPM_STORAGE_PATIENCE_S"
 _PATIENCE_S = 180.0
 # Full jitter (Brooker 2015, "Exponential backoff and jitter"): a uniform draw from 0 to a bound that doubles. The
 # first is short, because most faults concern one request only.
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.02, 5.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.01, 5.0
 # A silence of the store within a request; and how long nothing at all may succeed before a person is told.
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _SILENCE_S = 5, 20, 3.0
 _CONNECTIONS = 32
@@ -65,6 +65,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
     # Of s3fs' own: left for the few errors that botocore raises without asking its handlers, such as for an error
     # message that breaks off.
     retries = 5
+    _s3: Any
 
     def __init__(self, **options: Any) -> None:
         config = {
@@ -73,6 +74,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
             "read_timeout": _READ_TIMEOUT_S,
             "max_pool_connections": _CONNECTIONS,
         }
+        self._patience = _Patience(_patience_s())
         # Other processes write, too: a remembered listing would hide their objects.
         super().__init__(**{"use_listings_cache": False, "config_kwargs": config, **options})
 
@@ -81,7 +83,10 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
         before = self._s3
         try:
             client = await super().set_session(refresh, kwargs or {})
-        except ValueError:  # repeats the URL, and with it what it must not carry
+        except ValueError as error:
+            if isinstance(error, boto.BotoCoreError):
+                raise
+            # From none: it repeats the URL, and with it what it must not carry.
             raise StorageError("AWS_ENDPOINT_URL: is no URL; write it as http://host:port or https://host") from None
         if client is not before:
             endpoint = client.meta.endpoint_url
@@ -91,7 +96,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
                     f"AWS_ENDPOINT_URL = {endpoint_name(endpoint)}: must not carry credentials; "
                     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
-            client.meta.events.register("needs-retry.s3", _Patience(patience()), unique_id="patience")
+            client.meta.events.register("needs-retry.s3", self._patience, unique_id="patience")
         return client
 
     async def _pipe_file(self, path: str, data: bytes, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +109,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
                     raise
 
 
-def patience() -> float:
+def _patience_s() -> float:
     """Seconds for which a request is repeated, from the environment.
 
     Raises:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
@@ -35,11 +36,13 @@ def s3_prefix(s3_server: S3Store | ExternalStore, monkeypatch: pytest.MonkeyPatc
         for name, value in s3_server.environment.items():
             patch.setenv(name, value)
         forget_connections()
+        environment = dict(os.environ)
         prefix = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
         yield prefix
         if isinstance(s3_server, ExternalStore):
-            forget_connections()
-            Location.parse(prefix).delete_tree()
+            with mock.patch.dict(os.environ, environment, clear=True):  # the test may have changed it
+                forget_connections()
+                Location.parse(prefix).delete_tree()
     forget_connections()
 
 

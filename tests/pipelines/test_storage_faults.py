@@ -237,7 +237,11 @@ def _read(uri: str, answers: Any) -> None:
     answers.put(Location.parse(uri).read_bytes())
 
 
-def test_a_forked_process_has_connections_of_its_own(s3_prefix: str) -> None:
+def test_a_forked_process_has_connections_of_its_own_and_leaves_those_of_its_parent(
+    s3_proxy: FaultProxy, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_s3, "_READ_TIMEOUT_S", 1)
+    forget_connections()
     file = Location.parse(s3_prefix) / "file"
     file.write_bytes(b"content")
     context = multiprocessing.get_context("fork")
@@ -247,6 +251,9 @@ def test_a_forked_process_has_connections_of_its_own(s3_prefix: str) -> None:
     child.join(30)
     assert child.exitcode == 0
     assert answers.get() == b"content"
+    before = s3_proxy.counts()["requests"]
+    assert file.read_bytes() == b"content"
+    assert s3_proxy.counts()["requests"] - before == 1, "the parent's connection had gone deaf"
 
 
 def test_a_pickled_file_system_keeps_its_patience_and_carries_no_secret(
