@@ -335,7 +335,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 # By process: the child of a fork inherits connections that its parent goes on using, but not the thread that serves
-# them. It must not close them either, which forgetting them would do.
+# them; it must not forget them either, because closing them would wait for that thread.
 _filesystems: dict[tuple[int, str], Any] = {}
 
 
