@@ -1,5 +1,6 @@
 """A bad input, and what a job makes of it: its own script in a process of its own, with little memory and time."""
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -108,6 +109,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 def _run_command(command: str, argv: list[str], work: Path, logs: Path) -> None:
     """In the job's process: what `python jobs/JOB.py ARGUMENTS` does in a shell in `work`."""
+    gc.freeze()  # the libraries' objects are shared with the process forked from, and not to be looked through
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT), descriptor)
     for name in [*os.environ]:

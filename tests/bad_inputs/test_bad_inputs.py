@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import archives, datasets, fields, folders, models, recipes, runs, tables
+from bad_inputs.files import prepared
 from bad_inputs.harness import MEMORY_BYTES, REPOSITORY, SECONDS, Case, Outcome, run
+from bad_inputs.model_files import model_files
 
 CASES: list[Case] = [
     case for area in (recipes, fields, folders, archives, tables, datasets, models, runs) for case in area.CASES
@@ -52,6 +54,7 @@ def _in_parallel(request: pytest.FixtureRequest) -> None:
         for item in request.session.items
         if "_in_parallel" in item.fixturenames and hasattr(item, "callspec")
     ]
+    prepared(), model_files()  # what most are made of, once
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(outcome_of, selected))
 
