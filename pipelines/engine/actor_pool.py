@@ -15,7 +15,7 @@ from pipelines.config import require
 # An actor that dies on the same task this often is killed by the task (memory), not by its machine.
 _MAX_TASK_RETRIES = 5
 # Ray Data gives up when a node is lost at certain moments; so many times without a result in between we do, too.
-_MAX_LOSSES = 5
+_MAX_LOSSES = 2
 # Ray's driver keeps some kilobytes for each task; beyond this many indices, a task computes several.
 _MAX_TASKS = 4096
 
