@@ -18,7 +18,8 @@ from pipelines import cluster
 from pipelines.config import digest, require
 from pipelines.data import dataset
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, Compute, ShardedOutput, ShardRecord, read_manifest
+from pipelines.engine.manifest import MANIFEST, checked_manifest
+from pipelines.engine.shards import Compute, ShardedOutput, ShardRecord
 from pipelines.evaluation import first_pass
 from pipelines.evaluation import shard as term_shard
 from pipelines.evaluation.report import headline_of
@@ -84,7 +85,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         raise DataError(
             f"{location / MANIFEST}: format {name!r} is not of this software; give a data set, sample set or evaluation"
         )
-    manifest, kind = read_manifest(location), _KINDS[name]
+    manifest, kind = checked_manifest(location / MANIFEST, content), _KINDS[name]
     result = VerifyResult(f"{kind.title} {location}")
     if config.recompute and kind.factory is None:
         raise ConfigError(

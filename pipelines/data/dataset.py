@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.engine.shards import MANIFEST, ShardRecord, read_manifest, require_in
+from pipelines.engine.manifest import MANIFEST, read_manifest, require_in
+from pipelines.engine.shards import ShardRecord
 from pipelines.storage import Location
 
 FORMAT = "ddpm-prepared-data-set"

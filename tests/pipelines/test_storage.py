@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import threading
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from s3_store import READ_ONLY_KEY, READ_ONLY_SECRET, ExternalStore, S3Store
+from small_disk import small_disk
 
 from ddpm_core.errors import StorageError
 from pipelines.storage import Location, forget_connections, json_bytes
@@ -275,26 +275,15 @@ def test_a_killed_writer_leaves_nothing_visible(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True, text=True)
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small disk: {made.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
-def test_full_disk_is_one_line_and_leaves_the_old_content(small_disk: Path) -> None:
-    file = Location.parse(small_disk / "file")
-    file.write_bytes(b"old")
-    for write in (file.write_bytes, (file.parent / "new").create):
-        with pytest.raises(StorageError, match=r"cannot write: the disk is full"):
-            write(bytes(2**20))
-    assert file.read_bytes() == b"old"
-    assert [path.name for path in small_disk.iterdir()] == ["file"]
+def test_full_disk_is_one_line_and_leaves_the_old_content(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "256k") as disk:
+        file = Location.parse(disk / "file")
+        file.write_bytes(b"old")
+        for write in (file.write_bytes, (file.parent / "new").create):
+            with pytest.raises(StorageError, match=r"cannot write: the disk is full"):
+                write(bytes(2**20))
+        assert file.read_bytes() == b"old"
+        assert [path.name for path in disk.iterdir()] == ["file"]
 
 
 def test_unwritable_places_are_one_line(tmp_path: Path) -> None:

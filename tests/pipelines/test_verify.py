@@ -15,7 +15,8 @@ from ddpm_core.errors import ConfigError, DataError
 from ddpm_core.model import load_model
 from pipelines.config import digest
 from pipelines.data.ingest import IngestConfig, ensure_embedded, ingest
-from pipelines.engine.shards import MANIFEST, ShardedOutput
+from pipelines.engine.manifest import MANIFEST
+from pipelines.engine.shards import ShardedOutput
 from pipelines.models import find_model
 from pipelines.sampling.job import request_of
 from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SampleShards

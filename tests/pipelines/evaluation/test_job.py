@@ -23,7 +23,8 @@ from ddpm_core.errors import ConfigError, DataError, ModelError, RequestMismatch
 from ddpm_core.model import WEIGHTS_FILE, load_model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, ShardedOutput
+from pipelines.engine.manifest import MANIFEST
+from pipelines.engine.shards import ShardedOutput
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.shard import DIRECTORY, TermShards

@@ -19,7 +19,8 @@ from sample_runs import save_tiny_model, tiny
 from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from ddpm_core.model import load_model
 from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MANIFEST, ShardedOutput
+from pipelines.engine.manifest import MANIFEST
+from pipelines.engine.shards import ShardedOutput
 from pipelines.models import find_model
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import request_of, sample
