@@ -236,7 +236,7 @@ class Location:
         """
         try:
             return json.loads(self.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"{self.uri}: is not JSON ({error}); it was damaged, restore or delete it") from error
 
     def write_json(self, value: Any) -> None:
@@ -280,6 +280,8 @@ class Location:
                     path.unlink(missing_ok=True)
 
     def _read(self) -> bytes:
+        if self.is_local and Path(self.path).is_fifo():
+            raise StorageError(f"{self.uri}: cannot read: is a named pipe, no file; remove it")
         # One request, so that the content is that of one moment: s3fs would ask for the size, then for ranges.
         options = {"max_concurrency": 1} if self.protocol in _S3_PROTOCOLS else {}
         return bytes(self.fs.cat_file(self.path, **options))

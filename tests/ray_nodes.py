@@ -6,11 +6,14 @@ import time
 from collections.abc import Mapping
 from unittest.mock import patch
 
+import psutil
 from job_process import JobProcess
 from network_namespaces import Machines
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from pipelines.spot_notice import Raylet
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -111,17 +114,10 @@ class RayMachines:
         assert drain.wait() == 0, drain.text
 
     def _node_id(self, n: int) -> str:
-        """By a machine's address, asked of the cluster."""
-        program = (
-            "import sys, ray._private.state as state; from ray._raylet import GcsClientOptions\n"
-            "state.state._initialize_global_state(GcsClientOptions.create(sys.argv[1], None, True, True))\n"
-            "print(*(n['NodeID'] for n in state.state.node_table() if n['NodeManagerAddress'] == sys.argv[2]))"
-        )
-        asked = JobProcess(
-            "-c", program, self.address, self._machines.addresses[n], environment=self.environment, on=self.driver
-        )
-        assert asked.wait() == 0, asked.text
-        return asked.text.split()[-1]
+        children = {
+            child.name(): child.pid for child in psutil.Process(self._processes[n].pid).children(recursive=True)
+        }
+        return Raylet.find(children["raylet"]).node_id
 
     def close(self) -> None:
         """End Ray everywhere."""

@@ -1,6 +1,7 @@
 """Running a function of an index on a pool of Ray actors, whatever dies meanwhile."""
 
 import pickle
+import socket
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from pipelines.config import require
 # An actor that dies on the same task this often is killed by the task (memory), not by its machine.
 _MAX_TASK_RETRIES = 5
 # Ray Data gives up when a node is lost at certain moments; so many times without a result in between we do, too.
-_MAX_LOSSES = 2
+_MAX_LOSSES = 5
+# A node that does not answer within so many seconds is cut off.
+_NODE_ANSWERS_S = 5
 # Ray's driver keeps some kilobytes for each task; beyond this many indices, a task computes several.
 _MAX_TASKS = 4096
 
@@ -134,6 +137,7 @@ def _run_once(
     blocks.context.enable_progress_bars = False
     blocks.context.print_on_execution_start = False
     blocks.context.target_max_block_size = 1  # a result arrives when it is there, not when its task is done
+    dead = _dead_nodes()
     with warnings.catch_warnings():
         # Ray 2.60 announces another spelling of max_task_retries but has none yet.
         warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
@@ -155,10 +159,25 @@ def _run_once(
                 if isinstance(result, Exception):
                     raise result
                 yield result
-    except (ActorUnavailableError, NodeDiedError, ObjectLostError) as error:
-        raise _NodeLost(error) from error
     except RayError as error:
+        # An actor that dies of its own task can be reported as unavailable, too.
+        if isinstance(error, ActorUnavailableError | NodeDiedError | ObjectLostError) and _dead_nodes() - dead:
+            raise _NodeLost(error) from error
         raise _gave_up(where, error) from error
+
+
+def _dead_nodes() -> set[str]:
+    """The ids of the nodes that Ray knows to be dead, and of those that it will find dead in some seconds."""
+    import ray
+
+    def answers(node: dict[str, Any]) -> bool:
+        try:
+            socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _NODE_ANSWERS_S).close()
+        except OSError:
+            return False
+        return True
+
+    return {node["NodeID"] for node in ray.nodes() if not (node["Alive"] and answers(node))}
 
 
 def _gave_up(where: str, error: Exception) -> ClusterError:

@@ -109,11 +109,13 @@ class CheckpointStore:
         return sorted(int(match[1]) for match in found if match)
 
     def newest(self, notify: Callable[[str], None] = lambda message: None) -> Checkpoint | None:
-        """The newest checkpoint that is intact; each corrupt one passed over is told to `notify`.
+        """The newest checkpoint that is intact, or None before the first; `notify` is told of corrupt ones passed over.
 
         Raises:
+            CheckpointError: There are checkpoints, and none is intact: to begin anew would hide the loss.
             StorageError: The store cannot be read now, which says nothing about the checkpoint.
         """
+        corrupt: list[CheckpointError] = []
         for step in reversed(self.steps()):
             try:
                 checkpoint = self.load(step)
@@ -121,7 +123,13 @@ class CheckpointStore:
                 return checkpoint
             except CheckpointError as error:
                 notify(f"checkpoint of step {step} is corrupt and passed over: {error}")
-        return None
+                corrupt.append(error)
+        if not corrupt:
+            return None
+        raise CheckpointError(
+            f"{self.location.uri}: holds no intact checkpoint, only {len(corrupt)} corrupt ({corrupt[0]}); restore one "
+            "from a backup, or delete the directory to begin anew"
+        )
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of a step, its files not yet verified.
@@ -151,11 +159,9 @@ class CheckpointStore:
         Raises:
             CheckpointError: The run has no intact checkpoint.
         """
-        passed_over: list[str] = []
-        newest = self.newest(passed_over.append)
+        newest = self.newest()
         if newest is None:
-            reason = f" ({passed_over[0]})" if passed_over else ""
-            raise CheckpointError(f"{self.location.uri}: holds no intact checkpoint{reason}; name a run that has one")
+            raise CheckpointError(f"{self.location.uri}: holds no checkpoint; name a run that has one")
         try:
             return newest.state, Ledger.from_bytes(newest.read("ledger.parquet"))
         except CheckpointError as error:

@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 TrainLoop = Callable[[dict[str, TrainJob]], None]
+_RESULT_FIELDS = {
+    "step": int,
+    "model": str,
+    "model_id": str,
+    "dataset_id": str,
+    "grid": str,
+    "validation": dict | None,
+    "parameters": int,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     Raises:
         ConfigError: The network cannot take the images, or the run is longer than `train.steps`.
         DataError: A data set is missing, damaged, or has another shape than the other.
-        CheckpointError: The run's checkpoints were made from another data set or under another config.
+        CheckpointError: The run's checkpoints are corrupt, or made from another data set or under another config.
         ClusterError: Ray is out of reach, or workers were lost more than `cluster.max_failures` times.
         NonFiniteLossError: The loss became NaN or infinite.
         StorageError: `root` cannot be read or written.
@@ -62,6 +71,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     newest = CheckpointStore.open(run.uri).newest()
     if newest is not None:
         _check_resumable(newest, config, train_set)
+    result = _result(run)
     job = TrainJob(
         config,
         run.uri,
@@ -73,10 +83,11 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     status = "FAILED"
     try:
         driver.announce(train_set, validation_set)
-        if not _is_finished(run, config):
+        if result is None or result["step"] != config.train.steps:
             (run / "config.json").write_json(as_dict(config))
             driver.fit(loop)
-        result = (run / RESULT).read_json()
+            result = _result(run)
+        assert result is not None
         driver.register(result)
         status = "FINISHED"
     except Interrupted:
@@ -106,9 +117,17 @@ def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedD
         raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {advice}")
 
 
-def _is_finished(run: Location, config: TrainConfig) -> bool:
-    result = run / RESULT
-    return result.exists() and bool(result.read_json()["step"] == config.train.steps)
+def _result(run: Location) -> dict[str, Any] | None:
+    """What the run's last training to the end has left."""
+    path = run / RESULT
+    if not path.exists():
+        return None
+    result = path.read_json()
+    if not isinstance(result, dict) or not all(isinstance(result.get(n), kind) for n, kind in _RESULT_FIELDS.items()):
+        raise CheckpointError(
+            f"{path.uri}: is not the result of a training; delete it and run again: it is made anew from the checkpoint"
+        )
+    return result
 
 
 class _Driver:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ def _evaluate(make: Callable[[Path], None], *options: str) -> Build:
         return ["evaluate.py", *arguments, "--root", "root", *options]
 
     return build
+
+
+def _pipe(at: Path) -> list[str]:
+    command = _train()(at)
+    (at / "data/manifest.json").unlink()
+    os.mkfifo(at / "data/manifest.json")
+    return command
 
 
 def _manifest(text: bytes) -> Build:
@@ -138,6 +146,8 @@ _FORMAT = "this software reads 'ddpm-prepared-data-set' version 1"
 CASES = [
     _case("no manifest", lambda at: ["train.py", "--root", "root", "--data.train", "data"], "not a prepared data set"),
     _case("manifest of zero bytes", _manifest(b""), "data/manifest.json: is not JSON"),
+    _case("manifest of 100,000 nested lists", _manifest(b"[" * 10**5), "data/manifest.json: is not JSON"),
+    _case("manifest that is a named pipe", _pipe, "data/manifest.json: cannot read: is a named pipe"),
     _case("manifest cut off", _manifest(b'{"format": "ddpm-pre'), "data/manifest.json: is not JSON"),
     _case("manifest that is a list", _manifest(b"[]"), "data/manifest.json: format None version None", _FORMAT),
     _case("manifest with bytes that are no text", _manifest(b"\xff\xfe\x00"), "data/manifest.json: is not JSON"),

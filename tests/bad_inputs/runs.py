@@ -65,10 +65,10 @@ def _damaged(name: str, content: bytes) -> Callable[[Path], None]:
     return make
 
 
-def _train(dataset: Json) -> Build:
+def _train(make: Callable[[Path], object]) -> Build:
     def build(at: Path) -> list[str]:
         data_set(at / "data")
-        checkpoint(at / "root" / "runs" / "digits", dataset=dataset)
+        make(at / "root" / "runs" / "digits")
         return ["train.py", "--root", "root", "--data.train", "data", "--data.validation", "null"]
 
     return build
@@ -79,7 +79,7 @@ def _id_of_data() -> str:
 
 
 def _other_config(at: Path) -> list[str]:
-    return _train({"id": _id_of_data(), "num_rows": 20})(at)
+    return _train(lambda run: checkpoint(run, dataset={"id": _id_of_data(), "num_rows": 20}))(at)
 
 
 def _spool(content: bytes) -> Build:
@@ -140,27 +140,23 @@ def _record(content: bytes) -> Build:
     return build
 
 
-_PASSED_OVER = "run/checkpoints: holds no intact checkpoint (checkpoint of step 4 is corrupt and passed over: "
+_CORRUPT = "run/checkpoints: holds no intact checkpoint, only 1 corrupt ("
 _NO_LEDGER = "run/checkpoints/step-00000004/ledger.parquet: cannot be read ("
 _ONE_EPOCH: Json = {"epoch": pa.array([0], pa.int64()), "rows": pa.array([16], pa.int64())}
 
 CASES = [
-    Case(
-        "Training run", "no checkpoint", lambda at: ["ledger", "run"], ("run/checkpoints: holds no intact checkpoint;",)
-    ),
-    _ledger("state.json of zero bytes", _damaged("state.json", b""), _PASSED_OVER, "state.json: is not JSON"),
-    _ledger(
-        "state.json that is a list", _damaged("state.json", b"[]"), _PASSED_OVER, "is not the commit of a checkpoint"
-    ),
-    _state("checkpoint of another step", lambda state: state.update(step=5), _PASSED_OVER, "a checkpoint of step 4"),
-    _state("checkpoint without files", lambda state: state.pop("files"), _PASSED_OVER, "files = None: must give"),
+    Case("Training run", "no checkpoint", lambda at: ["ledger", "run"], ("run/checkpoints: holds no checkpoint;",)),
+    _ledger("state.json of zero bytes", _damaged("state.json", b""), _CORRUPT, "state.json: is not JSON"),
+    _ledger("state.json that is a list", _damaged("state.json", b"[]"), _CORRUPT, "is not the commit of a checkpoint"),
+    _state("checkpoint of another step", lambda state: state.update(step=5), _CORRUPT, "a checkpoint of step 4"),
+    _state("checkpoint without files", lambda state: state.pop("files"), _CORRUPT, "files = None: must give"),
     _state(
         "checkpoint with a file outside",
         lambda state: state["files"].update({"../../../etc/passwd": {"bytes": 1, "sha256": "0"}}),
-        _PASSED_OVER,
+        _CORRUPT,
         "must give bytes and sha256 of its files",
     ),
-    _state("checkpoint without data set", lambda state: state.pop("dataset"), _PASSED_OVER, "dataset = None: must be"),
+    _state("checkpoint without data set", lambda state: state.pop("dataset"), _CORRUPT, "dataset = None: must be"),
     _state(
         "checkpoint without a row count", lambda state: state["dataset"].pop("num_rows"), "run: ", "dataset.num_rows"
     ),
@@ -170,11 +166,11 @@ CASES = [
         lambda state: state["config"]["train"].update(batch_size=5),
         "run: epoch 0 used 16 distinct rows",
     ),
-    _ledger("file cut off", _damaged("weights.safetensors", b"weig"), _PASSED_OVER, "holds 4 bytes that are not the 7"),
+    _ledger("file cut off", _damaged("weights.safetensors", b"weig"), _CORRUPT, "holds 4 bytes that are not the 7"),
     _ledger(
         "file missing",
         lambda run: (_damaged("x", b"")(run), (run / STATE).with_name("ledger.parquet").unlink()),
-        _PASSED_OVER,
+        _CORRUPT,
         "ledger.parquet: is missing",
     ),
     _ledger("ledger that is no Parquet", lambda run: checkpoint(run, ledger=b"x" * 99), _NO_LEDGER, "restore"),
@@ -193,8 +189,20 @@ CASES = [
     Case(
         "Training run",
         "of another data set",
-        _train({"id": "e" * 64, "num_rows": 20}),
+        _train(lambda run: checkpoint(run, dataset={"id": "e" * 64, "num_rows": 20})),
         ("data.train = data: the data set has changed since the run's checkpoint of step 4 (id eeeeeeeeeeee ->",),
+    ),
+    Case(
+        "Training run",
+        "continued from corrupt checkpoints",
+        _train(_damaged("weights.safetensors", b"weig")),
+        ("digits/checkpoints: holds no intact checkpoint, only 1 corrupt (", "to begin anew"),
+    ),
+    Case(
+        "Training run",
+        "result without a model",
+        _train(lambda run: write(run, {"result.json": b'{"step": 1000}'})),
+        ("digits/result.json: is not the result of a training; delete it",),
     ),
     Case(
         "Training run",

@@ -44,7 +44,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_only_the_commit_makes_a_checkpoint(tmp_path: Path) -> None:
     store = CheckpointStore.open(str(tmp_path))
     assert store.newest() is None
-    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; name a run that has one"):
         store.load_ledger()
     digests = store.write(100, files(100))
     assert store.steps() == []
@@ -119,7 +119,8 @@ def test_several_damaged_checkpoints_and_none_left(tmp_path: Path) -> None:
         flip_a_bit(tmp_path / f"checkpoints/step-{step:08d}/weights.safetensors")
     assert store.newest(lines.append).step == 100
     flip_a_bit(tmp_path / "checkpoints/step-00000100/weights.safetensors")
-    assert store.newest(lines.append) is None
+    with pytest.raises(CheckpointError, match=r"holds no intact checkpoint, only 3 corrupt \(.*step-00000300"):
+        store.newest(lines.append)
     assert len(lines) == 2 + 3
 
 
@@ -187,5 +188,6 @@ def test_round_trip_through_object_storage(s3_prefix: str) -> None:
     assert newest.read("weights.safetensors") == files(200)["weights.safetensors"]
     assert "holds 4,999 bytes" in lines[0]
     (store.directory(200) / "ledger.parquet").delete()
-    assert store.newest(lines.append) is None
+    with pytest.raises(CheckpointError, match="only 2 corrupt"):
+        store.newest(lines.append)
     assert "ledger.parquet: is missing" in lines[-1]
