@@ -25,6 +25,9 @@ from pipelines.training.validation import BitsPerDim, Ranks, sample_images, vali
 
 Record = dict[str, Any]
 RESULT = "result.json"
+# Reports that may be lost with the controller or another rank: Ray holds one, and one can be on its way, half
+# arrived, with the next one taken already.
+_UNSURE_REPORTS = 3
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Worker:
         self.used = Ledger()  # what this rank used since the last checkpoint
         self.used_before = Ledger()  # rank 0: what all ranks used up to the last checkpoint
         self.outbox: list[Record] = []  # to be reported
-        self.since_checkpoint: list[Record] = []  # kept with the next checkpoint: see _checkpoint
+        self.unsure: list[list[Record]] = [[]]  # by report, kept with the next checkpoint: see _checkpoint
         self.results: list[tuple[StepResult, float]] = []  # of the steps not yet collected, with their times
         self.last_validation: BitsPerDim | None = None
         self.preemption_saved = False
@@ -244,8 +247,8 @@ class Worker:
     def _checkpoint(self, done: int) -> None:
         """Save everything that a resumed run needs to go on as if nothing had happened.
 
-        The records since the last checkpoint go with it: should they have been lost on their way to the
-        tracker when the run dies, the resumed run reports them again.
+        The records since the last checkpoint go with it, and those of the last reports: should they have been
+        lost on their way to the tracker when the run dies, the resumed run reports them again.
         """
         parts = self.ranks.gather(self.used)
         self.used = Ledger()
@@ -262,10 +265,10 @@ class Worker:
                 **self._provenance(done),
                 "model_id": model_id_of(model),
                 "world_size": self.ranks.world_size,
-                "records": self.since_checkpoint,
+                "records": [record for report in self.unsure for record in report],
             }
             self.writer.save(done, files, state)
-            self.since_checkpoint = []
+        del self.unsure[: -1 - _UNSURE_REPORTS]
 
     def _provenance(self, done: int) -> Record:
         dataset = {"id": self.dataset.dataset_id, "uri": self.job.train, "num_rows": self.dataset.num_rows}
@@ -294,7 +297,8 @@ class Worker:
         if self.ranks.rank == 0:
             self.used_before = Ledger.from_bytes(checkpoint.read("ledger.parquet"))
             self.used_before.check(self.dataset.num_rows, step, self.config.train.batch_size)
-            self.outbox += checkpoint.state["records"]
+            for record in checkpoint.state["records"]:
+                self._record(record)
         self._say(f"resumed at step {step:,} on {self.ranks.world_size} worker(s)")
         return int(step)
 
@@ -331,7 +335,7 @@ class Worker:
     def _record(self, record: Record) -> None:
         if self.ranks.rank == 0:
             self.outbox.append(record)
-            self.since_checkpoint.append(record)
+            self.unsure[-1].append(record)
 
     def _report(self) -> None:
         import ray.train
@@ -340,4 +344,5 @@ class Worker:
         if self.node is not None:
             values = self.node.read(self.device)
             records.append({"kind": "metrics", "step": self.done, "values": values})
+        self.unsure.append([])
         ray.train.report({"records": records})
