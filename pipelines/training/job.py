@@ -138,7 +138,9 @@ class _Driver:
         self.started = time.monotonic()
         self.fatal: DDPMError | None = None
         self.progress: ProgressLine | None = None
-        self.thread: threading.Thread | None = None  # runs Ray Train
+        # Not Thread.is_alive: Python 3.11 takes a thread for dead when a signal interrupts waiting for it.
+        self.idle = threading.Event()  # Ray Train does not run
+        self.idle.set()
         self.rate, self.loss = 0.0, float("nan")
         local_root = Path(root.path) if root.is_local else Path("~/ddpm").expanduser()
         key = f"train/{run.uri}"
@@ -195,10 +197,10 @@ class _Driver:
                 )
         self.progress = ProgressLine(config.name, config.train.steps, "steps")
         failure: list[BaseException] = []
-        self.thread = threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True)
-        self.thread.start()
-        while self.thread.is_alive() and self.fatal is None:
-            self.thread.join(0.2)  # in slices: a signal's handler runs between two of them
+        self.idle.clear()
+        threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True).start()
+        while not self.idle.wait(0.2) and self.fatal is None:
+            pass  # a signal's handler runs between two waits
         if self.fatal is None and failure:
             self.tracker.catch_up()  # the controller's last words may still be on their way
         if self.fatal is None and failure:
@@ -237,6 +239,8 @@ class _Driver:
             trainer.fit()
         except Exception as error:  # noqa: BLE001  # handed to the main thread
             failure.append(error)
+        finally:
+            self.idle.set()
 
     def _hear(self, record: Record) -> None:
         """Show a record that has just been spooled (called from the tracker's thread)."""
@@ -287,7 +291,7 @@ class _Driver:
             self.progress.close()
         # Ray ends a process at once in which one thread leaves while another still waits for an answer. A
         # training that is given up is therefore left to end with this process, as after a kill.
-        if self.thread is None or not self.thread.is_alive():
+        if self.idle.is_set():
             cluster.disconnect()
         return self.tracker.finish(status, timeout_s=60.0)
 
