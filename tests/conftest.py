@@ -28,6 +28,14 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
+# Begun before all others: otherwise one process would wait for the other at the end.
+LONGEST = ("test_operations.py", "test_chaos.py", "test_nodes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos", "tests/chaos")
     group.addoption("--faults", type=int, default=4, help="faults that happen to each job")

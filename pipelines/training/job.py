@@ -216,10 +216,17 @@ class _Driver:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
+        class Trainer(TorchTrainer):
+            # One of them asks the dashboard whether the controller lives, to free its resources when it does not;
+            # those of a dead driver are free anyway, and without a dashboard every training waits 12 s at its end.
+            def _create_default_callbacks(self) -> list[Any]:
+                callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray Train v2's
+                return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
         scaling = self.config.cluster
         # Ray's own files; our checkpoints and their commit are not among them (docs/adr/0003).
         storage = self.run / "ray"
-        trainer = TorchTrainer(
+        trainer = Trainer(
             loop,
             train_loop_config={"job": self.job},
             scaling_config=ScalingConfig(
