@@ -128,7 +128,7 @@ class CheckpointStore:
             return None
         raise CheckpointError(
             f"{self.location.uri}: holds no intact checkpoint, only {len(corrupt)} corrupt ({corrupt[0]}); restore one "
-            "from a backup, or delete the directory to begin anew"
+            "from a backup, or give the run another `name`"
         )
 
     def load(self, step: int) -> Checkpoint:

@@ -196,7 +196,7 @@ CASES = [
         "Training run",
         "continued from corrupt checkpoints",
         _train(_damaged("weights.safetensors", b"weig")),
-        ("digits/checkpoints: holds no intact checkpoint, only 1 corrupt (", "to begin anew"),
+        ("digits/checkpoints: holds no intact checkpoint, only 1 corrupt (", "another `name`"),
     ),
     Case(
         "Training run",

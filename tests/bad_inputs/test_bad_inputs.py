@@ -2,7 +2,7 @@
 
 The table of all of them is docs/bad_inputs.md. This prints it and writes it anew:
 
-    UPDATE_BAD_INPUTS=1 uv run pytest tests/bad_inputs -s
+    UPDATE_BAD_INPUTS=1 uv run pytest tests/bad_inputs -n 0 -s
 """
 
 import functools
@@ -28,7 +28,7 @@ What the jobs say to {count} bad inputs. `tests/bad_inputs` makes each of them, 
 process that may take {mebibytes} MiB beyond its libraries and {seconds} seconds, and demands: the exit code (1, or 2
 for usage and configuration), one `error:` line without control characters, nothing written but what an unfinished
 output is made of, and no input touched. This page is made by that test: `UPDATE_BAD_INPUTS=1 uv run pytest
-tests/bad_inputs -s`.
+tests/bad_inputs -n 0 -s`.
 
 Long lines are cut off; what libraries say stands in brackets and depends on their versions.
 

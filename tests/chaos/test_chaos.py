@@ -2,7 +2,7 @@
 
 In full, with the table in docs/operations.md made anew:
 
-    uv run pytest tests/chaos --faults 28 --fault-seed 1 --fault-table docs/operations.md
+    uv run pytest tests/chaos -n 0 --faults 28 --fault-seed 1 --fault-table docs/operations.md
 """
 
 from collections.abc import Iterator
