@@ -3,12 +3,14 @@
 import gc
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import runpy
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -23,6 +25,8 @@ COMMANDS = {
     "ledger": "pipelines.data.ledger",
     "tracker": "pipelines.tracking.tracker",
 }
+# Starting a process looks for exit codes of others too, and of two threads that read one only one gets it.
+_REAPING = threading.Lock()
 # Imported once by the process that the jobs' processes are forked from.
 _PRELOADED = [
     "__main__",
@@ -87,10 +91,12 @@ def run(case: Case, directory: Path) -> Outcome:
     command, *argv = case.build(work)
     before = _tree(work)
     process = _context().Process(target=_run_command, args=(command, argv, work, logs))
-    process.start()
-    process.join(SECONDS)
-    if process.is_alive():
+    with _REAPING:
+        process.start()
+    if not multiprocessing.connection.wait([process.sentinel], SECONDS):
         process.kill()
+        multiprocessing.connection.wait([process.sentinel])
+    with _REAPING:
         process.join()
     assert process.exitcode is not None
     after = _tree(work)

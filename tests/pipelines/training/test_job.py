@@ -40,9 +40,9 @@ def test_a_training_leaves_checkpoints_a_model_grids_and_its_record(one_worker: 
     run = run_directory(one_worker)
     assert checkpoints(one_worker).steps() == [18, 24]
     assert_each_row_once(one_worker)
-    # Any of the last three reports (of steps 20, 18 and 15) may still be on its way when the run dies.
+    # Any of the three reports before (of steps 20, 18 and 15) may still be on its way when the run dies.
     records = checkpoints(one_worker).load(24).state["records"]
-    assert [record["step"] for record in records if "train/loss" in record.get("values", ())] == list(range(13, 25))
+    assert {*range(13, 25)} <= {record["step"] for record in records if "train/loss" in record.get("values", ())}
     result = (run / "result.json").read_json()
     model = load_model(result["model"])
     assert model.model_id == result["model_id"]
