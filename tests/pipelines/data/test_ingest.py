@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, StorageError
@@ -238,9 +239,11 @@ def test_a_killed_job_continues_and_ends_in_the_same_bytes(ray_cluster: None, tm
     source, whole, output = (str(tmp_path / name) for name in ("in", "whole", "out"))
     ingest(IngestConfig(source, whole, num_workers=3, shard_mib=1))
     command = [sys.executable, "jobs/ingest.py", "--source", source, "--output", output, "--shard_mib", "1"]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     for stage in ("decoded", "data"):
         records = Location.parse(output) / "_work/records" / stage
-        killed = subprocess.Popen([*command, "--num_workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+        job = [*command, "--num_workers", "2"]
+        killed = subprocess.Popen(job, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
         while not records.list():
             assert killed.poll() is None, f"the job ended before its first {stage} shard was seen"
             time.sleep(0.01)
