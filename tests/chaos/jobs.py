@@ -21,11 +21,11 @@ from ddpm_core.unet import UNetConfig
 _INGEST = """
 import runpy
 from pipelines.data import ingest
-ingest._UNIT_BYTES = 2**18
+ingest._UNIT_BYTES = 2**16
 runpy.run_path("jobs/ingest.py", run_name="__main__")
 """
 TRAIN_BATCH = 64
-_UNIT_IMAGES, _SIDE, _TAR_IMAGES = 21, 64, 100
+_UNIT_IMAGES, _SIDE, _TAR_IMAGES = 21, 32, 100
 
 
 @dataclass(frozen=True)
