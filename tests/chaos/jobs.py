@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError, ClientError
 from chaos.world import World
 from PIL import Image
 from sample_runs import save_tiny_model
@@ -73,7 +74,7 @@ class Store:
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return sorted(item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", []))
-        except self._client.exceptions.ClientError:
+        except (BotoCoreError, ClientError):
             return []
 
 
