@@ -28,7 +28,9 @@ import fcntl
 import json
 import logging
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,34 +74,48 @@ def _plain(value: Any) -> Any:
 
 
 class Spool:
-    """Appends records to the file at `path`; safe in several processes, picklable, holds nothing open."""
+    """Appends records to the file at `path`; safe in several threads and processes, picklable, holds nothing open.
+
+    Records that cannot be written (disk full, directory gone) wait in this process and are written, in order, by the
+    next `append` or `flush` that can.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.dropped = 0
+        self._waiting: deque[bytes] = deque()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Spool"], tuple[Path]]:
+        return Spool, (self.path,)  # what waits here is not for another process to write, too
 
     def append(self, kind: str, **payload: Any) -> None:
         """Append one record in one write, stamped with the time of this call (ms since the epoch) by default.
 
-        Never raises for the file's sake: a record that cannot be written (disk full, directory gone) is
-        counted in `dropped`, and the first one is logged. Raises ValueError for a kind or payload that
-        this module does not define, which is a mistake in the calling code.
+        Never raises for the file's sake: a record that cannot be written waits, which is logged once. Raises
+        ValueError for a kind or payload that this module does not define, which is a mistake in the calling code.
         """
         missing = REQUIRED_FIELDS.get(kind, frozenset({"a known kind"})) - payload.keys()
         if missing:
             raise ValueError(f"spool record {kind!r}: lacks {', '.join(sorted(missing))}")
         record = {"kind": kind, "timestamp_ms": time.time_ns() // 1_000_000, **payload}
         line = (json.dumps(record, default=_plain) + "\n").encode()
-        try:
-            self._write(line)
-        except OSError as error:
-            if self.dropped == 0:
-                log.warning(
-                    "tracking spool %s: cannot be written (%s); the job goes on without tracking records until it can",
-                    self.path,
-                    error.strerror or error,
-                )
-            self.dropped += 1
+        with self._lock:
+            self._waiting.append(line)
+        self.flush()
+
+    def flush(self) -> int:
+        """Write what waits, as far as that is possible now; returns how many records still wait."""
+        with self._lock:
+            while self._waiting:
+                try:
+                    self._write(self._waiting[0])
+                except OSError as error:
+                    if len(self._waiting) == 1:
+                        why = error.strerror or error
+                        log.warning("tracking spool %s: cannot be written (%s); records wait in memory", self.path, why)
+                    break
+                self._waiting.popleft()
+            return len(self._waiting)
 
     def _write(self, line: bytes) -> None:
         # O_APPEND makes a single write atomic against the other processes on a local file system.

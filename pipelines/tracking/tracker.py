@@ -162,9 +162,11 @@ class Tracker:
 
         Returns at once when nothing is pending, and after three failures when MLflow does not answer.
         """
-        self.spool.append("finish", status=status)
-        self._finishing.set()
         deadline = time.monotonic() + timeout_s
+        self.spool.append("finish", status=status)
+        while (unwritten := self.spool.flush()) and time.monotonic() < deadline:
+            time.sleep(0.5)  # a full disk may be freed
+        self._finishing.set()
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         state = self._run.state
@@ -177,6 +179,10 @@ class Tracker:
             advice = (
                 f"{pending} records are not in MLflow yet and wait in {self._path}; "
                 f"run the same command again or: python -m pipelines.tracking.tracker {self._path}"
+            )
+        if unwritten:
+            advice = (
+                f"{unwritten} records are lost, {self._path} cannot be written; free the disk, run the same command"
             )
         return TrackingReport(state.run_id, self.link, pending, self._run.refused, advice)
 

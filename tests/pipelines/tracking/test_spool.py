@@ -76,7 +76,7 @@ def test_several_processes_append_without_mixing(tmp_path):
 def test_a_full_disk_never_raises_and_the_spool_recovers(tmp_path):
     # RLIMIT_FSIZE tears a line in the middle and then refuses, as a full disk does.
     code = """
-import logging, resource, sys
+import logging, pickle, resource, sys
 from pipelines.tracking.spool import Spool
 logging.basicConfig(format="LOG %(message)s", stream=sys.stdout)
 spool = Spool(sys.argv[1])
@@ -84,25 +84,29 @@ spool.append("metrics", step=0, values={})
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (spool.path.stat().st_size + 30, hard))
 for step in (1, 2, 3): spool.append("metrics", step=step, values={})
+print("waiting", spool.flush(), "in a copy", pickle.loads(pickle.dumps(spool)).flush())
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 spool.append("metrics", step=4, values={})
-print("dropped", spool.dropped)
+print("waiting", spool.flush())
 """
     path = tmp_path / "s.jsonl"
     out = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60, check=True)
-    assert "dropped 3" in out.stdout
+    assert out.stdout.splitlines()[-2:] == ["waiting 3 in a copy 0", "waiting 0"]
     assert out.stdout.count("LOG") == 1
     assert str(path) in out.stdout
     records, _, unreadable = read_records(path, 0)
-    assert [r.payload["step"] for r in records] == [0, 4]
+    assert [r.payload["step"] for r in records] == [0, 1, 2, 3, 4]
     assert unreadable == 1
 
 
 def test_a_directory_that_is_gone_never_raises(tmp_path):
     spool = Spool(tmp_path / "gone" / "s.jsonl")
     spool.append("metrics", step=0, values={})
-    assert spool.dropped == 1
+    assert spool.flush() == 1
     assert read_records(spool.path, 0) == ([], 0, 0)
+    spool.path.parent.mkdir()
+    assert spool.flush() == 0
+    assert [record.payload["step"] for record in iter_records(spool.path)] == [0]
 
 
 def test_scalars_of_numpy_and_non_finite_values_survive(tmp_path):

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +23,7 @@ from mlflow_store import (
     write_model,
     write_png,
 )
+from small_disk import small_disk
 
 from ddpm_core.errors import DDPMError, RequestMismatchError
 from pipelines.storage import Location
@@ -35,6 +38,26 @@ def database(tmp_path_factory):
     uri = f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
     MlflowClient(uri).search_experiments()
     return uri
+
+
+def test_the_end_of_a_run_waits_for_room_on_a_full_disk(tmp_path, database):
+    with small_disk(tmp_path, "256k") as disk:
+        tracker = start(disk, database)
+        ballast = disk / "ballast"
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        report_steps(tracker.spool, 0, 1000)
+        assert tracker.spool.flush() > 500, "the disk is full"
+        reports = []
+        ending = threading.Thread(target=lambda: reports.append(tracker.finish("FINISHED", PATIENCE_S)))
+        ending.start()
+        ballast.unlink()
+        ending.join()
+        assert (reports[0].pending, reports[0].advice) == (0, None)
+        client, run = the_run(disk, database)
+        assert run.info.status == "FINISHED"
+        assert curve(client, run) == [(step, step / 4) for step in range(1000)]
 
 
 def test_everything_a_run_records_is_in_mlflow_with_the_times_of_the_spool(tmp_path, database):
