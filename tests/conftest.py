@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos", "tests/chaos")
-    group.addoption("--faults", type=int, default=3, help="faults that happen to each job")
+    group.addoption("--faults", type=int, default=4, help="faults that happen to each job")
     group.addoption("--fault-seed", type=int, default=1, help="which faults, and when")
     group.addoption("--fault-table", help="Markdown file in which to renew the table of faults")
 
