@@ -160,7 +160,8 @@ class Tracker:
     def finish(self, status: str, timeout_s: float = 60.0) -> TrackingReport:
         """End the attempt with `status` (FINISHED, FAILED or KILLED) and wait for MLflow up to `timeout_s`.
 
-        Returns at once when nothing is pending, and after three failures when MLflow does not answer.
+        Returns at once when nothing is pending, and after three failures when MLflow does not answer; records that a
+        full disk refuses are waited for first.
         """
         deadline = time.monotonic() + timeout_s
         self.spool.append("finish", status=status)
