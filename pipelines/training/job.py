@@ -202,8 +202,6 @@ class _Driver:
         while not self.idle.wait(0.2) and self.fatal is None:
             pass  # a signal's handler runs between two waits
         if self.fatal is None and failure:
-            self.tracker.catch_up()  # the controller's last words may still be on their way
-        if self.fatal is None and failure:
             self.fatal = _own_error(failure[0]) or ClusterError(
                 f"cluster.max_failures = {config.cluster.max_failures}: gave up ({_first_line(failure[0])}); "
                 "run the same command to continue from the last checkpoint"
@@ -244,8 +242,10 @@ class _Driver:
         )
         try:
             trainer.fit()
-        except Exception as error:  # noqa: BLE001  # handed to the main thread
+        except BaseException as error:  # noqa: BLE001  # handed to the main thread
             failure.append(error)
+        try:
+            self.tracker.catch_up()  # the controller's last words may still be on their way
         finally:
             self.idle.set()
 
@@ -255,7 +255,7 @@ class _Driver:
             event(record.payload["message"])
         elif record.kind == "fatal":
             self.fatal = getattr(ddpm_core.errors, record.payload["error"])(record.payload["message"])
-        elif record.kind == "metrics":
+        elif record.kind == "metrics" and not self.idle.is_set():
             values = record.payload["values"]
             self.loss = values.get("train/loss", self.loss)
             if "perf/images_per_second" in values and self.progress is not None:
@@ -267,6 +267,9 @@ class _Driver:
     def register(self, result: dict[str, Any]) -> None:
         """Put the final model, grid and headline into MLflow."""
         spool, scores = self.tracker.spool, result["validation"]
+        # What a full disk refused to Ray Train's controller at the end went with its process; MLflow keeps one of each.
+        for record in CheckpointStore.open(self.run.uri).load(result["step"]).state["records"]:
+            spool.append(**record)
         metrics = {}
         headline = f"**{result['step']:,} steps**"
         if scores:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,15 @@ def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_
         path: path.stat().st_mtime_ns for path in (training_root / "runs/continued/checkpoints").rglob("*")
     } == before
     assert curve(config) == curve(one_worker)
+
+
+def test_records_that_never_reached_the_spool_come_from_the_last_checkpoint(
+    one_worker: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(one_worker, root=str(tmp_path))
+    ignored = shutil.ignore_patterns("tracking")  # as if a full disk had refused all of it
+    shutil.copytree(run_directory(one_worker).path, run_directory(config).path, ignore=ignored)
+    assert train(config).title == "one-worker: nothing to do"
+    records = checkpoints(one_worker).load(24).state["records"]
+    kept = {record["step"] for record in records if "train/loss" in record.get("values", ())}
+    assert curve(config) == [(step, loss) for step, loss in curve(one_worker) if step in kept]
