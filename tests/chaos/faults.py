@@ -34,12 +34,15 @@ class Fault:
 
 
 def sequence(seed: str, count: int) -> list[Fault]:
-    """`count` faults in order, spread over the whole job, every kind as often as any other (give or take one)."""
+    """`count` faults in order, spread over the job, every kind as often as any other (give or take one).
+
+    The last one comes before count / (count + 1): of a job in 2 (count + 1) parts, two are then still to be done.
+    """
     chance = random.Random(seed)
     kinds: list[str] = []
     while len(kinds) < count:
         kinds += chance.sample(sorted(KINDS), len(KINDS))
-    return [Fault(kinds[n], (n + chance.random()) / count * 0.95, chance.random()) for n in range(count)]
+    return [Fault(kinds[n], (n + chance.random()) / (count + 1), chance.random()) for n in range(count)]
 
 
 @dataclass
