@@ -41,7 +41,7 @@ def job_speed(
 ) -> JobSpeed:
     """Speed of a training job with one worker, from its own record of when each step was done.
 
-    The first tenth of the steps (first batch, allocators, kernel selection) is left out. Everything else that
+    The first tenth of the steps (first batch, allocators, kernel selection) is left out, up to a report. Everything else that
     a job does while it trains is in: reading and shuffling, the ledger, reports, metrics, the tracker.
     """
     with tempfile.TemporaryDirectory() as directory:
@@ -69,6 +69,8 @@ def job_speed(
         metrics = [record for record in iter_records(spool) if record.kind == "metrics"]
     told = [(record.payload["step"], record.timestamp_ms / 1000, record.payload["values"]) for record in metrics]
     times = {step: seconds for step, seconds, values in told if "train/loss" in values}
-    first = max(1, steps // 10)
-    waited = sum(values.get("perf/data_wait_seconds", 0.0) for step, _, values in told if step > first)
+    # A report tells of the steps since the one before.
+    waits = {step: values["perf/data_wait_seconds"] for step, _, values in told if "perf/data_wait_seconds" in values}
+    first = min(step for step in waits if step >= steps // 10)
+    waited = sum(seconds for step, seconds in waits.items() if step > first)
     return JobSpeed((steps - first) * batch_size / (times[steps] - times[first]), waited / (steps - first))
