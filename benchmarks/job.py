@@ -41,8 +41,9 @@ def job_speed(
 ) -> JobSpeed:
     """Speed of a training job with one worker, from its own record of when each step was done.
 
-    The first tenth of the steps (first batch, allocators, kernel selection) is left out, up to a report. Everything else that
-    a job does while it trains is in: reading and shuffling, the ledger, reports, metrics, the tracker.
+    The first tenth of the steps (first batch, allocators, kernel selection) is left out, up to a report.
+    Everything else that a job does while it trains is in: reading and shuffling, the ledger, reports, metrics, the
+    tracker.
     """
     with tempfile.TemporaryDirectory() as directory:
         config = TrainConfig(

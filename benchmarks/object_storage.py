@@ -3,7 +3,8 @@
     uv run benchmarks/object_storage.py [--steps 400] [--rounds 3]
 
 The store is SeaweedFS on loopback, the data have Fashion-MNIST's size (60,000 images of 28 x 28), the network is
-that of configs/fashion_mnist.yaml. The jobs take turns; a ratio is of neighbours.
+that of configs/fashion_mnist.yaml. The jobs take turns, the other one first in every second round; a ratio is of
+neighbours.
 """
 
 import argparse
@@ -39,8 +40,9 @@ def main() -> None:
             remote = Location.parse(f"s3://{store.bucket}/data")
             remote.upload_directory(local.path)
             speeds: dict[str, list[JobSpeed]] = {"local disk": [], "SeaweedFS": []}
-            for _ in range(args.rounds):
-                for place, data in zip(speeds, (local, remote), strict=True):
+            places = list(zip(speeds, (local, remote), strict=True))
+            for number in range(args.rounds):
+                for place, data in places[:: -1 if number % 2 else 1]:
                     speeds[place].append(job_speed(data.uri, NETWORK, 64, args.steps, "bf16"))
         finally:
             store.close()

@@ -36,13 +36,14 @@ class Fault:
 def sequence(seed: str, count: int) -> list[Fault]:
     """`count` faults in order, spread over the job, every kind as often as any other (give or take one).
 
-    The last one comes before count / (count + 1): of a job in 2 (count + 1) parts, two are then still to be done.
+    The last one comes while a twentieth is to be done, and two parts of a job in 2 (count + 1) parts.
     """
+    last = min(0.95, count / (count + 1))
     chance = random.Random(seed)
     kinds: list[str] = []
     while len(kinds) < count:
         kinds += chance.sample(sorted(KINDS), len(KINDS))
-    return [Fault(kinds[n], (n + chance.random()) / (count + 1), chance.random()) for n in range(count)]
+    return [Fault(kinds[n], (n + chance.random()) / count * last, chance.random()) for n in range(count)]
 
 
 @dataclass
