@@ -120,7 +120,7 @@ def train(world: World, store: Store, parts: int) -> ChaosJob:
     """The digits, two workers; a part is the ten steps of a checkpoint."""
     steps = 10 * parts
     options = {
-        "root": f"{world.bucket}/root",
+        "root": f"{world.bucket}/ddpm",
         "data.cpus_per_read": "0.25",
         "train.batch_size": str(TRAIN_BATCH),
         "train.steps": str(steps),
@@ -137,7 +137,7 @@ def train(world: World, store: Store, parts: int) -> ChaosJob:
     }
 
     def parts_done(name: str) -> int:
-        prefix = f"root/runs/{name}/checkpoints/"
+        prefix = f"ddpm/runs/{name}/checkpoints/"
         committed = [key for key in store.names(prefix) if key.endswith("/state.json")]
         return int(committed[-1].split("/")[0].removeprefix("step-")) // 10 if committed else 0
 
@@ -145,7 +145,7 @@ def train(world: World, store: Store, parts: int) -> ChaosJob:
     return ChaosJob(
         parts,
         lambda name: ["jobs/train.py", "--name", name, *flags],
-        lambda name: f"{world.bucket}/root/runs/{name}",
+        lambda name: f"{world.bucket}/ddpm/runs/{name}",
         parts_done,
     )
 
