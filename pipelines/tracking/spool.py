@@ -100,22 +100,27 @@ class Spool:
         record = {"kind": kind, "timestamp_ms": time.time_ns() // 1_000_000, **payload}
         line = (json.dumps(record, default=_plain) + "\n").encode()
         with self._lock:
+            began = not self._waiting
             self._waiting.append(line)
-        self.flush()
+            error = self._write_waiting()
+        if error is not None and began:
+            why = error.strerror or error
+            log.warning("tracking spool %s: cannot be written (%s); records wait in memory", self.path, why)
 
     def flush(self) -> int:
         """Write what waits, as far as that is possible now; returns how many records still wait."""
         with self._lock:
-            while self._waiting:
-                try:
-                    self._write(self._waiting[0])
-                except OSError as error:
-                    if len(self._waiting) == 1:
-                        why = error.strerror or error
-                        log.warning("tracking spool %s: cannot be written (%s); records wait in memory", self.path, why)
-                    break
-                self._waiting.popleft()
+            self._write_waiting()
             return len(self._waiting)
+
+    def _write_waiting(self) -> OSError | None:
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            return error
+        return None
 
     def _write(self, line: bytes) -> None:
         # O_APPEND makes a single write atomic against the other processes on a local file system.
