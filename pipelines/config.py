@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import hashlib
 import json
 import re
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 _MAX_RECIPE_BYTES = 2**20
+_HELP = "; --help lists every field"
 
 
 def require(holds: bool, field: str, value: object, rule: str) -> None:
@@ -37,6 +39,8 @@ def require_local(root: str) -> None:
 def parse(config_class: type[Config], argv: Sequence[str], description: str) -> Config:
     """Build a config dataclass from `--config recipe.yaml` and `--section.field value` overrides.
 
+    A boolean field is also a flag: `--field` alone means true. An option must be written out.
+
     Args:
         config_class: A frozen dataclass, with documented fields; its sections are dataclasses too.
         argv: The command line without the program's name.
@@ -48,16 +52,29 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
     """
     _check_recipes(argv)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML recipe; later options override it.")
     parser.add_class_arguments(config_class, None)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
     try:
         parsed = parser.parse_args(list(argv))
         _check_given(config_class, parsed)
         values = parser.instantiate(parsed)
         return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
     except (ArgumentError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_one_line(error, _advice(str(error), parser))) from error
+
+
+def _advice(refusal: str, parser: ArgumentParser) -> str:
+    """What to do about a refused command line; an unknown option may be a known one, misspelt or abbreviated."""
+    if match := re.match(r"unrecognized arguments: (--[^\s=]+)", refusal):
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(match[1], known, n=1) or [n for n in known if n.startswith(match[1])][:3]
+        if near:
+            return f"; did you mean {' or '.join(near)}?"
+    return _HELP
 
 
 def _check_recipes(argv: Sequence[str]) -> None:
@@ -134,7 +151,7 @@ def _check_given(config_class: type, values: Namespace, prefix: str = "") -> Non
             require(value is not None or type(None) in get_args(kind), field, value, "must not be null")
 
 
-def _one_line(error: BaseException, advice: str = "; --help lists every field") -> str:
+def _one_line(error: BaseException, advice: str = _HELP) -> str:
     """The rule that was broken, from the parser's nested report."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = text.replace('Parser key "', "").replace('":', ":", 1).replace("<class '", "").replace("'>", "")

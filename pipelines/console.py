@@ -1,5 +1,6 @@
 """What a person sees: events, a progress line with rate and ETA, errors in one line, exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -43,7 +44,13 @@ def printable(text: str) -> str:
 
 
 def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a job's `main(argv)` and exit with `exit_code_of` it."""
+    """Run a job's `main(argv)` and exit with `exit_code_of` it.
+
+    What the terminal's encoding lacks is printed as an escape, such as `\\xb1`: it must not end the job.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = exit_code_of(main)
     sys.stdout.flush()
     sys.stderr.flush()

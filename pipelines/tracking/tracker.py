@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ddpm_core.errors import DDPMError, RequestMismatchError, StorageError, TrackingError
-from pipelines.console import event
+from pipelines.console import event, run_job
 from pipelines.storage import Location
 from pipelines.tracking.client import reason
 from pipelines.tracking.mlflow_run import MlflowRun
@@ -332,7 +332,9 @@ def replay(spool: Path, tracking_uri: str | None = None, notify: Callable[[str],
 
 def main(argv: Sequence[str]) -> int:
     """The command `python -m pipelines.tracking.tracker SPOOL`; returns its exit code."""
-    parser = argparse.ArgumentParser("pipelines.tracking.tracker", description="Send spooled records to MLflow.")
+    parser = argparse.ArgumentParser(
+        "pipelines.tracking.tracker", description="Send spooled records to MLflow.", allow_abbrev=False
+    )
     parser.add_argument("spool", type=Path, help="the run's tracking spool (.jsonl)")
     parser.add_argument("--tracking-uri", help="default: MLFLOW_TRACKING_URI, else the one the job used")
     arguments = parser.parse_args(argv)
@@ -345,4 +347,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_job(lambda argv: sys.exit(main(argv)))

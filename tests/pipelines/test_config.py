@@ -22,6 +22,8 @@ class Section:
     """A choice."""
     shape: tuple[int, ...] = (1, 2)
     """Numbers."""
+    mirror: bool = False
+    """A flag."""
 
     def __post_init__(self) -> None:
         require(self.size > 0, "section.size", self.size, "must be positive")
@@ -37,6 +39,8 @@ class Config:
     """A number or a range."""
     section: Section = field(default_factory=Section)
     """The section."""
+    dry_run: bool = False
+    """Another flag."""
 
 
 def read(*argv: str) -> Config:
@@ -61,8 +65,43 @@ def test_a_recipe_and_later_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--FLAG"], True),
+        (["--FLAG", "--name", "y"], True),
+        (["--FLAG", "true"], True),
+        (["--FLAG=true"], True),
+        (["--FLAG", "false"], False),
+        (["--FLAG=false"], False),
+        (["--FLAG", "--FLAG", "false"], False),
+    ],
+)
+@pytest.mark.parametrize("flag", ["dry_run", "section.mirror"])
+def test_a_boolean_is_a_flag_that_also_takes_a_value(words: list[str], value: bool, flag: str) -> None:
+    config = read(*(word.replace("FLAG", flag) for word in words))
+    assert (config.dry_run if flag == "dry_run" else config.section.mirror) is value
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--section.siz", "3"], "--section.siz 3; did you mean --section.size?"),
+        (["--section.siz=3"], "--section.siz=3; did you mean --section.size?"),
+        (["--dry"], "--dry; did you mean --dry_run?"),
+        (["--w", "3"], "--w 3; did you mean --workers?"),
+        (["--nothing-like-it", "3"], "--nothing-like-it 3; --help lists every field"),
+    ],
+)
+def test_an_abbreviation_is_refused_with_the_full_name(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read(*words)
+    assert str(refusal.value) == f"unrecognized arguments: {told}"
+
+
+@pytest.mark.parametrize(
     ("argv", "told"),
     [
+        (["--dry_run", "perhaps"], "dry_run"),
         (["--section.sise", "3"], "section.sise"),
         (["--section.size", "three"], "section.size"),
         (["--section.size", "0"], "section.size = 0: must be positive"),

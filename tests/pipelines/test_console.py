@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 
 import pytest
+from job_process import REPOSITORY
 
 from ddpm_core.errors import ConfigError, DataError
 from pipelines.console import ProgressLine, clock, event, exit_code_of, summary
@@ -119,3 +121,32 @@ def test_clock() -> None:
         "1:00:00",
         "25:01:01",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_text_that_the_terminal_cannot_encode_is_escaped(encoding: str) -> None:
+    program = """
+from pipelines.console import event, run_job, summary
+
+def main(argv):
+    event("reading 日本語")
+    summary("± σ²", [("classes", "日本語")])
+
+run_job(main)
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "reading 日本語\n".encode(encoding, "backslashreplace")
+    assert ended.stdout == "\n± σ²\n  classes  日本語\n".encode(encoding, "backslashreplace")
+
+
+@pytest.mark.parametrize("command", ["jobs/sample.py", "-mpipelines.tracking.tracker"])
+def test_help_is_shown_on_a_terminal_without_greek(command: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(
+        [sys.executable, command, "--help"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.isascii()
+    assert "usage" in shown.stdout
