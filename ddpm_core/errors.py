@@ -7,6 +7,7 @@ that it ends. A message names the field or file, the value, the rule and the fix
     ├── ConfigError           exit 2   a field or argument is unknown, of the wrong type or out of range
     ├── DataError             exit 1   a source or a prepared data set cannot be used
     ├── StorageError          exit 1   a URI cannot be read or written (missing, refused, disk full)
+    │   └── UnavailableError  exit 1   its store did not answer for as long as requests are repeated
     ├── ModelError            exit 1   a model directory is missing, incomplete or altered
     ├── CheckpointError       exit 1   a training checkpoint is corrupt or belongs to another run
     ├── LedgerError           exit 1   a row was about to be used twice in an epoch, or was skipped
@@ -36,6 +37,10 @@ class DataError(DDPMError):
 
 class StorageError(DDPMError):
     """A URI cannot be read or written: missing, refused, full."""
+
+
+class UnavailableError(StorageError):
+    """The store did not answer, or kept failing, for as long as a request is repeated."""
 
 
 class ModelError(DDPMError):
@@ -70,3 +75,15 @@ class AlreadyRunningError(DDPMError):
 
 class TrackingError(DDPMError):
     """MLflow refused something that a retry cannot mend."""
+
+
+def error_of(name: str, message: str) -> DDPMError:
+    """The error that another process has written down: of the class called `name`, wherever in the tree that is.
+
+    A class that this process does not know becomes a plain DDPMError.
+    """
+    classes = [DDPMError]
+    for found in classes:  # grows while it is walked
+        classes += found.__subclasses__()
+    by_name = {found.__name__: found for found in classes}
+    return by_name.get(name, DDPMError)(message)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 
-from ddpm_core.errors import DDPMError, StorageError
+from ddpm_core.errors import DDPMError, StorageError, UnavailableError
 
 _CREDENTIAL_CODES = {
     "AuthorizationHeaderMalformed",
@@ -21,10 +21,6 @@ _CREDENTIAL_CODES = {
 # Their own errors are no OSErrors; imported by none but the drivers, which are optional.
 _DRIVERS = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class UnavailableError(StorageError):
-    """The store did not answer, or kept failing, for as long as a request is repeated."""
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import aiohttp
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from s3fs import S3FileSystem
 
-from ddpm_core.errors import StorageError
+from ddpm_core.errors import StorageError, UnavailableError
 from pipelines.console import clock, event
-from pipelines.storage_errors import UnavailableError, boto_code, endpoint_name, failure_text, wrapped_error
+from pipelines.storage_errors import boto_code, endpoint_name, failure_text, wrapped_error
 
 # How long one request is repeated: longer than a store takes to be restarted or failed over.
 PATIENCE_VARIABLE = "DDPM_STORAGE_PATIENCE_S"

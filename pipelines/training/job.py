@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ddpm_core.errors
-from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError
+from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
 from pipelines.console import Interrupted, ProgressLine, clock, event
@@ -254,7 +253,7 @@ class _Driver:
         if record.kind == "event":
             event(record.payload["message"])
         elif record.kind == "fatal":
-            self.fatal = getattr(ddpm_core.errors, record.payload["error"])(record.payload["message"])
+            self.fatal = error_of(record.payload["error"], record.payload["message"])
         elif record.kind == "metrics" and not self.idle.is_set():
             values = record.payload["values"]
             self.loss = values.get("train/loss", self.loss)
@@ -338,7 +337,8 @@ def _own_error(error: BaseException | None) -> DDPMError | None:
     """The error of our tree that Ray has wrapped, if there is one: restarting would only meet it again."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, DDPMError):
+        # What a Ray task raised arrives as a class of Ray's own that also is our error's; ours is its cause.
+        if isinstance(error, DDPMError) and not hasattr(error, "cause"):
             return error
         seen.add(id(error))
         for failure in getattr(error, "worker_failures", {}).values():
