@@ -17,6 +17,8 @@ def main(argv: Sequence[str]) -> None:
 
     result = evaluate(config)
     summary(result.title, result.rows)
+    if result.failure is not None:
+        raise result.failure
 
 
 if __name__ == "__main__":

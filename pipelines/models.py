@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ddpm_core.errors import DDPMError, ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, Model, model_from_bytes, model_id_of
 from pipelines.storage import Location
+from pipelines.tracking.champion import Validation
 from pipelines.tracking.client import mlflow_client, reason
 from pipelines.tracking.tracker import resolve_tracking_uri
-from pipelines.training.checkpoint import CheckpointStore
+from pipelines.training.checkpoint import COMMIT, Checkpoint, CheckpointStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +32,7 @@ class FoundModel:
         model_id: Hash of the files; for a model that does not change, the one lasting name.
         run_id: The MLflow run that made it, where the registry knows.
         files: Content of config.json and ema.safetensors.
+        score: Its validation at the end of its training, for a person; None where that is not on record.
     """
 
     reference: str
@@ -39,11 +41,18 @@ class FoundModel:
     model_id: str
     run_id: str | None
     files: dict[str, bytes]
+    score: str | None = None
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Everything but the files."""
+        """Where it came from: everything but the files and the score."""
         return {name: getattr(self, name) for name in ("reference", "uri", "name", "model_id", "run_id")}
+
+    def described(self, step: int | None) -> str:
+        """What is used, in a line: the immutable URI, training step, bits/dim and id."""
+        meant = "" if self.uri == self.reference else f"{self.reference}, "
+        trained = "step unknown" if step is None else f"step {step:,}"
+        return f"{self.uri} ({meant}{trained}, {self.score or 'bits/dim not on record'}, id {self.model_id[:12]})"
 
     def keep(self, directory: Location) -> None:
         """Write the files and, last, where they came from, as `stored_model` reads it, unless they are there."""
@@ -52,7 +61,8 @@ class FoundModel:
             return
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
-        (directory / SOURCE_FILE).write_json(self.origin)
+        score = {} if self.score is None else {"score": self.score}
+        (directory / SOURCE_FILE).write_json(self.origin | score)
 
 
 def stored_model(directory: Location) -> FoundModel | None:
@@ -82,8 +92,8 @@ def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundMod
     """Look a model up and read it.
 
     Args:
-        reference: A directory or s3:// prefix that holds a model, or is a training's run directory (its
-            newest intact checkpoint is taken); `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
+        reference: A directory or s3:// prefix that holds a model, is a checkpoint of a training, or a training's
+            run directory (its newest intact checkpoint is taken); `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
             `models:/NAME/latest`, `models:/MODEL_ID`, `runs:/RUN_ID` (the newest model of the run) or
             `runs:/RUN_ID/PATH`.
         tracking_uri: Of MLflow, see `pipelines.tracking.tracker.resolve_tracking_uri`.
@@ -95,19 +105,42 @@ def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundMod
     """
     if is_registry_reference(reference):
         return _from_mlflow(reference, resolve_tracking_uri(tracking_uri, root))
-    directory, name = Location.parse(reference), ""
+    directory, run = Location.parse(reference), None
     if not (directory / WEIGHTS_FILE).exists():
-        newest = CheckpointStore.open(directory.uri).newest()
-        if newest is None:
+        checkpoint = _checkpoint(directory)
+        if checkpoint is None:
             raise ModelError(
                 f"model = {reference}: holds neither a model ({CONFIG_FILE}, {WEIGHTS_FILE}) nor the checkpoints "
                 "of a training; check the spelling, or name a registered model as models:/NAME@champion"
             )
-        name, directory = directory.name, newest.model
-    elif match := re.search(r"([^/]+)/checkpoints/step-\d+/model$", directory.uri):
-        name = match[1]
+        directory = checkpoint.model
+    if re.search(r"/checkpoints/step-\d+/model$", directory.uri):
+        run = directory.parent.parent.parent
     files = _read(directory)
-    return FoundModel(reference, directory.uri, name or directory.name, model_id_of(files), None, files)
+    model_id = model_id_of(files)
+    score = _score_in(run, model_id) if run else None
+    return FoundModel(reference, directory.uri, (run or directory).name, model_id, None, files, score)
+
+
+def _checkpoint(directory: Location) -> Checkpoint | None:
+    """The checkpoint that a directory is, else the newest intact one of the run that it is."""
+    match = re.fullmatch(r"step-(\d{8,})", directory.name)
+    if match and (directory / COMMIT).exists():
+        checkpoint = CheckpointStore(directory.parent).load(int(match[1]))
+        checkpoint.verify()
+        return checkpoint
+    return CheckpointStore.open(directory.uri).newest()
+
+
+def _score_in(run: Location, model_id: str) -> str | None:
+    """The validation that the result of a training records, if it is that of this model."""
+    path = run / "result.json"
+    try:
+        result = path.read_json() if path.exists() else {}
+        found = Validation.of_result(result["validation"]) if result.get("model_id") == model_id else None
+    except (DDPMError, ValueError, KeyError, TypeError, AttributeError):  # another's file, or a damaged one
+        return None
+    return str(found) if found else None
 
 
 def model_for(kept: Location, reference: str, tracking_uri: str | None, root: Path) -> FoundModel:
@@ -151,7 +184,7 @@ def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
         client = mlflow_client(tracking_uri)
         import mlflow.artifacts
 
-        uri, name, run_id = _resolve(client, reference)
+        uri, name, run_id, score = _resolve(client, reference)
         with tempfile.TemporaryDirectory(prefix="ddpm-model-") as scratch:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri)
             files = _read(Location.parse(local))
@@ -161,11 +194,11 @@ def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
         raise ModelError(
             f"model = {reference}: MLflow does not give it ({reason(error)}); check name and server"
         ) from error
-    return FoundModel(reference, uri, name, model_id_of(files), run_id, files)
+    return FoundModel(reference, uri, name, model_id_of(files), run_id, files, score)
 
 
-def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | None]:
-    """(immutable URI, name, id of the run that made it) of a models:/ or runs:/ reference."""
+def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | None, str | None]:
+    """(immutable URI, name, id of the run that made it, score) of a models:/ or runs:/ reference."""
     if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([^/@]+))", reference):
         version: Any
         if match[2]:
@@ -177,16 +210,18 @@ def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | No
             version = max(versions, key=lambda found: int(found.version))
         else:
             version = client.get_model_version(match[1], match[3])
-        return f"models:/{version.name}/{version.version}", version.name, version.run_id
+        validation = Validation.of_tags(version.tags)
+        score = str(validation) if validation else None
+        return f"models:/{version.name}/{version.version}", version.name, version.run_id, score
     if match := re.fullmatch(r"models:/([^/@]+)", reference):
         logged = client.get_logged_model(match[1])
-        return reference, logged.name, logged.source_run_id
+        return reference, logged.name, logged.source_run_id, None
     if match := re.fullmatch(r"runs:/([^/]+)", reference):
         outputs = client.get_run(match[1]).outputs
         models = outputs.model_outputs if outputs else []
         if not models:
             raise ModelError(f"model = {reference}: the run has no model (yet); see its page for its state")
         newest = max(models, key=lambda output: output.step)
-        return f"models:/{newest.model_id}", client.get_logged_model(newest.model_id).name, match[1]
+        return f"models:/{newest.model_id}", client.get_logged_model(newest.model_id).name, match[1], None
     run_id, path = reference.removeprefix("runs:/").split("/", 1)
-    return reference, path.rsplit("/", 1)[-1], run_id
+    return reference, path.rsplit("/", 1)[-1], run_id, None

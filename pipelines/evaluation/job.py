@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import ConfigError, DataError, DDPMError
+from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
 from pipelines import cluster
@@ -29,7 +29,7 @@ from pipelines.evaluation.results import half_width, results
 from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, order_of
 from pipelines.models import FoundModel, model_for
 from pipelines.storage import Location
-from pipelines.tracking.registry import promote_if_better
+from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.tracker import resolve_tracking_uri
 from pipelines.version import code_version
 
@@ -40,10 +40,14 @@ _MIN_IMAGES = 256
 
 @dataclass(frozen=True)
 class EvaluateSummary:
-    """What became of a request: `rows` are (name, value) pairs for the closing summary."""
+    """What became of a request: `rows` are (name, value) pairs for the closing summary.
+
+    `failure` is why the model could not be compared with the champion, though the evaluation is whole.
+    """
 
     title: str
     rows: list[tuple[str, str]]
+    failure: TrackingError | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         ModelError: There is no such model.
         RequestMismatchError: The output holds an evaluation of another request.
         StorageError: The output cannot be read or written.
-        TrackingError: `promote` cannot compare with the champion.
+        TrackingError: `promote` will not be able to compare with the champion; nothing is computed.
         ClusterError: Ray is out of reach, or gave up.
     """
     root, location = Path(config.root).expanduser(), Location.parse(config.output)
@@ -80,9 +84,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     data = open_dataset(Location.parse(root), "data", config.data)
     check_fit(config, model, data)
     inputs = Inputs(found, model, data, _training_data(config, model, root))
+    event(f"model {found.described(inputs.step)}")
     output = ShardedOutput(location, request_of(config, inputs), DIRECTORY)
     manifest = output.committed()
     if manifest is None:
+        if config.promote:
+            _check_promotable(config, output.request, found, data, root)
         manifest, closing = _evaluate(config, output, inputs)
         title = "Evaluation"
     else:
@@ -98,10 +105,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
             title = f"Evaluation, {len(lost)} lost shard(s) made again"
         else:
             event(f"{location} is already complete: nothing to do")
-    rows = summary_rows(location, found, manifest) + closing
+    rows, failure = summary_rows(location, found.described(inputs.step), manifest) + closing, None
     if config.promote:
-        rows.append(("champion", _promote(config, found, manifest, root)))
-    return EvaluateSummary(title, rows)
+        try:
+            rows.append(("champion", _promote(config, found, manifest, root)))
+        except TrackingError as error:  # the result stands, whatever becomes of the promotion
+            failure = error
+    return EvaluateSummary(title, rows, failure)
 
 
 def request_of(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
@@ -268,6 +278,16 @@ class _Enough:
         self._look_at = math.ceil(len(records) * _LOOK_GROWTH + 1e-9)
         half = half_width(self._statistics.data_set(self._num_rows))
         return half is not None and half <= self._target
+
+
+def _check_promotable(
+    config: EvaluateConfig, request: Mapping[str, Any], found: FoundModel, data: PreparedDataset, root: Path
+) -> None:
+    uri = resolve_tracking_uri(config.tracking_uri, root)
+    num_images = None if config.target_halfwidth else len(order_of(request, data.num_rows))
+    draws_known = config.estimator != "all" or config.draws >= 2
+    what = data.dataset_id, num_images, config.sigma2
+    check_promotable(uri, found.name, found.model_id, *what, draws_known=draws_known)
 
 
 def _promote(config: EvaluateConfig, found: FoundModel, manifest: Mapping[str, Any], root: Path) -> str:

@@ -11,7 +11,7 @@ from pipelines.evaluation.report import headline_of, label_of, table_rows
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models import FoundModel
 from pipelines.storage import Location
-from pipelines.tracking.registry import IMAGES_METRIC
+from pipelines.tracking.champion import IMAGES_METRIC
 from pipelines.version import code_version
 
 _BASELINES = ("png", "webp", "histogram")
@@ -119,8 +119,8 @@ def provenance(
     ]
 
 
-def summary_rows(location: Location, found: FoundModel, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The closing summary, as (name, value)."""
+def summary_rows(location: Location, model: str, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The closing summary, as (name, value); `model` says which one it is."""
     summary = manifest["results"]
     means = summary["means"]
     done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
@@ -133,6 +133,6 @@ def summary_rows(location: Location, found: FoundModel, manifest: Mapping[str, A
         ("terms", ", ".join(f"{label.split(',')[0]} {value:.4f}" for label, value in parts)),
         ("baselines", ", ".join(known)),
         ("evaluations", f"{done:,} of the network (every t once: {full:,})"),
-        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+        ("model", model),
         ("report", (location / "report" / "index.html").uri),
     ]

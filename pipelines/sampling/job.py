@@ -54,6 +54,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     root = Path(config.root).expanduser()
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
+    event(f"model {_described(found, model)}")
     output = ShardedOutput(location, request_of(config, found, model))
     manifest = output.committed()
     lost = output.lost(manifest) if manifest else []
@@ -62,7 +63,7 @@ def sample(config: SampleConfig) -> SampleSummary:
         return SampleSummary("Plan; nothing was written", plan(output, found, model, left, config.pool))
     if manifest is None:
         return _generate(config, output, found, model)
-    rows = _rows(config, output, found, manifest)
+    rows = _rows(config, output, _described(found, model), manifest)
     if not lost:
         event(f"{location} is already complete: nothing to do")
         return SampleSummary("Sample set, complete before", rows)
@@ -126,7 +127,7 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
         tracking_uri=config.tracking_uri,
     )
     manifest, closing = run.attempt(lambda: _compute(config, run, model))
-    return SampleSummary("Sample set", [*_rows(config, output, found, manifest), *closing])
+    return SampleSummary("Sample set", [*_rows(config, output, _described(found, model), manifest), *closing])
 
 
 def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]:
@@ -188,14 +189,18 @@ def _lineage(model: Model) -> dict[str, Any]:
     return {name: extra.get(name) for name in ("step", "dataset", "code_version")}
 
 
+def _described(found: FoundModel, model: Model) -> str:
+    return found.described(model.config["extra"].get("step"))
+
+
 def _rows(
-    config: SampleConfig, output: ShardedOutput, found: FoundModel, manifest: Mapping[str, Any]
+    config: SampleConfig, output: ShardedOutput, model: str, manifest: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     size = sum(shard["bytes"] for shard in manifest["shards"])
     height, width, channels = manifest["image_shape"]
     return [
         ("images", f"{manifest['num_rows']:,} of {height}x{width}x{channels} (H x W x C), seed {config.seed}"),
         ("shards", f"{len(manifest['shards']):,} in {output.location / 'data'}, {size / 2**20:,.1f} MiB"),
-        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+        ("model", model),
         ("preview", (output.location / "preview" / "grid.png").uri),
     ]

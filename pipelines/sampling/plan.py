@@ -77,7 +77,7 @@ def plan(
         ("images", f"{images:,} of {num_images:,} to do, {size[0]}x{size[1]}x{model.unet.config.in_channels}"),
         ("sampler", f"{request['sampler']}, {request['steps']:,} steps"),
         ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
-        ("model", f"{found.uri} (id {found.model_id[:12]})"),
+        ("model", found.described(model.config["extra"].get("step"))),
     ]
     if not shards_left:
         return rows

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,10 +24,13 @@ Item = TypeVar("Item")
 
 
 class RecordWriter:
-    """Writes records to the run that `state` names; `state` learns the steps that were written."""
+    """Writes records to the run that `state` names; `state` learns the steps that were written, and who is champion.
 
-    def __init__(self, client: "MlflowClient", state: SpoolState) -> None:
-        self._client, self._state = client, state
+    `notify` is called with one line about something a person should know.
+    """
+
+    def __init__(self, client: "MlflowClient", state: SpoolState, notify: Callable[[str], None]) -> None:
+        self._client, self._state, self._notify = client, state, notify
 
     @property
     def _run_id(self) -> str:
@@ -137,7 +140,9 @@ class RecordWriter:
         payload, step = record.payload, int(record.payload["step"])
         with local_copy(payload["uri"]) as directory:
             experiment_id = str(self._state.experiment_id)
-            model_id = register_model(self._client, self._run_id, experiment_id, payload, directory)
+            model_id, champion = register_model(self._client, self._run_id, experiment_id, payload, directory)
+        self._state.champion = champion
+        self._notify(f"champion of {payload['name']}: {champion}")
         dataset = payload.get("dataset") or {}
         digest = dataset.get("digest", "")[:MAX_DIGEST_LENGTH] or None
         points = []

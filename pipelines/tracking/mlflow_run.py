@@ -54,7 +54,7 @@ class MlflowRun:
             with database_lock(self._uri):
                 # The first use of a database creates its tables.
                 client.get_experiment_by_name(self._identity["experiment"])
-            self._client, self._writer = client, RecordWriter(client, self.state)
+            self._client, self._writer = client, RecordWriter(client, self.state, self._notify)
         state = self.state
         if state.run_id is not None and not self._exists(state.run_id):
             self._notify(f"tracking: MLflow run {state.run_id} was deleted; a new one gets the whole history")

@@ -14,7 +14,7 @@ Kinds and their payload (? = optional):
     artifact  path, artifact_path?     a file or directory, into that folder of the run's artifacts
     note      markdown                 the run's description; {run_id} in it becomes the run's id
     dataset   name, digest, uri, context
-    model     uri, name, model_id, step, tags?, metrics?, dataset?          registered under `name`
+    model     uri, name, model_id, step, tags?, metrics?, dataset?, validation?    registered under `name`
     evaluated model_id, step, values, dataset                               a score of a model, also on its own curve
     finish    status                   FINISHED, FAILED or KILLED
     event     message                  a line for the job's display; not sent to MLflow
@@ -182,6 +182,7 @@ class SpoolState:
 
     `offset`: every record before this byte is in MLflow, except those that start at the bytes in `deferred`.
     `last_step`: highest step stored per metric, so that steps reported again after a resume are skipped.
+    `champion`: which version of the run's registered model is champion and why, as of the last `model` record.
     `tracking_uri` holds no credentials; another URI means another server, which has none of the records.
     """
 
@@ -192,6 +193,7 @@ class SpoolState:
     attempts: int = 0
     last_step: dict[str, int] = field(default_factory=dict)
     deferred: list[int] = field(default_factory=list)
+    champion: str | None = None
 
     @staticmethod
     def path_for(spool: Path) -> Path:

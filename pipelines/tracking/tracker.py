@@ -37,6 +37,7 @@ class TrackingReport:
     """What became of a run's records when its job ended.
 
     `link` says where to look at the run (None: MLflow never answered); `pending` records wait in the spool;
+    `champion` says which version of the run's registered model is champion and why (None: no model was registered);
     `refused` ones MLflow will not take; `advice` is one line about the pending ones (None: there are none).
     """
 
@@ -45,6 +46,7 @@ class TrackingReport:
     pending: int
     refused: int
     advice: str | None
+    champion: str | None
 
 
 def resolve_tracking_uri(tracking_uri: str | None, root: Path) -> str:
@@ -185,7 +187,7 @@ class Tracker:
             advice = (
                 f"{unwritten} records are lost, {self._path} cannot be written; free the disk, run the same command"
             )
-        return TrackingReport(state.run_id, self.link, pending, self._run.refused, advice)
+        return TrackingReport(state.run_id, self.link, pending, self._run.refused, advice, state.champion)
 
     def _listen(self) -> None:
         complained = False

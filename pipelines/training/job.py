@@ -285,6 +285,7 @@ class _Driver:
             model_id=result["model_id"],
             step=result["step"],
             metrics=metrics,
+            validation=scores,
             dataset={"name": self.job.train, "digest": result["dataset_id"]},
         )
         spool.append(
@@ -381,6 +382,9 @@ def _summary(
         ("samples", result["grid"]),
         ("MLflow", report.link or "not reached"),
     ]
+    if report.champion:
+        name = config.tracking.model_name or config.name
+        rows.append(("champion", f"{report.champion} (models:/{name}@champion)"))
     if report.advice:
         rows.append(("tracking", report.advice))
     if driver.progress is None:

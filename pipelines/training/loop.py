@@ -310,10 +310,15 @@ class Worker:
             "model_id": checkpoint.state["model_id"],
             "dataset_id": self.dataset.dataset_id,
             "grid": (Location.parse(self.job.run) / "grids" / f"step-{steps:08d}.png").uri,
-            "validation": asdict(self.last_validation) if self.last_validation else None,
+            "validation": self._validation_result(),
             "parameters": sum(parameter.numel() for parameter in self.learner.unet.parameters()),
         }
         (Location.parse(self.job.run) / RESULT).write_json(result)
+
+    def _validation_result(self) -> Record | None:
+        if self.last_validation is None or self.job.validation is None:
+            return None
+        return {**asdict(self.last_validation), "dataset_id": PreparedDataset.open(self.job.validation).dataset_id}
 
     def _about_to_be_preempted(self) -> bool:
         """Whether a node of ours is being drained and nothing has been saved since that was known."""

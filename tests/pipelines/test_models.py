@@ -1,5 +1,6 @@
 """Finding a model: in a directory, in a training run, in MLflow's registry; what is stored beside samples."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -7,12 +8,12 @@ import pytest
 from mlflow import MlflowClient
 from sample_runs import save_tiny_model
 
-from ddpm_core.errors import ModelError, StorageError
+from ddpm_core.errors import CheckpointError, ModelError, StorageError
 from pipelines.models import find_model, is_registry_reference, stored_model
 from pipelines.storage import Location
 from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.registry import register_model
-from pipelines.training.checkpoint import CheckpointStore
+from pipelines.training.checkpoint import COMMIT, CheckpointStore
 
 configure_mlflow()
 
@@ -38,6 +39,52 @@ def test_the_newest_intact_checkpoint_of_a_run(tmp_path: Path) -> None:
     assert find_model(str(tmp_path / "runs" / "flowers"), None, tmp_path).model_id == ids[10]
 
 
+def test_a_checkpoint_directory_is_a_model(tmp_path: Path, s3_prefix: str) -> None:
+    """Of any step, not only the newest; with the validation that the run's result records for the last one."""
+    for place in (str(tmp_path / "runs" / "flowers"), f"{s3_prefix}/flowers"):
+        store, ids = CheckpointStore.open(place), {}
+        for step in (10, 20):
+            ids[step] = save_tiny_model(tmp_path / "saved", weights_seed=step)
+            files = {f"model/{file.name}": file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+            store.save(step, files, {"dataset": {"id": "d"}, "config": {}})
+        scores = {"total": 4.5, "standard_error": 0.25, "num_images": 9, "sigma2": "beta", "dataset_id": "d"}
+        (store.location.parent / "result.json").write_json({"model_id": ids[20], "validation": scores})
+        for step in (10, 20):
+            found = find_model(store.directory(step).uri, None, tmp_path)
+            assert (found.model_id, found.name) == (ids[step], "flowers")
+            assert found.uri == store.directory(step).uri + "/model"
+        assert found.score == "4.5000 ± 0.2500 bits/dim (9 validation images, σ² = beta)"
+        assert find_model(place, None, tmp_path).score == found.score
+        assert find_model(store.directory(10).uri, None, tmp_path).score is None
+        assert found.described(20).startswith(
+            f"{found.uri} ({store.directory(20).uri}, step 20, 4.5000 ± 0.2500 bits/dim"
+        )
+        (store.directory(20) / "model/config.json").write_bytes(b"{}")
+        with pytest.raises(CheckpointError, match=r"config\.json: holds 2 bytes that are not"):
+            find_model(store.directory(20).uri, None, tmp_path)
+        (store.directory(10) / COMMIT).delete()
+        with pytest.raises(ModelError, match="holds neither a model"):
+            find_model(store.directory(10).uri, None, tmp_path)
+
+
+def test_a_score_that_cannot_be_read_is_not_on_record(tmp_path: Path) -> None:
+    store = CheckpointStore.open(str(tmp_path / "flowers"))
+    model_id = save_tiny_model(tmp_path / "saved")
+    files = {f"model/{file.name}": file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    store.save(10, files, {"dataset": {"id": "d"}, "config": {}})
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        f'{{"model_id": "{model_id}"}}',
+        f'{{"model_id": "{model_id}", "validation": [1]}}',
+    ):
+        (tmp_path / "flowers" / "result.json").write_text(content)
+        assert "step unknown, bits/dim not on record, id " in find_model(
+            str(tmp_path / "flowers"), None, tmp_path
+        ).described(None)
+
+
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[str]]:
     """(tracking URI, run id, model ids of the versions 1 and 2 of `flowers`; champion is 1)."""
@@ -49,7 +96,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[s
     run = client.create_run(client.create_experiment("flowers", artifact_location=(root / "artifacts").as_uri()))
     for step in (10, 20):
         ids.append(save_tiny_model(root / f"model-{step}", weights_seed=step))
-        payload = {"uri": "unused", "name": "flowers", "model_id": ids[-1], "step": step}
+        scores = {"total": 3 + step, "standard_error": 0.5, "num_images": 9, "sigma2": "beta", "dataset_id": "d"}
+        payload = {"uri": "unused", "name": "flowers", "model_id": ids[-1], "step": step, "validation": scores}
         register_model(client, run.info.run_id, run.info.experiment_id, payload, root / f"model-{step}")
     mlflow.set_tracking_uri(None)
     patch.undo()
@@ -73,6 +121,9 @@ def test_names_in_mlflow_are_resolved_to_what_does_not_change(
     found = find_model(reference.format(run=run_id), uri, tmp_path)
     assert found.uri.startswith(resolved)
     assert (found.model_id, found.run_id) == (ids[index], run_id)
+    if resolved.startswith("models:/flowers"):
+        assert found.score == f"{(13, 23)[index]:.4f} ± 0.5000 bits/dim (9 validation images, σ² = beta)"
+        assert f"step {(10, 20)[index]}, {found.score}, id {ids[index][:12]})" in found.described((10, 20)[index])
     assert find_model(found.uri, uri, tmp_path).model_id == ids[index]
 
 
@@ -111,6 +162,9 @@ def test_a_stored_model_says_where_it_came_from_and_is_checked(tmp_path: Path) -
     assert stored_model(place) is None
     found.keep(place)
     assert stored_model(place) == found
+    scored = replace(found, score="3.0000 bits/dim")
+    scored.keep(Location.parse(tmp_path / "scored"))
+    assert stored_model(Location.parse(tmp_path / "scored")) == scored
     (place / "ema.safetensors").write_bytes(b"other")
     with pytest.raises(ModelError, match=f"is not the model {found.model_id[:12]}"):
         stored_model(place)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -29,8 +30,9 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.shard import DIRECTORY, TermShards
 from pipelines.storage import Location
+from pipelines.tracking.champion import CHAMPION
 from pipelines.tracking.client import mlflow_client
-from pipelines.tracking.registry import CHAMPION, register_model
+from pipelines.tracking.registry import register_model
 from pipelines.verify import VerifyConfig, verify
 
 ROOT = Path(__file__).parents[3]
@@ -301,7 +303,11 @@ def test_images_of_another_range_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_registered_model_gets_links_a_point_on_its_curve_and_the_alias_if_it_is_better(
-    ray_cluster: None, images: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None,
+    images: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two versions: the worse is the champion, then the better one is promoted, then the worse is not."""
     monkeypatch.setattr(EvaluateConfig, "pool", None)
@@ -321,6 +327,15 @@ def test_a_registered_model_gets_links_a_point_on_its_curve_and_the_alias_if_it_
 
     with pytest.raises(TrackingError, match="the champion of 'flowers' has no evaluation on data set"):
         evaluate(config(2, promote=True))
+    assert not (tmp_path / "evaluation-2").exists()  # it is refused before anything is computed
+    evaluate(config(2))
+    arguments = ["--promote", "true", "--batch_size", "24", "--shard_size", "16"]
+    for name in ("model", "data", "train_data", "output", "tracking_uri", "timesteps_per_image", "seed", "root"):
+        arguments += [f"--{name}", str(getattr(config(2), name))]
+    capsys.readouterr()
+    with pytest.raises(TrackingError, match="the champion of 'flowers' has no evaluation on data set"):
+        runpy.run_path(str(ROOT / "jobs" / "evaluate.py"))["main"](arguments)
+    assert " bits/dim, σ² = β̃" in capsys.readouterr().out  # the result is printed all the same
     evaluate(config(1))
     assert dict(evaluate(config(1, promote=True)).rows)["champion"] == "version 1 is the champion already"
     assert dict(evaluate(config(2, promote=True)).rows)["champion"] == "now version 2, was 1"

@@ -26,7 +26,7 @@ from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import request_of, sample
 from pipelines.sampling.shard import SampleShards
 from pipelines.storage import Location
-from pipelines.tracking.registry import CHAMPION
+from pipelines.tracking.champion import CHAMPION
 from pipelines.verify import VerifyConfig, verify
 
 ROOT = Path(__file__).parents[3]

@@ -1,6 +1,7 @@
 """One shard of a sample set: the same images whatever is computed beside them, in files that others can read."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipelines.models import find_model
 from pipelines.sampling.job import request_of
 from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
 from pipelines.storage import Location
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def shards_of(root: Path, **fields: Any) -> tuple[SampleShards, int, Path]:
@@ -97,7 +100,7 @@ def test_another_seed_gives_other_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_hugging_face_datasets_and_pandas_show_images(tmp_path: Path, channels: int) -> None:
+def test_hugging_face_datasets_show_images_and_pandas_their_png_files(tmp_path: Path, channels: int) -> None:
     network = UNetConfig(8, channels, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
     save_tiny_model(tmp_path / "model", network=network)
     shards, _, output = shards_of(tmp_path)
@@ -115,6 +118,10 @@ def test_hugging_face_datasets_and_pandas_show_images(tmp_path: Path, channels: 
         np.testing.assert_array_equal(np.asarray(loaded[row]["image"]), image)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(frame["image"][row]["bytes"]))), image)
         assert image.shape == ((8, 8) if channels == 1 else (8, 8, channels))
+    (line,) = re.findall(r"^(Image\.open\(.*\))\.show\(\)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    names = {"Image": Image, "BytesIO": io.BytesIO, "pandas": pandas}
+    shown = eval(line.replace("part-00000.parquet", f"{output}/data/part-00001.parquet"), names)
+    np.testing.assert_array_equal(np.asarray(shown), next(iter(images_of(content).values())))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])

@@ -44,7 +44,19 @@ def payload(name, model_id="hash-1", step=100, **more):
 
 
 def register(client, run, model, directory):
-    return register_model(client, run.info.run_id, run.info.experiment_id, model, directory)
+    return register_model(client, run.info.run_id, run.info.experiment_id, model, directory)[0]
+
+
+def champion_after(client, run, model, directory):
+    """What registering says of the champion."""
+    return register_model(client, run.info.run_id, run.info.experiment_id, model, directory)[1]
+
+
+def validation(total, standard_error=0.01, num_images=64, sigma2="beta_tilde", dataset_id="d" * 64):
+    return {"total": total, "standard_error": standard_error, "num_images": num_images} | {
+        "sigma2": sigma2,
+        "dataset_id": dataset_id,
+    }
 
 
 def inventory(client, run, name):
@@ -60,7 +72,7 @@ def inventory(client, run, name):
 
 def test_a_registered_model_can_be_found_downloaded_and_identified(client, run, directory, tmp_path):
     name = f"ddpm-{tmp_path.name}"
-    model = payload(name, tags={"ddpm.config_hash": "ab"}, metrics={"eval/bits_per_dim": 3.25})
+    model = payload(name, tags={"ddpm.config_hash": "ab"}, validation=validation(3.25))
     model_id = register(client, run, model, directory)
     downloaded = mlflow.artifacts.download_artifacts(f"models:/{name}@champion", dst_path=str(tmp_path / "got"))
     for file in directory.iterdir():
@@ -68,8 +80,21 @@ def test_a_registered_model_can_be_found_downloaded_and_identified(client, run, 
     flavors = mlflow.models.Model.load(downloaded).flavors
     assert flavors["ddpm"] == {"weights": "ema.safetensors", "config": "config.json", "loader": "ddpm_core"}
     version = client.get_model_version_by_alias(name, "champion")
-    assert version.tags == {"ddpm.config_hash": "ab", "ddpm.model_id": "hash-1", "step": "100"}
-    assert version.description == "step 100, eval/bits_per_dim 3.25"
+    assert version.tags == {
+        "ddpm.config_hash": "ab",
+        "ddpm.model_id": "hash-1",
+        "step": "100",
+        "validation.bits_per_dim": "3.25",
+        "validation.standard_error": "0.01",
+        "validation.num_images": "64",
+        "validation.sigma2": "beta_tilde",
+        "validation.dataset_id": "d" * 64,
+        "ddpm.champion": f"version 1: the first of {name}",
+    }
+    assert version.description == (
+        "step 100, 3.2500 ± 0.0100 bits/dim (64 validation images, σ² = beta_tilde). "
+        f"Champion: version 1: the first of {name}"
+    )
     assert version.run_id == run.info.run_id
     logged = client.get_logged_model(model_id)
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": name, "version": version.version}]
@@ -95,6 +120,8 @@ STEPS = [
     "create_model_version",
     "set_logged_model_tags",
     "set_registered_model_alias",
+    "update_model_version",
+    "set_model_version_tag",
 ]
 
 
@@ -123,18 +150,69 @@ def test_a_kill_at_any_step_registers_nothing_twice(client, run, directory, tmp_
     }
 
 
-def test_the_champion_is_moved_by_its_users_only(client, run, directory, tmp_path):
+def test_a_version_that_is_better_beyond_the_intervals_is_champion(client, run, directory, tmp_path):
     name = f"ddpm-{tmp_path.name}"
-    for step in (100, 200, 300):
-        register(client, run, payload(name, f"hash-{step}", step), directory)
-    found = inventory(client, run, name)
-    assert found["versions"] == {1: "hash-100", 2: "hash-200", 3: "hash-300"}
-    assert found["aliases"] == {"champion": 1}
-    latest = mlflow.artifacts.download_artifacts(f"models:/{name}/latest", dst_path=str(tmp_path / "latest"))
-    assert mlflow.models.Model.load(latest).model_id in found["outputs"]
-    client.set_registered_model_alias(name, "champion", "2")
-    register(client, run, payload(name, "hash-400", 400), directory)
+
+    def champion(step, **scores):
+        model = payload(name, f"hash-{step}", step, validation=validation(**scores))
+        return champion_after(client, run, model, directory)
+
+    assert champion(100, total=5.17) == f"version 1: the first of {name}"
+    better = "4.6100 ± 0.0196 bits/dim is below its 5.1700 ± 0.0196 (95%, the same 64 validation images)"
+    assert champion(200, total=4.61) == f"now version 2, was 1: {better}"
+    assert champion(300, total=4.58).startswith(
+        "stays version 2: 4.5800 ± 0.0196 bits/dim of version 3 is not clearly below its 4.6100 ± 0.0196 (95%); "
+        "compare them with jobs/evaluate.py --promote"
+    )
+    assert champion(400, total=5.9).startswith("stays version 2: 5.9000")
     assert inventory(client, run, name)["aliases"] == {"champion": 2}
+    assert champion(500, total=4.0).startswith("now version 5, was 2: 4.0000")
+    assert inventory(client, run, name)["aliases"] == {"champion": 5}
+    assert client.get_model_version(name, "2").tags["ddpm.champion"] == f"now version 2, was 1: {better}"
+    latest = mlflow.artifacts.download_artifacts(f"models:/{name}/latest", dst_path=str(tmp_path / "latest"))
+    assert mlflow.models.Model.load(latest).model_id in inventory(client, run, name)["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [
+        ({"dataset_id": "e" * 64}, "validated differently, dataset_id dddddddddddd and eeeeeeeeeeee for version 2"),
+        ({"num_images": 32}, "validated differently, num_images 64 and 32 for version 2"),
+        ({"sigma2": "beta"}, "validated differently, sigma2 beta_tilde and beta for version 2"),
+        ({"standard_error": None}, "one validation image tells no error of version 2"),
+        ({"standard_error": float("inf")}, "one validation image tells no error of version 2"),
+        (None, "version 2 has no validation on record"),
+    ],
+)
+def test_what_cannot_be_compared_leaves_the_champion_and_says_why(client, run, directory, tmp_path, scores, why):
+    name = f"ddpm-{tmp_path.name}"
+    register(client, run, payload(name, validation=validation(5.0)), directory)
+    second = None if scores is None else validation(1.0, **scores)
+    said = champion_after(client, run, payload(name, "hash-2", 200, validation=second), directory)
+    assert said.startswith(f"stays version 1: {why}")
+    assert inventory(client, run, name)["aliases"] == {"champion": 1}
+
+
+def test_versions_registered_before_validation_was_recorded_keep_the_alias(client, run, directory, tmp_path):
+    name = f"ddpm-{tmp_path.name}"
+    client.create_registered_model(name)
+    client.create_model_version(name, source=str(directory), tags={"ddpm.model_id": "old"})
+    client.set_registered_model_alias(name, "champion", "1")
+    said = champion_after(client, run, payload(name, "new", validation=validation(1.0)), directory)
+    assert said.startswith("stays version 1: version 1 has no validation on record; compare them with")
+
+
+def test_whoever_moves_the_alias_has_the_last_word(client, run, directory, tmp_path):
+    """Registering again, as a finished training does that is run once more, decides nothing anew."""
+    name = f"ddpm-{tmp_path.name}"
+    models = [payload(name, f"hash-{step}", step, validation=validation(500 / step)) for step in (100, 200)]
+    for model in models:
+        register(client, run, model, directory)
+    client.set_registered_model_alias(name, "champion", "1")
+    assert champion_after(client, run, models[1], directory) == "version 1"
+    client.delete_registered_model_alias(name, "champion")
+    assert champion_after(client, run, models[1], directory) == "none, the alias was taken away"
+    assert inventory(client, run, name)["aliases"] == {}
 
 
 def test_a_refused_name_is_reported_as_mlflow_reports_it(client, run, directory):

@@ -84,6 +84,7 @@ def test_everything_a_run_records_is_in_mlflow_with_the_times_of_the_spool(tmp_p
     spool.append("note", markdown="**3.5 bits/dim**")
     report = tracker.finish("FINISHED")
     assert (report.pending, report.refused, report.advice) == (0, 0, None)
+    assert report.champion == f"version 1: the first of m-{tmp_path.name}"
     client, run = the_run(tmp_path, database)
     assert run.info.status == "FINISHED"
     assert (run.data.params["p7"], len(run.data.params)) == ("7", 250)

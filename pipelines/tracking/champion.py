@@ -1,0 +1,267 @@
+"""Who is champion: the version of a registered model that `models:/NAME@champion` stands for, and when that changes.
+
+The first version of a name is champion at once. A later one takes over when it is better beyond doubt: by the
+validation at the end of its training (`settle_champion`), or by an evaluation on the same data (`promote_if_better`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from ddpm_core.errors import TrackingError
+from pipelines.tracking.client import mlflow_client, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL_ID_TAG = "ddpm.model_id"
+CHAMPION = "champion"
+DECISION_TAG = "ddpm.champion"
+IMAGES_METRIC = "eval/num_images"
+_ONE_DRAW = "promote: one draw tells no Monte-Carlo error; evaluate both with more --draws"
+_Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a training measured of its last model: mean bits/dim of `num_images` images, the first of the data set.
+
+    `standard_error` is over images; None when there is one image, which tells none.
+    """
+
+    bits_per_dim: float
+    standard_error: float | None
+    num_images: int
+    sigma2: str
+    dataset_id: str
+
+    @classmethod
+    def of_result(cls, scores: Mapping[str, Any] | None) -> Self | None:
+        """From `validation` of a training's result; None without one, or if it does not say of which data set."""
+        if not scores or not scores.get("dataset_id"):
+            return None
+        error = scores["standard_error"]
+        error = None if error is None or not math.isfinite(error) else float(error)
+        return cls(scores["total"], error, scores["num_images"], scores["sigma2"], scores["dataset_id"])
+
+    @classmethod
+    def of_tags(cls, tags: Mapping[str, str]) -> Self | None:
+        """From the tags of a registered version; None for one registered without."""
+        try:
+            error = tags.get("validation.standard_error")
+            return cls(
+                float(tags["validation.bits_per_dim"]),
+                None if error is None else float(error),
+                int(tags["validation.num_images"]),
+                tags["validation.sigma2"],
+                tags["validation.dataset_id"],
+            )
+        except (KeyError, ValueError):
+            return None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of the registered version, as `of_tags` reads them."""
+        return {f"validation.{name}": str(value) for name, value in vars(self).items() if value is not None}
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95% interval; infinite when the error is not known."""
+        return math.inf if self.standard_error is None else _Z_95 * self.standard_error
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.4f}"
+        return f"{self.bits_per_dim:.4f}{error} bits/dim ({self.num_images} validation images, σ² = {self.sigma2})"
+
+
+def settle_champion(client: "MlflowClient", version: "ModelVersion") -> str:
+    """Give a new version the alias `champion` if there is no champion, or if its validation is better than that one's.
+
+    Better means that the 95% intervals do not touch, both on the same images with the same σ². It is decided once for a
+    version: the tag `ddpm.champion` keeps what was decided and why, and whoever moves the alias afterwards has the last
+    word.
+
+    Returns:
+        Which version is champion and why, for a person.
+    """
+    name, number = version.name, str(version.version)
+    holder = client.get_registered_model(name).aliases.get(CHAMPION)
+    if DECISION_TAG in version.tags:
+        return f"version {holder}" if holder else "none, the alias was taken away"
+    if holder is None:
+        better, decision = True, f"version {number}: the first of {name}"
+    elif str(holder) == number:  # by an attempt that was killed before it was noted
+        better, decision = True, f"now version {number}"
+    else:
+        better, why = _is_better(version, client.get_model_version(name, str(holder)))
+        decision = f"now version {number}, was {holder}: {why}" if better else f"stays version {holder}: {why}"
+    if better:
+        client.set_registered_model_alias(name, CHAMPION, number)
+    measured = str(version.description).split(". Champion: ")[0]
+    client.update_model_version(name, number, description=f"{measured}. Champion: {decision}")
+    client.set_model_version_tag(name, number, DECISION_TAG, decision)
+    return decision
+
+
+def _is_better(version: "ModelVersion", holder: "ModelVersion") -> tuple[bool, str]:
+    mine, its = Validation.of_tags(version.tags), Validation.of_tags(holder.tags)
+    evaluate = "compare them with jobs/evaluate.py --promote"
+    for found, which in ((mine, version.version), (its, holder.version)):
+        if found is None:
+            return False, f"version {which} has no validation on record; {evaluate}"
+        if found.standard_error is None:
+            return False, f"one validation image tells no error of version {which}; {evaluate}"
+    assert mine is not None
+    assert its is not None
+    for what in ("dataset_id", "num_images", "sigma2"):
+        a, b = (str(getattr(found, what))[:12] for found in (mine, its))
+        if a != b:
+            return False, f"validated differently, {what} {b} and {a} for version {version.version}; {evaluate}"
+    a, b = (f"{found.bits_per_dim:.4f} ± {found.half_width:.4f}" for found in (mine, its))
+    if mine.bits_per_dim + mine.half_width < its.bits_per_dim - its.half_width:
+        return True, f"{a} bits/dim is below its {b} (95%, the same {mine.num_images} validation images)"
+    return False, f"{a} bits/dim of version {version.version} is not clearly below its {b} (95%); {evaluate}"
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """A registered version and the champion of its name; `metrics` are the champion's evaluation, None where there is
+    nothing to compare: no champion, or the version is it already."""
+
+    client: "MlflowClient"
+    mine: "ModelVersion"
+    holder: "ModelVersion | None"
+    metrics: Mapping[str, float] | None
+
+    def kind(self, num_images: int | None) -> str:
+        """Which intervals are compared, if `num_images` are evaluated."""
+        return "given_images" if self.metrics and self.metrics.get(IMAGES_METRIC) == num_images else "data_set"
+
+    def interval(self, kind: str, sigma2: str) -> tuple[float, float] | None:
+        """The champion's."""
+        low, high = ((self.metrics or {}).get(f"{interval_metric(kind, sigma2)}.{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
+
+
+def check_promotable(
+    tracking_uri: str, name: str, model_id: str, dataset_id: str, num_images: int | None, sigma2: str, draws_known: bool
+) -> None:
+    """Refuse, before anything is computed, a promotion that is bound to fail after it.
+
+    Args:
+        tracking_uri: Of MLflow.
+        name: Registered name of the model.
+        model_id: Hash of the model.
+        dataset_id: Content hash of the data set.
+        num_images: How many of its images will be evaluated; None if that is decided on the way.
+        sigma2: Reverse variances of the number compared.
+        draws_known: Whether the evaluation will tell its Monte-Carlo error.
+
+    Raises:
+        TrackingError: As of `promote_if_better`.
+    """
+    contest = _contest(tracking_uri, name, model_id, dataset_id, sigma2)
+    kind = contest.kind(num_images)
+    known = draws_known and contest.interval(kind, sigma2) is not None
+    if contest.metrics is not None and kind == "given_images" and not known:
+        raise TrackingError(_ONE_DRAW)
+
+
+def promote_if_better(
+    tracking_uri: str,
+    name: str,
+    model_id: str,
+    dataset_id: str,
+    num_images: int,
+    sigma2: str,
+    intervals: Mapping[str, Sequence[float] | None],
+) -> str:
+    """Give the registered version of `model_id` the alias `champion` if its 95% interval is below the champion's.
+
+    The champion's is that of its newest finished evaluation on the same data set under the same variances. If both
+    have scored the same images, which equal numbers of the fixed order are, the intervals for given images are
+    compared: the choice of images is common to both. Otherwise those for the data set.
+
+    Args:
+        tracking_uri: Of MLflow.
+        name: Registered name of the model.
+        model_id: Hash of the model.
+        dataset_id: Content hash of the data set.
+        num_images: How many of its images were evaluated.
+        sigma2: Reverse variances of the number compared.
+        intervals: Of the model: `given_images` and `data_set`, (low, high).
+
+    Returns:
+        What was done and why, for a person.
+
+    Raises:
+        TrackingError: The model is not registered, it or the champion has no such interval, or MLflow does not answer.
+    """
+    contest = _contest(tracking_uri, name, model_id, dataset_id, sigma2)
+    mine, holder = contest.mine, contest.holder
+    if holder is not None and contest.metrics is None:
+        return f"version {holder.version} is the champion already"
+    if holder is not None:
+        kind = contest.kind(num_images)
+        interval, its = intervals[kind], contest.interval(kind, sigma2)
+        if interval is None or its is None:
+            raise TrackingError(_ONE_DRAW)
+        if not interval[1] < its[0]:
+            mine_shown, other = (f"{low:.4f}..{high:.4f}" for low, high in (interval, its))
+            return f"stays version {holder.version}: {mine_shown} is not below its {other}"
+    with _mlflow_errors():
+        contest.client.set_registered_model_alias(name, CHAMPION, str(mine.version))
+    return f"now version {mine.version}" + (f", was {holder.version}" if holder else "")
+
+
+def _contest(tracking_uri: str, name: str, model_id: str, dataset_id: str, sigma2: str) -> _Contest:
+    client = mlflow_client(tracking_uri)
+    with _mlflow_errors():
+        versions = client.search_model_versions(f"name='{name}'")
+        mine = [version for version in versions if version.tags.get(MODEL_ID_TAG) == model_id]
+        if not mine:
+            raise TrackingError(f"promote: no version of {name!r} in MLflow is the model {model_id[:12]}; register it")
+        newest = max(mine, key=lambda version: int(version.version))
+        champion = client.get_registered_model(name).aliases.get(CHAMPION)
+        holder = next((version for version in versions if str(version.version) == str(champion)), None)
+        if holder is None or holder.tags.get(MODEL_ID_TAG) == model_id:
+            return _Contest(client, newest, holder, None)
+        metrics = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, sigma2)
+        return _Contest(client, newest, holder, metrics)
+
+
+@contextmanager
+def _mlflow_errors() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"promote: MLflow does not answer as needed ({reason(error)}); run it again") from error
+
+
+def interval_metric(kind: str, sigma2: str) -> str:
+    """Start of the names of the two metrics, `.low` and `.high`, that are a 95% interval of bits/dim."""
+    return f"eval_ci/{kind}.{sigma2}"
+
+
+def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str, sigma2: str) -> Mapping[str, float]:
+    """The metrics of the newest finished evaluation of a model on a data set under these variances."""
+    experiment = client.get_experiment_by_name(f"{name}/eval")
+    runs = client.search_runs(
+        [experiment.experiment_id] if experiment else [],
+        f"tags.`{MODEL_ID_TAG}` = '{model_id}' AND tags.`ddpm.dataset_id` = '{dataset_id}' "
+        "AND attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in runs:
+        if f"{interval_metric('population', sigma2)}.low" in run.data.metrics:
+            metrics: Mapping[str, float] = run.data.metrics
+            return metrics
+    raise TrackingError(
+        f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with σ² = {sigma2}; "
+        f"evaluate models:/{name}@{CHAMPION} the same way first"
+    )
