@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ddpm_core.config import UNetConfig
 from ddpm_core.errors import ModelError
 from ddpm_core.sampling import EpsFn
 from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet, UNetConfig
+from ddpm_core.unet import UNet
 
 WEIGHTS_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"

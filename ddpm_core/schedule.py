@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from ddpm_core.config import MAX_TIMESTEPS
 from ddpm_core.errors import ConfigError
 
 Table = Float64[Tensor, " T"]
-# A table of it is built in Python; the time embedding tells far fewer steps apart.
-MAX_TIMESTEPS = 1_000_000
 
 
 def check_timesteps(t: Tensor, num_timesteps: int) -> None:

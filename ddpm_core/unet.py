@@ -5,9 +5,6 @@ self-attention at chosen resolutions, output convolutions initialised to zero.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -15,92 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm_core.config import UNetConfig
 from ddpm_core.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The shape of a `UNet`. Raises ConfigError where a field does not fit the others.
-
-    `image_size`: (H, W) or one number for both; each must halve without rest between the levels.
-    `in_channels`: 1..4. `base_channels`: channels of the first level; `channel_multipliers`: one per
-    level, times `base_channels`; `num_res_blocks`: per level going down, one more going up.
-    `attention_resolutions`: heights of feature maps that get self-attention. `num_heads` of it.
-    `dropout` in [0, 1). `num_groups` of group norm: divides every level's channels.
-    """
-
-    image_size: int | tuple[int, int] = 32
-    in_channels: int = 3
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    num_heads: int = 1
-    dropout: float = 0.1
-    num_groups: int = 32
-
-    def __post_init__(self) -> None:
-        size = self.image_size
-        # Lists come from JSON and YAML; one type inside makes equal configs compare equal.
-        object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
-        self._check()
-
-    def _check(self) -> None:
-        def refuse(name: str, rule: str) -> NoReturn:
-            raise ConfigError(f"network.{name}: {getattr(self, name)!r:.100} {rule}")
-
-        # The limits lie far beyond any network that was ever trained: a mistyped one must not fill the memory.
-        for name, limit in (("base_channels", 8192), ("num_res_blocks", 64), ("num_heads", 8192), ("num_groups", 8192)):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= limit:
-                refuse(name, f"is not a whole number in 1..{limit}")
-        if not 1 <= self.in_channels <= 4:
-            refuse("in_channels", "is not in 1..4; images have 1 to 4 channels")
-        if not 1 <= len(self.channel_multipliers) <= 16 or not all(1 <= m <= 64 for m in self.channel_multipliers):
-            refuse("channel_multipliers", "needs one number in 1..64 for each of 1 to 16 levels")
-        if not 0.0 <= self.dropout < 1.0:
-            refuse("dropout", "is not in [0, 1)")
-        factor = 2 ** (len(self.channel_multipliers) - 1)
-        if len(self.height_width) != 2:
-            refuse("image_size", "is not (H, W)")
-        if any(side < 1 or side % factor for side in self.height_width):
-            refuse(
-                "image_size",
-                f"is not a multiple of {factor}, as its number of levels needs; use fewer levels",
-            )
-        for multiplier in self.channel_multipliers:
-            channels = self.base_channels * multiplier
-            if channels % self.num_groups or channels % self.num_heads:
-                refuse(
-                    "base_channels",
-                    f"x {multiplier} is not a multiple of num_groups ({self.num_groups}) "
-                    f"and num_heads ({self.num_heads}); change one of them",
-                )
-        heights = [self.height_width[0] >> level for level in range(len(self.channel_multipliers))]
-        if not set(self.attention_resolutions) <= set(heights):
-            refuse("attention_resolutions", f"has a height that no level has; choose from {heights}")
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """(H, W)."""
-        assert isinstance(self.image_size, tuple)
-        return self.image_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
-        """The inverse of `to_dict`. Raises ConfigError for an unknown field."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"network.{unknown[0]}: unknown field; the fields are {sorted(known)}")
-        converted: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**converted)
 
 
 def timestep_embedding(t: Int64[Tensor, " B"], channels: int) -> Float[Tensor, "B channels"]:

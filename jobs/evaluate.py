@@ -6,14 +6,15 @@ The same command continues an evaluation that was interrupted and leaves a compl
 from collections.abc import Sequence
 
 from pipelines.config import parse
-from pipelines.console import run_job, summary
+from pipelines.console import run_job, summary, waiting
 from pipelines.evaluation.config import EvaluateConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, evaluate, print the summary."""
     config = parse(EvaluateConfig, argv, "Measure a model's bits per dimension on a data set.")
-    from pipelines.evaluation.job import evaluate  # after parsing: --help and refusals need not wait for torch
+    with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
+        from pipelines.evaluation.job import evaluate
 
     result = evaluate(config)
     summary(result.title, result.rows)

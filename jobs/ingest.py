@@ -4,9 +4,10 @@ The same command continues a run that was interrupted; a finished data set is le
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from pipelines.config import parse
-from pipelines.console import ProgressLine, event, run_job, summary
+from pipelines.console import ProgressLine, Waiting, event, run_job, summary
 from pipelines.data.ingest import IngestConfig, ingest
 
 
@@ -15,19 +16,26 @@ class _Progress:
 
     def __init__(self) -> None:
         self._stage = ""
+        self._waiting = Waiting("finding the images")
 
     def __call__(self, stage: str, done: int, total: int, rate: float) -> None:
+        self.close()
         if stage != self._stage:
-            self._stage, self._line = stage, ProgressLine(stage, total, "images")
+            self._stage, self._line = stage, ProgressLine(stage, total, "images", first=f"{stage}: starting")
         self._line.update(done, rate)
         if done == total:
             self._line.close()
+
+    def close(self) -> None:
+        """What is waited for has begun, or will not."""
+        self._waiting.close()
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, ingest, print the summary."""
     config = parse(IngestConfig, argv, "Turn images into a prepared data set.")
-    result = ingest(config, _Progress())
+    with closing(_Progress()) as progress:
+        result = ingest(config, progress)
     data = result.dataset
     if result.already_complete:
         event(f"{data.location} is already complete: nothing to do")

@@ -7,14 +7,15 @@ alone.
 from collections.abc import Sequence
 
 from pipelines.config import parse
-from pipelines.console import run_job, summary
+from pipelines.console import run_job, summary, waiting
 from pipelines.sampling.config import SampleConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, sample, print the summary."""
     config = parse(SampleConfig, argv, "Generate images with a trained model.")
-    from pipelines.sampling.job import sample  # after parsing: --help and refusals need not wait for torch
+    with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
+        from pipelines.sampling.job import sample
 
     result = sample(config)
     summary(result.title, result.rows)

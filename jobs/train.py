@@ -7,14 +7,15 @@ command resumes a run that was interrupted; a finished run is left alone.
 from collections.abc import Sequence
 
 from pipelines.config import parse
-from pipelines.console import run_job, summary
+from pipelines.console import run_job, summary, waiting
 from pipelines.training.config import TrainConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, train, print the summary."""
     config = parse(TrainConfig, argv, "Train a denoising diffusion model (DDPM) on prepared images.")
-    from pipelines.training.job import train  # after parsing: --help and refusals need not wait for Ray and torch
+    with waiting("loading PyTorch and Ray", at_once=True):  # after parsing: --help and refusals need not wait for it
+        from pipelines.training.job import train
 
     result = train(config)
     summary(result.title, result.rows)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pipelines.config import parse
-from pipelines.console import event, run_job, summary
-from pipelines.verify import VerifyConfig, verify
+from pipelines.console import event, run_job, summary, waiting
+from pipelines.verify_config import VerifyConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -12,7 +12,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = list(argv)
     if arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--uri")
-    result = verify(parse(VerifyConfig, arguments, "Check a data set or sample set against its manifest."))
+    config = parse(VerifyConfig, arguments, "Check a data set or sample set against its manifest.")
+    with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
+        from pipelines.verify import verify
+    with waiting("reading"):
+        result = verify(config)
     for problem in result.problems:
         event(f"wrong: {problem}")
     summary(result.title, result.rows)

@@ -9,7 +9,7 @@ from typing import Any
 from ddpm_core.errors import AlreadyRunningError, StorageError
 from pipelines import cluster
 from pipelines.config import digest
-from pipelines.console import Interrupted, ProgressLine, clock, event
+from pipelines.console import Interrupted, ProgressLine, clock, event, waiting
 from pipelines.engine.shards import Progress, ShardedOutput
 from pipelines.models import FoundModel
 from pipelines.tracking.tracker import Tracker, TrackingReport
@@ -89,7 +89,7 @@ class BulkRun:
 
     def show(self, progress: Progress, total: int, label: str, detail: str = "", **metrics: float) -> None:
         """Update the progress line and, now and then, the metrics."""
-        self._line = self._line or ProgressLine(label, total, "images")
+        self._line = self._line or ProgressLine(label, total, "images", first="starting the workers")
         self.rate = progress.rate
         self._line.update(progress.rows, progress.rate, detail)
         now, last = time.monotonic(), progress.rows == total
@@ -131,7 +131,8 @@ class BulkRun:
             raise
         finally:
             self.leave_ray()
-            report = self.tracker.finish(status) if self.tracker else None
+            with waiting("sending the last records to MLflow"):
+                report = self.tracker.finish(status) if self.tracker else None
         return manifest, self._closing_rows(report)
 
     def _closing_rows(self, report: TrackingReport | None) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ddpm_core.errors import ClusterError
+from pipelines.console import printing_to, waiting
 
 # Read by Ray at import: everything the worker processes need comes from the driver's own environment, so a
 # local job must not make Ray build a second virtual environment because it was started by `uv run`.
@@ -48,7 +49,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     try:
         if address:
             _probe(address)
-        with _silence():
+        with _silence(), waiting(f"connecting to Ray at {address}" if address else "starting a local Ray"):
             if address:
                 ray.init(address=address, **_QUIET)
             else:
@@ -76,12 +77,16 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what Ray's C++ side prints while it starts off the terminal: failures come as exceptions too."""
+    """Keep what Ray's C++ side prints while it starts off the terminal: failures come as exceptions too.
+
+    What the job itself says meanwhile is still seen.
+    """
     sys.stderr.flush()
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        yield
+        with printing_to(terminal):
+            yield
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)

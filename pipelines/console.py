@@ -5,19 +5,24 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.status import Status
+from rich.text import Text
 
 from ddpm_core.errors import DDPMError
 
 # stderr, so that what a job prints on stdout can be piped; a fixed width where there is no terminal to ask.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _lock = threading.Lock()
+HEARTBEAT_S = 5.0
 
 
 class Interrupted(BaseException):
@@ -94,36 +99,120 @@ def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
     return code
 
 
-class ProgressLine:
-    """A progress bar with rate and ETA on a terminal; one plain line every few percent elsewhere (job logs)."""
+@contextmanager
+def printing_to(descriptor: int) -> Iterator[None]:
+    """Print to an open file descriptor for the time of a block, which leaves it open."""
+    own = sys.stderr if isinstance(sys.stderr, io.TextIOWrapper) else None
+    encoding, errors = (own.encoding, own.errors) if own else ("utf-8", "backslashreplace")
+    stream = os.fdopen(os.dup(descriptor), "w", encoding=encoding, errors=errors)
+    before, console._file = console._file, stream
+    try:
+        yield
+    finally:
+        console._file = before
+        stream.close()
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
-        self._label, self._total, self._unit = label, max(total, 1), unit
-        self._last_printed = -1.0
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            # On a narrow terminal the bar gives way first, not the numbers.
-            columns = BarColumn(bar_width=20), TextColumn("{task.description}")
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(label, total=self._total)
-            self._bar.start()
 
-    def update(self, done: int, rate: float, detail: str = "") -> None:
-        """Show `done` of the total; `rate` is in units per second and gives the ETA."""
-        fraction = done / self._total
-        eta = clock((self._total - done) / rate) if rate > 0 else "?"
-        line = f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  ETA {eta}  {rate:,.1f} {self._unit}/s"
-        line = f"{line} {detail}".rstrip()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=line)
-        elif fraction - self._last_printed >= 0.05 or done >= self._total:
-            self._last_printed = fraction
+class Waiting:
+    """Says what is waited for until it is closed: a line that counts the seconds on a terminal, elsewhere (job logs) a
+    line every 5 s.
+
+    Args:
+        what: Such as "starting 2 workers".
+        at_once: Say it now, not only when it has taken a second.
+    """
+
+    def __init__(self, what: str, at_once: bool = False) -> None:
+        self._what, self._began, self._over = what, time.monotonic(), threading.Event()
+        self._status: Status | None = None
+        self._next_s, self._said = (0.0 if at_once else 1.0), False
+        if at_once:
+            self._say()
+        self._thread = threading.Thread(target=self._tick, name="waiting", daemon=True)
+        self._thread.start()
+
+    def _tick(self) -> None:
+        while not self._over.wait(max(0.0, self._began + self._next_s - time.monotonic())):
+            self._say()
+
+    def _say(self) -> None:
+        seconds = time.monotonic() - self._began
+        line = f"{self._what}: {int(seconds)} s so far" if self._said else self._what
+        self._said = True
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._next_s = seconds + 1.0
+            self._status = self._status or console.status("", spinner="line")
+            self._status.update(Text(printable(line)))
+            self._status.start()
+        else:
+            self._next_s = seconds + HEARTBEAT_S
             event(line)
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self._bar is not None:
-            self._bar.stop()
+        """It is over; closing twice does no harm."""
+        self._over.set()
+        self._thread.join()
+        if self._status is not None:
+            self._status.stop()
+
+
+@contextmanager
+def waiting(what: str, at_once: bool = False) -> Iterator[None]:
+    """`Waiting`, for the time of a block."""
+    wait = Waiting(what, at_once)
+    try:
+        yield
+    finally:
+        wait.close()
+
+
+class ProgressLine:
+    """A progress bar with rate and ETA on a terminal; one plain line every few percent elsewhere (job logs).
+
+    Until there is a rate, it says that it waits for `first`, such as "starting 2 workers", if that is given.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, first: str | None = None) -> None:
+        self._label, self._total, self._unit = label, max(total, 1), unit
+        self._last_printed = -1.0
+        self._bar: Progress | None = None
+        self._lock = threading.Lock()
+        self._waiting = Waiting(first) if first else None
+
+    def update(self, done: int, rate: float, detail: str = "") -> None:
+        """Show `done` of the total; `rate` is in units per second and gives the ETA."""
+        with self._lock:
+            if self._waiting is not None:
+                if rate <= 0 and done < self._total:
+                    return
+                self._waiting.close()
+                self._waiting = None
+            fraction = done / self._total
+            eta = clock((self._total - done) / rate) if rate > 0 else "?"
+            line = f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  ETA {eta}  {rate:,.1f} {self._unit}/s"
+            line = f"{line} {detail}".rstrip()
+            if console.is_terminal:
+                self._show(done, line)
+            elif fraction - self._last_printed >= 0.05 or done >= self._total:
+                self._last_printed = fraction
+                event(line)
+
+    def _show(self, done: int, line: str) -> None:
+        if self._bar is None:
+            # On a narrow terminal the bar gives way first, not the numbers.
+            columns = BarColumn(bar_width=20), TextColumn("{task.description}")
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(line, total=self._total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, description=line)
+
+    def close(self) -> None:
+        """Take it off the terminal."""
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.close()
+            if self._bar is not None:
+                self._bar.stop()
 
 
 def clock(seconds: float) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ddpm_core.errors import ConfigError, DataError, DDPMError
 from ddpm_core.model import model_from_bytes
 from pipelines import cluster
-from pipelines.config import digest, require
+from pipelines.config import digest
 from pipelines.data import dataset
 from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.manifest import MANIFEST, checked_manifest
@@ -27,27 +27,10 @@ from pipelines.evaluation.results import results
 from pipelines.models import stored_model
 from pipelines.sampling import shard as sample_shard
 from pipelines.storage import Location
+from pipelines.verify_config import VerifyConfig
 
 # Shards read at the same time: each is held in memory as a whole.
 _READERS = 4
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Check an output."""
-
-    uri: str
-    """Directory or s3:// prefix of a data set, a sample set or an evaluation; may be given without its name."""
-    recompute: float = 0.0
-    """Fraction of the shards, in [0, 1], to make again and compare bit for bit; at least one."""
-    num_workers: int | tuple[int, int] = 0
-    """Actors that make them again: a number, [min, max], 0 for as many as the cluster holds now."""
-    cpus_per_worker: int = 1
-    """CPUs, and threads, of each actor."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.uri), "uri", self.uri, "must be a path or a URI")
-        require(0 <= self.recompute <= 1, "recompute", self.recompute, "must be in [0, 1]")
 
 
 @dataclass

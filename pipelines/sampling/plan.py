@@ -9,7 +9,7 @@ import torch
 
 from ddpm_core.model import Model, model_from_bytes
 from pipelines import cluster
-from pipelines.console import clock
+from pipelines.console import clock, waiting
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.engine.shards import ShardedOutput
 from pipelines.models import FoundModel
@@ -83,7 +83,8 @@ def plan(
         return rows
     try:
         cluster.connect()
-        measured = calibrate(found, request, pool)
+        with waiting("measuring on one worker"):
+            measured = calibrate(found, request, pool)
         import ray
 
         _, high = pool.bounds(ray.cluster_resources())

@@ -3,11 +3,13 @@
 import re
 from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm_core.schedule import MAX_TIMESTEPS, NoiseSchedule
-from ddpm_core.unet import UNetConfig
+from ddpm_core.config import MAX_TIMESTEPS, UNetConfig
 from pipelines.config import as_dict, require
+
+if TYPE_CHECKING:
+    from ddpm_core.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ class DiffusionConfig:
         """T of the schedule that results."""
         return self.num_timesteps if self.betas is None else len(self.betas)
 
-    def noise_schedule(self) -> NoiseSchedule:
+    def noise_schedule(self) -> "NoiseSchedule":
         """The schedule's tables."""
+        from ddpm_core.schedule import NoiseSchedule  # here: fields are checked and --help is shown without torch
+
         if self.betas is not None:
             return NoiseSchedule.from_betas(self.betas)
         if self.schedule == "cosine":

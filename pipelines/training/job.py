@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
-from pipelines.console import Interrupted, ProgressLine, clock, event
+from pipelines.console import Interrupted, ProgressLine, clock, event, waiting
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import open_dataset
 from pipelines.storage import Location
@@ -194,7 +194,7 @@ class _Driver:
                     f"waiting: {low} worker(s) need {low * each:g} {kind}, the cluster has {have.get(kind, 0.0):g}; "
                     "it goes on when nodes join (or lower cluster.num_workers)"
                 )
-        self.progress = ProgressLine(config.name, config.train.steps, "steps")
+        self.progress = ProgressLine(config.name, config.train.steps, "steps", f"starting {_workers(low, high)}")
         failure: list[BaseException] = []
         self.idle.clear()
         threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True).start()
@@ -303,7 +303,8 @@ class _Driver:
         # training that is given up is therefore left to end with this process, as after a kill.
         if self.idle.is_set():
             cluster.disconnect()
-        return self.tracker.finish(status, timeout_s=60.0)
+        with waiting("sending the last records to MLflow"):
+            return self.tracker.finish(status, timeout_s=60.0)
 
 
 def _controller_callback(spool: Spool) -> "UserCallback":

@@ -10,13 +10,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ddpm_core import noise
+from ddpm_core.config import UNetConfig
 from ddpm_core.diffusion import q_sample
 from ddpm_core.ema import EMA
 from ddpm_core.errors import CheckpointError
 from ddpm_core.images import to_model_range
 from ddpm_core.losses import eps_mse, loss_weights
 from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet, UNetConfig
+from ddpm_core.unet import UNet
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import OptimizationConfig
 

@@ -11,7 +11,8 @@ import pytest
 from job_process import REPOSITORY
 
 from ddpm_core.errors import ConfigError, DataError
-from pipelines.console import ProgressLine, clock, event, exit_code_of, summary
+from pipelines.cluster import _silence
+from pipelines.console import ProgressLine, clock, event, exit_code_of, summary, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +151,59 @@ def test_help_is_shown_on_a_terminal_without_greek(command: str) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.isascii()
     assert "usage" in shown.stdout
+
+
+def test_a_wait_is_told_of_again_and_again_until_it_ends(monkeypatch) -> None:
+    said: list[str] = []
+    enough = threading.Event()
+
+    def hear(line: str) -> None:
+        said.append(line)
+        if len(said) == 3:
+            enough.set()
+
+    monkeypatch.setattr("pipelines.console.event", hear)
+    monkeypatch.setattr("pipelines.console.HEARTBEAT_S", 0.01)
+    with waiting("starting 2 workers", at_once=True):
+        assert said[0] == "starting 2 workers"
+        assert enough.wait(30)
+    heard = len(said)
+    assert set(said[1:]) == {"starting 2 workers: 0 s so far"}
+    assert not [thread for thread in threading.enumerate() if thread.name == "waiting"]
+    assert len(said) == heard
+
+
+def test_what_takes_less_than_a_second_is_not_told_of(capsys) -> None:
+    with waiting("opening"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_progress_line_waits_for_its_first_rate(capsys) -> None:
+    line = ProgressLine("samples", 4, "images", first="starting the workers")
+    line.update(0, rate=0.0)
+    assert capsys.readouterr().err == ""
+    line.update(2, rate=1.0)
+    line.close()
+    assert capsys.readouterr().err == "samples 2/4 (50%)  ETA 0:02  1.0 images/s\n"
+
+
+def test_a_wait_is_seen_while_another_library_is_kept_quiet(capfd) -> None:
+    with _silence(), waiting("starting a local Ray", at_once=True):
+        os.write(2, b"chatter of a library\n")
+    assert capfd.readouterr().err == "starting a local Ray\n"
+
+
+@pytest.mark.parametrize("job", ["ingest", "train", "sample", "evaluate", "verify"])
+def test_help_loads_nothing_heavy(job: str) -> None:
+    program = f"""
+import runpy, sys
+sys.argv = ["jobs/{job}.py", "--help"]
+try:
+    runpy.run_path("jobs/{job}.py")["main"](sys.argv[1:])
+except SystemExit as stop:
+    assert not stop.code
+print("loaded:", *sorted({{"torch", "ray", "mlflow", "sklearn", "scipy", "matplotlib"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.splitlines()[-1] == "loaded:"
