@@ -13,12 +13,12 @@ from pipelines.training.config import (
     ClusterConfig,
     DataConfig,
     GridConfig,
-    NetworkConfig,
     OptimizationConfig,
     TrainConfig,
     ValidationConfig,
 )
 from pipelines.training.job import train
+from pipelines.training.network import NetworkConfig
 
 
 @dataclass(frozen=True)

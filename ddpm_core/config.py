@@ -8,16 +8,19 @@ from ddpm_core.errors import ConfigError
 
 # A schedule's tables are built in Python; the time embedding tells far fewer steps apart.
 MAX_TIMESTEPS = 1_000_000
+# The side to which small images may be padded, however little of it they fill; larger ones to less than twice theirs.
+_MAX_PADDED = 64
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """The shape of a `UNet`. Raises ConfigError where a field does not fit the others.
 
-    `image_size`: (H, W) or one number for both; each must halve without rest between the levels.
+    `image_size`: (H, W) or one number for both, of any value; where the levels cannot halve it without rest, the
+    network pads its input to `padded_height_width` and crops its output.
     `in_channels`: 1..4. `base_channels`: channels of the first level; `channel_multipliers`: one per
     level, times `base_channels`; `num_res_blocks`: per level going down, one more going up.
-    `attention_resolutions`: heights of feature maps that get self-attention. `num_heads` of it.
+    `attention_resolutions`: heights of feature maps, of the padded image, that get self-attention. `num_heads` of it.
     `dropout` in [0, 1). `num_groups` of group norm: divides every level's channels.
     """
 
@@ -54,14 +57,12 @@ class UNetConfig:
             refuse("channel_multipliers", "needs one number in 1..64 for each of 1 to 16 levels")
         if not 0.0 <= self.dropout < 1.0:
             refuse("dropout", "is not in [0, 1)")
-        factor = 2 ** (len(self.channel_multipliers) - 1)
-        if len(self.height_width) != 2:
-            refuse("image_size", "is not (H, W)")
-        if any(side < 1 or side % factor for side in self.height_width):
-            refuse(
-                "image_size",
-                f"is not a multiple of {factor}, as its number of levels needs; use fewer levels",
-            )
+        if len(self.height_width) != 2 or any(side < 1 for side in self.height_width):
+            refuse("image_size", "is not (H, W), each at least 1 pixel")
+        height, width = self.padded_height_width
+        if max(height, width) > _MAX_PADDED and max(height, width) >= 2 * max(self.height_width):
+            levels = len(self.channel_multipliers)
+            refuse("image_size", f"would be padded to {height} x {width} pixels by its {levels} levels; use fewer")
         for multiplier in self.channel_multipliers:
             channels = self.base_channels * multiplier
             if channels % self.num_groups or channels % self.num_heads:
@@ -70,7 +71,7 @@ class UNetConfig:
                     f"x {multiplier} is not a multiple of num_groups ({self.num_groups}) "
                     f"and num_heads ({self.num_heads}); change one of them",
                 )
-        heights = [self.height_width[0] >> level for level in range(len(self.channel_multipliers))]
+        heights = [height >> level for level in range(len(self.channel_multipliers))]
         if not set(self.attention_resolutions) <= set(heights):
             refuse("attention_resolutions", f"has a height that no level has; choose from {heights}")
 
@@ -79,6 +80,13 @@ class UNetConfig:
         """(H, W)."""
         assert isinstance(self.image_size, tuple)
         return self.image_size
+
+    @property
+    def padded_height_width(self) -> tuple[int, int]:
+        """(H, W) rounded up to what halves without rest between the levels: the size that the network computes at."""
+        factor = 2 ** (len(self.channel_multipliers) - 1)
+        height, width = (-(-side // factor) * factor for side in self.height_width)
+        return height, width
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""

@@ -117,6 +117,9 @@ class UNet(nn.Module):
 
     Returns the predicted noise, float32 [B, C, H, W] (also under autocast). Raises ConfigError for
     an x_t of another shape than the configuration's.
+
+    Sides that the levels cannot halve are padded inside, with zeros, as every convolution pads its own input, and
+    the output is cropped: the function is one of the image's own pixels, and so is every likelihood computed with it.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -124,7 +127,7 @@ class UNet(nn.Module):
         self.config = config
         base, groups = config.base_channels, config.num_groups
         widths = [base * m for m in config.channel_multipliers]
-        height = config.height_width[0]
+        height = config.padded_height_width[0]
         res_blocks: list[ResBlock] = []
 
         def res_block(in_channels: int, out_channels: int) -> ResBlock:
@@ -176,6 +179,11 @@ class UNet(nn.Module):
         time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
         times = iter(torch.split(time[:, :, None, None], self.time_splits, dim=1))
 
+        height, width = self.config.height_width
+        padded_height, padded_width = self.config.padded_height_width
+        top, left = (padded_height - height) // 2, (padded_width - width) // 2
+        if (padded_height, padded_width) != (height, width):
+            x_t = F.pad(x_t, (left, padded_width - width - left, top, padded_height - height - top))
         # On the CPU the channels-last group norm is many times slower than what its convolutions gain.
         h: Tensor = self.conv_in(x_t.contiguous() if x_t.device.type == "cpu" else x_t)
         skips = [h]
@@ -189,6 +197,8 @@ class UNet(nn.Module):
             else:
                 h = module(h)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        if (padded_height, padded_width) != (height, width):
+            out = out[:, :, top : top + height, left : left + width].contiguous()
         return out.to(torch.float32)
 
 

@@ -20,12 +20,12 @@ from pipelines.training.config import (
     DataConfig,
     DiffusionConfig,
     GridConfig,
-    NetworkConfig,
     OptimizationConfig,
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
 )
+from pipelines.training.network import NetworkConfig
 
 # A user's own cluster and tracking server are none of the tests' business.
 for _name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):

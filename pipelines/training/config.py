@@ -1,12 +1,13 @@
 """Configuration of the training job; every field is documented and checked before Ray starts."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddpm_core.config import MAX_TIMESTEPS, UNetConfig
+from ddpm_core.config import MAX_TIMESTEPS
 from pipelines.config import as_dict, require
+from pipelines.training.network import NetworkConfig
 
 if TYPE_CHECKING:
     from ddpm_core.schedule import NoiseSchedule
@@ -35,40 +36,6 @@ class DataConfig:
         require(self.reads_ahead >= 1, "data.reads_ahead", self.reads_ahead, "must be at least 1")
         reads_hold = 0 <= self.cpus_per_read < inf
         require(reads_hold, "data.cpus_per_read", self.cpus_per_read, "must be a number >= 0")
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The ε-network; image size and channels come from the data set."""
-
-    base_channels: int = 32
-    """Channels at full resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 2)
-    """Channels of each resolution as a multiple of base_channels; each further entry halves H and W."""
-    num_res_blocks: int = 1
-    """Residual blocks at each resolution on the way down (one more on the way up)."""
-    attention_resolutions: tuple[int, ...] = (4,)
-    """Heights (pixels) at which blocks are followed by self-attention."""
-    num_heads: int = 4
-    """Heads of each self-attention; must divide its channels."""
-    num_groups: int = 8
-    """Groups of each group normalisation; must divide its channels."""
-    dropout: float = 0.0
-    """Dropout probability inside residual blocks."""
-
-    def __post_init__(self) -> None:
-        # What does not depend on the images is checked on the smallest that the levels allow.
-        smallest = 2 ** max(len(self.channel_multipliers) - 1, 0)
-        UNetConfig(image_size=smallest, **{**asdict(self), "attention_resolutions": ()})
-
-    def unet_config(self, image_shape: tuple[int, int, int]) -> UNetConfig:
-        """The full network configuration for images of shape (H, W, C).
-
-        Raises:
-            ConfigError: The network cannot take images of that shape.
-        """
-        height, width, channels = image_shape
-        return UNetConfig(image_size=(height, width), in_channels=channels, **asdict(self))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipelines.storage import Location
 from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
+from pipelines.training.complete import complete
 from pipelines.training.config import TrainConfig
 from pipelines.training.loop import RESULT, TrainJob, train_loop
 from pipelines.version import code_version, git_commit
@@ -66,10 +67,11 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
             f"data.validation = {config.data.validation}: its images are {validation_set.image_shape}, "
             f"those of data.train are {train_set.image_shape}; ingest both with the same size and channels"
         )
-    config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     newest = CheckpointStore.open(run.uri).newest()
+    config = complete(config, train_set, newest)
     if newest is not None:
         _check_resumable(newest, config, train_set)
+    config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     result = _result(run)
     job = TrainJob(
         config,
@@ -83,6 +85,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     try:
         driver.announce(train_set, validation_set)
         if result is None or result["step"] != config.train.steps:
+            event(config.network.describe(train_set.image_shape))
             (run / "config.json").write_json(as_dict(config))
             driver.fit(loop)
             result = _result(run)

@@ -58,7 +58,7 @@ CASES = [
     _case("train.py", "diffusion.num_timesteps", "1000000000000", "diffusion.num_timesteps = 1000000000000: must be"),
     _case("train.py", "network.base_channels", "1000000", "network.base_channels", "1000000"),
     _case("train.py", "network.num_res_blocks", "1000000000", "network.num_res_blocks", "1000000000"),
-    _network("network.channel_multipliers", "[1, 2, 2, 2, 2, 2]", "network.image_size", "fewer levels"),
+    _network("network.channel_multipliers", "[1, 2, 2, 2, 2, 2, 2, 2]", "network.image_size", "use fewer"),
     _network("network.attention_resolutions", "[3]", "network.attention_resolutions", "a height that no level has"),
     _case("train.py", "network.num_groups", "7", "network.base_channels", "num_groups (7)"),
     _case("train.py", "network.dropout", ".nan", "network.dropout", "nan"),

@@ -71,6 +71,56 @@ def test_any_size_that_halves(levels, rows, columns, channels, with_attention, h
     assert bool(out.isfinite().all())
 
 
+@given(st.integers(1, 33), st.integers(1, 33), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_any_size_is_padded_to_what_the_levels_halve_and_cropped(height, width, levels):
+    config = dataclasses.replace(
+        SMALL, image_size=(height, width), channel_multipliers=(1,) * levels, attention_resolutions=()
+    )
+    factor = 2 ** (levels - 1)
+    padded = config.padded_height_width
+    assert all(
+        side <= large < side + factor and large % factor == 0
+        for side, large in zip((height, width), padded, strict=True)
+    )
+    unet = randomised(config)
+    x = torch.randn(2, 1, height, width, requires_grad=True)
+    out = unet(x, torch.tensor([0, 999]))
+    assert out.shape == x.shape
+    assert bool(out.isfinite().all())
+    # a function of the image's own pixels, each of which counts, also at the edges
+    (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    assert bool((gradient != 0).all())
+
+
+def test_padding_is_that_of_the_network_of_the_padded_size():
+    """Zeros around the image, of which nothing is seen in the output but the image's own place."""
+    config = dataclasses.replace(SMALL, image_size=(5, 7), channel_multipliers=(1, 1, 2), attention_resolutions=(2,))
+    whole = dataclasses.replace(config, image_size=(8, 8))
+    unet, larger = randomised(config), randomised(whole)
+    x, t = torch.randn(2, 1, 5, 7), torch.tensor([0, 999])
+    expected = larger(torch.nn.functional.pad(x, (0, 1, 1, 2)), t)[:, :, 1:6, :7]
+    assert torch.equal(unet(x, t), expected)
+
+
+def test_attention_is_at_heights_of_the_padded_image():
+    config = dataclasses.replace(SMALL, image_size=(30, 45), channel_multipliers=(1, 1, 1, 1), attention_resolutions=())
+    assert dataclasses.replace(config, attention_resolutions=(32, 4)).padded_height_width == (32, 48)
+    with pytest.raises(ConfigError, match=r"attention_resolutions: \(30,\) .* choose from \[32, 16, 8, 4\]"):
+        dataclasses.replace(config, attention_resolutions=(30,))
+
+
+def test_levels_that_would_mostly_compute_on_padding_are_refused():
+    config = dataclasses.replace(SMALL, image_size=(1, 1), channel_multipliers=(1,) * 7, attention_resolutions=())
+    assert config.padded_height_width == (64, 64)
+    with pytest.raises(ConfigError, match=r"image_size: \(1, 1\) would be padded to 128 x 128 .* 8 levels; use fewer"):
+        dataclasses.replace(config, channel_multipliers=(1,) * 8)
+    assert dataclasses.replace(config, image_size=(1, 200), channel_multipliers=(1,) * 8).padded_height_width == (
+        128,
+        256,
+    )
+
+
 @pytest.mark.slow
 def test_256_pixels():
     config = dataclasses.replace(
@@ -173,8 +223,8 @@ def test_config_round_trip():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("image_size", 9),
         ("image_size", (8, 0)),
+        ("image_size", (8, -8)),
         ("in_channels", 5),
         ("base_channels", 20),
         ("base_channels", 0),

@@ -84,8 +84,8 @@ def test_data_sets_that_cannot_be_trained_on(config: TrainConfig, data: Path, tm
 def test_shapes_that_do_not_fit(config: TrainConfig, data: Path, refusal) -> None:
     line = refusal(2, of(config, data={"validation": str(data / "small")}))
     assert line.startswith(f"data.validation = {data}/small: its images are (16, 16, 3), those of data.train are (32,")
-    line = refusal(2, of(config, network={"channel_multipliers": (1,) * 7, "attention_resolutions": ()}))
-    assert line.startswith("network.image_size: (32, 32) is not a multiple of 64")
+    line = refusal(2, of(config, network={"channel_multipliers": (1,) * 8, "attention_resolutions": ()}))
+    assert line.startswith("network.image_size: (32, 32) would be padded to 128 x 128 pixels by its 8 levels")
     line = refusal(2, of(config, network={"attention_resolutions": (7,)}))
     assert line.startswith("network.attention_resolutions: (7,) has a height that no level has")
     line = refusal(2, lambda argv: of(config, network={"num_groups": 0})(argv))
