@@ -74,7 +74,7 @@ def model_bytes(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     config["config_sha256"] = _config_hash(config)
-    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(config, indent=1, sort_keys=True, allow_nan=False) + "\n"
     return {WEIGHTS_FILE: weights, CONFIG_FILE: text.encode()}
 
 

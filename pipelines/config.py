@@ -160,13 +160,13 @@ def _one_line(error: BaseException, advice: str = _HELP) -> str:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values (tuples become lists)."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
     return plain
 
 
 def digest(values: Any) -> str:
     """sha256 (hex) of JSON values, independent of key order."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def differences(stored: Any, given: Any, prefix: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """What a person sees: events, a progress line with rate and ETA, errors in one line, exit codes."""
 
 import io
+import math
 import os
 import signal
 import sys
@@ -46,6 +47,15 @@ def printable(text: str) -> str:
     'a\\nb\\x1b[2J'
     """
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def plus_minus(value: float, error: float | None) -> str:
+    """A mean with its standard error, which is not known (None, or not finite in older files) of one image.
+
+    >>> plus_minus(5.17, 0.04), plus_minus(5.17, None)
+    ('5.1700 ± 0.0400', '5.1700 ± n/a')
+    """
+    return f"{value:.4f} ± " + (f"{error:.4f}" if error is not None and math.isfinite(error) else "n/a")
 
 
 def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:

@@ -303,8 +303,11 @@ class Location:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON in one canonical form (sorted keys, two spaces, final newline), so that equal values are equal bytes."""
-    return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
+    """JSON in one canonical form (sorted keys, two spaces, final newline), so that equal values are equal bytes.
+
+    Raises ValueError for NaN and infinities, which JSON does not have: what is unknown is null.
+    """
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 
 def forget_connections() -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ddpm_core.errors import ModelError
 from ddpm_core.estimators import GROUP_SIZE, Design, full_design, replicate_values, stratified_design
 from ddpm_core.likelihood import prior_bpd, timestep_proposal, x_0_of
 from ddpm_core.model import Model
@@ -104,6 +105,12 @@ class TermShards:
         columns |= baseline_columns(images, counts)
         columns |= self._ode(model, images, ids, start)
         values = replicate_values(design, prior, scores["term"])
+        bad = ids[~values.isfinite().all(1).numpy()]
+        if len(bad):
+            raise ModelError(
+                f"model: gives no finite bits/dim (NaN or infinite) for {len(bad)} of {len(ids)} images (first ids "
+                f"{', '.join(map(str, bad[:3].tolist()))}) in {request['dtype']}; take float32, or another model"
+            )
         extra = {
             "first_position": start,
             "evaluations": design.t.numel(),

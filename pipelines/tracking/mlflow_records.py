@@ -56,7 +56,7 @@ class RecordWriter:
         for record in records:
             step = int(record.payload["step"])
             for key, value in record.payload["values"].items():
-                if step > last_step.get(key, -1):
+                if value is not None and step > last_step.get(key, -1):
                     points.append(Metric(key, float(value), record.timestamp_ms, step))
                     last_step[key] = step
         for chunk in _chunks(points, METRICS_PER_REQUEST):

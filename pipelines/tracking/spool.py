@@ -27,6 +27,7 @@ local paths or URIs that `pipelines.storage` reads; what they name must stay the
 import fcntl
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -73,6 +74,22 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
+def _json(record: dict[str, Any]) -> str:
+    """One line; numbers that JSON does not have (NaN, infinities) are null, and so no points of a metric."""
+    try:
+        return json.dumps(record, default=_plain, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_non_finite(json.loads(json.dumps(record, default=_plain))))
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Spool:
     """Appends records to the file at `path`; safe in several threads and processes, picklable, holds nothing open.
 
@@ -98,7 +115,7 @@ class Spool:
         if missing:
             raise ValueError(f"spool record {kind!r}: lacks {', '.join(sorted(missing))}")
         record = {"kind": kind, "timestamp_ms": time.time_ns() // 1_000_000, **payload}
-        line = (json.dumps(record, default=_plain) + "\n").encode()
+        line = (_json(record) + "\n").encode()
         with self._lock:
             began = not self._waiting
             self._waiting.append(line)

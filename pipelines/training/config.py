@@ -102,8 +102,8 @@ class OptimizationConfig:
     """Steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
-    grad_clip: float = 1.0
-    """Largest L2 norm of the gradient; larger ones are scaled down."""
+    grad_clip: float | None = 1.0
+    """Largest L2 norm of the gradient; larger ones are scaled down. Null (or .inf): none is."""
     ema_decay: float = 0.999
     """Decay of the exponential moving average of the weights, after its warm-up."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -118,7 +118,10 @@ class OptimizationConfig:
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         for name in ("learning_rate", "min_snr_gamma"):
             require(0 < getattr(self, name) < inf, f"train.{name}", getattr(self, name), "must be positive and finite")
-        require(self.grad_clip > 0, "train.grad_clip", self.grad_clip, "must be positive (.inf clips nothing)")
+        if self.grad_clip == inf:
+            object.__setattr__(self, "grad_clip", None)  # JSON has no infinity
+        clip_holds = self.grad_clip is None or self.grad_clip > 0
+        require(clip_holds, "train.grad_clip", self.grad_clip, "must be positive (null clips nothing)")
         require(self.steps <= 10**8, "train.steps", self.steps, f"must be at most {10**8}")
         require(self.batch_size <= 2**20, "train.batch_size", self.batch_size, f"must be at most {2**20}")
         for name in ("warmup_steps", "weight_decay", "seed"):

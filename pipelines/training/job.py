@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
-from pipelines.console import Interrupted, ProgressLine, clock, event, waiting
+from pipelines.console import Interrupted, ProgressLine, clock, event, plus_minus, waiting
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import open_dataset
 from pipelines.storage import Location
@@ -277,7 +277,7 @@ class _Driver:
         if scores:
             metrics = {f"validation/{scores['sigma2']}/bits_per_dim": scores["total"]}
             headline = (
-                f"**{scores['total']:.4f} ± {scores['standard_error']:.4f} bits/dim** (σ² = {scores['sigma2']}, "
+                f"**{plus_minus(scores['total'], scores['standard_error'])} bits/dim** (σ² = {scores['sigma2']}, "
                 f"{scores['num_images']} validation images, standard error over images) after {headline}"
             )
         spool.append("artifact", path=result["grid"], artifact_path="grids")
@@ -376,7 +376,7 @@ def _summary(
         rows.append(
             (
                 "bits/dim",
-                f"{scores['total']:.4f} ± {scores['standard_error']:.4f} (standard error; σ² = {scores['sigma2']}, "
+                f"{plus_minus(scores['total'], scores['standard_error'])} (standard error; σ² = {scores['sigma2']}, "
                 f"ELBO of {scores['num_images']} validation images)",
             )
         )

@@ -1,5 +1,6 @@
 """One training step of the ε-model, and its resume state: what a worker does between two batches."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class Learner:
                 with self.network.no_sync():  # type: ignore[attr-defined]
                     torch.autograd.backward(part)
             loss += part.detach()
-        grad_norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip)
+        grad_norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(batch.step)
         self.optimizer.step()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from ddpm_core.errors import NonFiniteLossError
 from ddpm_core.model import model_bytes, model_id_of
+from pipelines.console import plus_minus
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ledger import Ledger
 from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, start_stream
@@ -212,18 +213,22 @@ class Worker:
             eps_fn, self.learner.schedule, dataset, config.validation, config.train.seed, self.device, self.ranks
         )
         prefix = f"validation/{result.sigma2}"
-        self._metrics(
-            done,
-            {
-                f"{prefix}/bits_per_dim": result.total,
-                f"{prefix}/bits_per_dim_standard_error": result.standard_error,
-                f"{prefix}/L_T": result.prior,
-                f"{prefix}/L_t_sum": result.kl_sum,
-                f"{prefix}/L_0": result.decoder,
-            },
-        )
+        values = {
+            f"{prefix}/bits_per_dim": result.total,
+            f"{prefix}/L_T": result.prior,
+            f"{prefix}/L_t_sum": result.kl_sum,
+            f"{prefix}/L_0": result.decoder,
+        }
+        if not np.isfinite(list(values.values())).all():
+            raise NonFiniteLossError(
+                f"step {done}: validation gives {result.total} bits/dim; nothing after the last checkpoint is kept. "
+                "Lower train.learning_rate, or take train.precision fp32, and start under a new name"
+            )
+        if result.standard_error is not None:
+            values[f"{prefix}/bits_per_dim_standard_error"] = result.standard_error
+        self._metrics(done, values)
         self._say(
-            f"step {done:,}: validation {result.total:.4f} ± {result.standard_error:.4f} bits/dim "
+            f"step {done:,}: validation {plus_minus(result.total, result.standard_error)} bits/dim "
             f"({result.num_images} images, σ² = {result.sigma2})"
         )
         self.last_validation = result

@@ -56,11 +56,11 @@ class BitsPerDim:
     """Mean ELBO terms over the images scored, in bits/dim.
 
     `standard_error` is of `total` over images: the Monte-Carlo error of each image's estimate and the spread
-    over images together.
+    over images together; None for one image, which has no spread.
     """
 
     total: float
-    standard_error: float
+    standard_error: float | None
     prior: float
     kl_sum: float
     decoder: float
@@ -101,7 +101,7 @@ def validate(
     gathered = sorted((row for part in ranks.gather(rows) for row in part), key=lambda row: row[0])
     table = np.concatenate([values for _, values in gathered])
     total, prior, kl_sum, decoder = table.mean(axis=0).tolist()
-    error = float(table[:, 0].std(ddof=1)) / math.sqrt(num_images) if num_images > 1 else math.inf
+    error = float(table[:, 0].std(ddof=1)) / math.sqrt(num_images) if num_images > 1 else None
     return BitsPerDim(total, error, prior, kl_sum, decoder, num_images, config.sigma2)
 
 

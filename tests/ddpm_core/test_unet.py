@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood import estimate_bpd
+from ddpm_core.ode import ode_bpd
+from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.unet import Attention, UNet, UNetConfig, Upsample, count_parameters, forward_flops, timestep_embedding
 
 SMALL = UNetConfig(
@@ -101,6 +104,25 @@ def test_padding_is_that_of_the_network_of_the_padded_size():
     x, t = torch.randn(2, 1, 5, 7), torch.tensor([0, 999])
     expected = larger(torch.nn.functional.pad(x, (0, 1, 1, 2)), t)[:, :, 1:6, :7]
     assert torch.equal(unet(x, t), expected)
+
+
+def test_likelihoods_of_a_padded_network_are_of_the_images_own_pixels():
+    """ELBO and ODE call eps(x_t, t) on 3 x 5 pixels: equal to the network of 4 x 6 with the padding done outside."""
+    config = dataclasses.replace(SMALL, image_size=(3, 5), attention_resolutions=(2,))
+    unet, larger = randomised(config), randomised(dataclasses.replace(config, image_size=(4, 6)))
+
+    def outside(x_t, t):
+        return larger(torch.nn.functional.pad(x_t, (0, 1, 0, 1)), t)[:, :, :3, :5]
+
+    schedule, ids = NoiseSchedule.linear(30), torch.arange(2)
+    images = torch.randint(0, 256, (2, 1, 3, 5), dtype=torch.uint8)
+    ode, expected = (ode_bpd(schedule, eps_fn, images, ids, seed=0, num_steps=8) for eps_fn in (unet, outside))
+    assert torch.equal(ode.bits_per_dim, expected.bits_per_dim)
+    assert torch.equal(ode.trace_error, expected.trace_error)
+    assert bool(ode.bits_per_dim.isfinite().all())
+    elbo, expected = (estimate_bpd(schedule, eps_fn, images, ids, 0, 8).total for eps_fn in (unet, outside))
+    assert torch.equal(elbo, expected)
+    assert bool(elbo.isfinite().all())
 
 
 def test_attention_is_at_heights_of_the_padded_image():

@@ -1,5 +1,6 @@
 """Locations: local files, a real S3 store, races, and one clear line for everything that goes wrong."""
 
+import math
 import pickle
 import re
 import socket
@@ -265,6 +266,14 @@ def test_joining_and_parent_are_inverse_and_pickle_keeps_identity(name: str, dep
 @given(st.dictionaries(st.text(), st.integers()))
 def test_json_bytes_do_not_depend_on_key_order(value: dict[str, int]) -> None:
     assert json_bytes(value) == json_bytes(dict(reversed(value.items())))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_json_has_no_infinity_and_no_nan(tmp_path: Path, value: float) -> None:
+    location = Location.parse(tmp_path / "file.json")
+    with pytest.raises(ValueError, match="JSON"):
+        location.write_json({"error": value})
+    assert not location.exists()
 
 
 def test_a_killed_writer_leaves_nothing_visible(tmp_path: Path) -> None:

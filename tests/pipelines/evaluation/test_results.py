@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from evaluate_runs import ROWS, tiny_evaluation
+from sample_runs import save_tiny_model
 from scipy import stats
 
+from ddpm_core.errors import ModelError
 from ddpm_core.estimators import decoder_variances, full_design
 from ddpm_core.likelihood import elbo_terms, optimal_sigma2
 from ddpm_core.model import Model, load_model
@@ -174,6 +176,12 @@ def test_a_part_of_the_images_is_the_same_part_whatever_the_seed(tmp_path: Path,
     _, images, _ = data.read_images(0, ROWS)
     again, _ = data.read_rows(rows["id"].to_numpy())
     assert (again == images[rows["id"]]).all()
+
+
+def test_a_model_that_overflows_is_named_and_no_number_of_it_is_kept(tmp_path: Path, data: PreparedDataset) -> None:
+    save_tiny_model(tmp_path / "model", scale=1e30)
+    with pytest.raises(ModelError, match=r"no finite bits/dim .* for 16 of 16 images \(first ids 0, 1, 2\)"):
+        in_process(tiny_evaluation(tmp_path, data), data)
 
 
 def test_the_ode_is_scored_for_the_first_images_only(tmp_path: Path, data: PreparedDataset) -> None:

@@ -1,5 +1,6 @@
 """The training job's fields: defaults that fit together, recipes that fit their data, refusals by name."""
 
+import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
@@ -89,6 +90,13 @@ def test_a_value_out_of_range_is_refused_by_name(told: str) -> None:
         replace(config, **{section: replace(getattr(config, section), **{name: value})} if section else {name: value})
     assert str(refusal.value).startswith(told)
     assert "\n" not in str(refusal.value)
+
+
+def test_no_clipping_is_null_and_every_config_is_json() -> None:
+    for text in (".inf", "null"):
+        config = read("--train.grad_clip", text)
+        assert config.train.grad_clip is None
+        assert json.loads(json.dumps(as_dict(config), allow_nan=False))["train"]["grad_clip"] is None
 
 
 def test_a_batch_has_a_row_for_every_worker_and_part() -> None:
