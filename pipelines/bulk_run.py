@@ -126,8 +126,9 @@ class BulkRun:
                     raise
                 manifest = committed
             status = "FINISHED"
-        except Interrupted:
+        except Interrupted as interruption:
             status = "KILLED"
+            interruption.kept = self.output.kept()
             raise
         finally:
             self.leave_ray()

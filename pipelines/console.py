@@ -27,11 +27,26 @@ HEARTBEAT_S = 5.0
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM reached the job; `code` is the exit status (130 or 143) and state has been kept."""
+    """SIGINT or SIGTERM reached the job.
+
+    `code` is the exit status (130 or 143). `kept` ends the line for the user: whoever knows what there is to go on
+    from sets it on the exception's way up.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.code = 128 + signum
+        self.kept = "run the same command to continue"
+
+
+# `uv run`, `ray job stop` and terminals send one request to stop several times within moments.
+_SAME_REQUEST_S = 1.0
+_again = threading.Event()
+
+
+def interrupted_again() -> bool:
+    """Whether another signal came after the one that raised `Interrupted`: nothing more should be waited for."""
+    return _again.is_set()
 
 
 def event(message: str) -> None:
@@ -81,11 +96,16 @@ def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
     its stack trace is printed when the environment has DDPM_DEBUG=1.
     """
 
+    first: list[float] = []
+    _again.clear()
+
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        # A second signal must not interrupt the cleaning up after the first.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Interrupted(signum)
+        # A second signal ends the waiting, but must not interrupt the cleaning up after the first.
+        first.append(time.monotonic())
+        if len(first) == 1:
+            raise Interrupted(signum)
+        if first[-1] - first[0] >= _SAME_REQUEST_S:
+            _again.set()
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
@@ -93,7 +113,7 @@ def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
     try:
         main(sys.argv[1:])
     except Interrupted as stop:
-        event(f"interrupted by {stop}: state is kept, run the same command to continue")
+        event(f"interrupted by {stop}: {stop.kept}")
         code = stop.code
     except DDPMError as error:
         event(f"error: {error}")

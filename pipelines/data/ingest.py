@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
 from pipelines.config import require
+from pipelines.console import Interrupted
 from pipelines.data.dataset import (
     FORMAT,
     FORMAT_VERSION,
@@ -128,6 +129,9 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         # A racing run of the same request commits first and removes the work objects under our hands.
         if output.committed() is None:
             raise
+    except Interrupted as interruption:
+        interruption.kept = output.kept()
+        raise
     return IngestSummary(PreparedDataset.open(output.location), already_complete=False)
 
 

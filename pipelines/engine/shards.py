@@ -303,6 +303,19 @@ class ShardedOutput:
             found = dict(zip(indices, read, strict=True))
         return {index: record for index, record in found.items() if sizes.get(record.name) == record.bytes}
 
+    def kept(self) -> str:
+        """What an interrupted run of this request leaves for the next, as the end of a line for its user."""
+        try:
+            if (self.location / MANIFEST).exists():
+                return "everything had been finished"
+            records = self.work / "records"
+            shards = sum(len((records / name).list()) for name in records.list())
+        except StorageError:
+            return "run the same command to continue"
+        if not shards:
+            return "nothing had been saved yet, run the same command to start again"
+        return f"{shards:,} finished shard(s) are kept, run the same command to continue"
+
     def _refuse_difference(self, what: str, stored: Any, given: Mapping[str, Any]) -> None:
         differing = differences(stored, dict(given))
         if differing:

@@ -5,14 +5,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
+from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, StorageError, error_of
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
-from pipelines.console import Interrupted, ProgressLine, clock, event, plus_minus, waiting
+from pipelines.console import Interrupted, ProgressLine, clock, event, interrupted_again, plus_minus, waiting
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import open_dataset
 from pipelines.storage import Location
@@ -22,6 +23,7 @@ from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete
 from pipelines.training.config import TrainConfig
 from pipelines.training.loop import RESULT, TrainJob, train_loop
+from pipelines.training.stop import RayBoard, ask_to_stop
 from pipelines.version import code_version, git_commit
 
 if TYPE_CHECKING:
@@ -92,8 +94,10 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
         assert result is not None
         driver.register(result)
         status = "FINISHED"
-    except Interrupted:
+    except Interrupted as interruption:
         status = "KILLED"
+        driver.stop(str(interruption))
+        interruption.kept = _kept(run)
         raise
     finally:
         report = driver.close(status)
@@ -119,6 +123,17 @@ def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedD
         raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {advice}")
 
 
+def _kept(run: Location) -> str:
+    """What an interrupted training goes on from."""
+    try:
+        steps = CheckpointStore.open(run.uri).steps()
+    except StorageError:
+        return "run the same command to continue from the newest checkpoint"
+    if not steps:
+        return "nothing had been saved yet, run the same command to start again"
+    return f"step {steps[-1]:,} is kept, run the same command to continue"
+
+
 def _result(run: Location) -> dict[str, Any] | None:
     """What the run's last training to the end has left."""
     path = run / RESULT
@@ -140,6 +155,7 @@ class _Driver:
         self.started = time.monotonic()
         self.fatal: DDPMError | None = None
         self.progress: ProgressLine | None = None
+        self.board: RayBoard | None = None  # once Ray is connected
         # Not Thread.is_alive: Python 3.11 takes a thread for dead when a signal interrupts waiting for it.
         self.idle = threading.Event()  # Ray Train does not run
         self.idle.set()
@@ -188,6 +204,7 @@ class _Driver:
         connected = cluster.connect(config.cluster.address, max(os.cpu_count() or 1, math.ceil(high * needed)))
         import ray
 
+        self.board = RayBoard()
         self.tracker.spool.append("tags", values={"ray.job_id": ray.get_runtime_context().get_job_id()})
         event(f"training {config.name} on {connected} with {_workers(low, high)}; run directory {self.run.uri}")
         have = ray.cluster_resources()
@@ -210,6 +227,20 @@ class _Driver:
             )
         if self.fatal is not None:
             raise self.fatal
+
+    def stop(self, signal_name: str) -> None:
+        """Have the workers save the step they are at and end; a second signal ends the waiting for them."""
+        if self.board is None or self.idle.is_set():
+            return
+        # Whoever sent the signal may have no patience: MLflow is told now, in the background, and again at the end.
+        self.tracker.spool.append("finish", status="KILLED")
+        event(f"{signal_name}: saving a checkpoint; a second signal ends the job at once")
+        with suppress(Exception):  # Ray may be what has ended: then nobody is there to save
+            ask_to_stop(
+                self.board,
+                lambda seconds: self.idle.wait(seconds) or self.fatal is not None or interrupted_again(),
+                lambda step: event(f"step {step:,} is saved"),
+            )
 
     def _fit(self, loop: TrainLoop, failure: list[BaseException]) -> None:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -305,6 +336,9 @@ class _Driver:
         # Ray ends a process at once in which one thread leaves while another still waits for an answer. A
         # training that is given up is therefore left to end with this process, as after a kill.
         if self.idle.is_set():
+            if self.board is not None:
+                with suppress(Exception):  # the entries of a Ray that has ended are gone with it
+                    self.board.clear()
             cluster.disconnect()
         with waiting("sending the last records to MLflow"):
             return self.tracker.finish(status, timeout_s=60.0)

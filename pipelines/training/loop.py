@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.training.checkpoint import CheckpointStore, CheckpointWriter
 from pipelines.training.config import TrainConfig
 from pipelines.training.learner import Learner, StepResult
 from pipelines.training.node_metrics import NodeMetrics
+from pipelines.training.stop import RayBoard, StopWatch
 from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
 
 Record = dict[str, Any]
@@ -84,14 +86,20 @@ class Worker:
         self.last_validation: BitsPerDim | None = None
         self.preemption_saved = False
         self.done = 0  # steps
+        self.saved = 0  # step of the newest checkpoint
 
     def run(self) -> None:
-        """Train from the newest checkpoint to the last step."""
+        """Train from the newest checkpoint to the last step, or until the driver asks to stop."""
         config, steps = self.config, self.config.train.steps
-        start = self.done = self._restore()
+        start = self.done = self.saved = self._restore()
         self._report()
         if start < steps:
-            self._train(start)
+            group = self.ranks.broadcast(uuid.uuid4().hex)
+            stop = StopWatch(RayBoard(), group, self.ranks.rank, self.ranks.world_size, start)
+            self._train(start, stop)
+            if self.done < steps:
+                self._leave(stop)
+                return
         else:  # killed between the last checkpoint and the result
             self._validate(steps)
             self._grid(steps)
@@ -101,7 +109,7 @@ class Worker:
         self._say(f"training finished: {steps:,} steps of {config.train.batch_size} images")
         self._report()
 
-    def _train(self, start: int) -> None:
+    def _train(self, start: int, stop: StopWatch) -> None:
         config = self.config
         plan = StreamPlan.of(
             self.dataset,
@@ -112,7 +120,7 @@ class Worker:
         )
         stream = self._next_stream(plan)
         self._start_clock(start)
-        while True:
+        while self.done == config.train.steps or not stop.reached(self.done):
             before = time.perf_counter()
             batch = next(stream, None)
             self.waited += time.perf_counter() - before
@@ -125,6 +133,16 @@ class Worker:
                 stream = self._next_stream(plan)
             else:
                 break
+
+    def _leave(self, stop: StopWatch) -> None:
+        """Save what has been trained, as the driver was asked to end."""
+        if self.results:
+            self._collect(self.done)
+        if self.saved < self.done:
+            self._checkpoint(self.done)
+        self.writer.wait()
+        stop.saved(self.done)
+        self._report()
 
     def _next_stream(self, plan: StreamPlan) -> Iterator[MicroBatch]:
         """This rank's share of the steps from `done` on, as far as one stream goes."""
@@ -273,6 +291,7 @@ class Worker:
                 "records": [record for report in self.unsure for record in report],
             }
             self.writer.save(done, files, state)
+        self.saved = done
         del self.unsure[: -1 - _UNSURE_REPORTS]
 
     def _provenance(self, done: int) -> Record:

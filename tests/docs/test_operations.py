@@ -61,5 +61,5 @@ def test_the_path_for_one_machine_works_by_copy_and_paste(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    for result in ("first: trained", "256 of 8x8x1", "bits/dim", "state is kept", "each once"):
+    for result in ("first: trained", "256 of 8x8x1", "bits/dim", " is kept, run the same command", "each once"):
         assert result in done.stdout

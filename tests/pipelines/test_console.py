@@ -11,8 +11,9 @@ import pytest
 from job_process import REPOSITORY
 
 from ddpm_core.errors import ConfigError, DataError
+from pipelines import console
 from pipelines.cluster import _silence
-from pipelines.console import ProgressLine, clock, event, exit_code_of, summary, waiting
+from pipelines.console import Interrupted, ProgressLine, clock, event, exit_code_of, summary, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,33 @@ def test_a_signal_interrupts_lets_the_job_clean_up_and_is_not_disturbed_by_a_sec
 
     assert exit_code_of(main) == code
     assert cleaned == [True]
-    assert capsys.readouterr().err.startswith(f"interrupted by {number.name}: state is kept")
+    assert capsys.readouterr().err == f"interrupted by {number.name}: run the same command to continue\n"
+
+
+def test_the_last_line_says_what_is_kept(capsys) -> None:
+    stop = Interrupted(signal.SIGTERM)
+    stop.kept = "step 40 is kept, run the same command to continue"
+    assert exit_code_of(failing(stop)) == 143
+    assert capsys.readouterr().err == "interrupted by SIGTERM: step 40 is kept, run the same command to continue\n"
+
+
+def test_a_second_request_to_stop_is_told_from_the_same_one_sent_twice(monkeypatch) -> None:
+    now, seen = [100.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+
+    def main(argv: Sequence[str]) -> None:
+        seen.append(console.interrupted_again())
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # `uv run` passes on what its child has got already
+            seen.append(console.interrupted_again())
+            now[0] += 2
+            signal.raise_signal(signal.SIGINT)
+            seen.append(console.interrupted_again())
+
+    assert exit_code_of(main) == 143
+    assert seen == [False, False, True]
 
 
 def test_progress_in_a_log_is_a_line_every_few_percent_with_rate_and_eta(capsys) -> None:

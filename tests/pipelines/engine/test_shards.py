@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
+from pipelines.console import Interrupted
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.engine.shards import Progress, ShardedOutput, ShardOutput, ShardRecord, _Store
 from pipelines.storage import Location
@@ -291,3 +292,20 @@ def test_shards_may_lie_in_another_directory(tmp_path: Path, squares: Squares) -
     assert result.lost(manifest) == [4]
     assert list(result.recompute(squares, [4], manifest, restore=True)) == [(4, True)]
     assert result.lost(manifest) == []
+
+
+def test_an_interrupted_run_says_truly_how_much_is_kept(tmp_path: Path, squares: Squares) -> None:
+    result = output(tmp_path)
+    assert result.kept() == "nothing had been saved yet, run the same command to start again"
+    result.begin()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.shards == 4:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        result.compute(squares, SHARDS, on_progress=interrupt)
+    assert result.kept() == "4 finished shard(s) are kept, run the same command to continue"
+    records = result.compute(squares, SHARDS)
+    result.commit({}, records)
+    assert result.kept() == "everything had been finished"
