@@ -68,7 +68,6 @@ def test_elastic_workers_follow_the_cluster_and_a_drained_node_costs_no_step(
         # A checkpoint that is not due can only be the one that the drain asked for.
         nodes.drain(1, deadline_s=120)
         job.wait_until(lambda: [step for step in store.steps() if step % EVERY])
-        drained = store.steps()
         job.send(signal.SIGTERM)
         assert job.wait() == 143, job.text
     finally:
@@ -77,8 +76,7 @@ def test_elastic_workers_follow_the_cluster_and_a_drained_node_costs_no_step(
     assert "on 3 worker(s)" in job.text
     assert f"step {store.steps()[-1]:,} is kept, run the same command to continue" in job.text
     assert "raylet" not in job.text
-    assert "is saved" in job.text  # by all three workers, when the signal came
-    assert store.steps() > drained
+    assert f"step {store.steps()[-1]:,} is saved" in job.text  # by all workers, when the signal came
     state, ledger = store.load_ledger()
     ledger.check(ROWS, state["step"], BATCH)
     for epoch in range(state["step"] * BATCH // ROWS):
