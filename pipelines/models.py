@@ -88,6 +88,11 @@ def is_registry_reference(reference: str) -> bool:
     return reference.startswith(("models:/", "runs:/"))
 
 
+def source_of(found: FoundModel) -> Location | None:
+    """The directory that a model was read from; None for one that MLflow keeps."""
+    return None if is_registry_reference(found.uri) else Location.parse(found.uri)
+
+
 def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundModel:
     """Look a model up and read it.
 

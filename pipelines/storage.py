@@ -8,6 +8,7 @@ winner among racing writers.
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,8 @@ import fsspec
 from ddpm_core.errors import StorageError
 from pipelines.storage_errors import clear_errors, is_conditional_refusal
 
-_S3_PROTOCOLS = ("s3", "s3a")
+S3_PROTOCOLS = ("s3", "s3a")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
 # No store completes an upload of several parts under a condition reliably: S3 takes so much in one part.
 _LARGEST_PUT = 5 * 2**30
@@ -60,7 +62,7 @@ class Location:
             raise StorageError(f"location = {text!r}: unknown protocol {protocol!r}; use a path or s3://bucket/prefix")
         if not bucket:
             raise StorageError(f"location = {text!r}: the bucket is missing; write {protocol}://bucket/prefix")
-        if protocol not in _S3_PROTOCOLS:
+        if protocol not in S3_PROTOCOLS:
             try:
                 fsspec.get_filesystem_class(protocol)
             except ImportError as error:
@@ -150,7 +152,7 @@ class Location:
                         return self.read_bytes() == data
                 _sync_directory(Path(self.path).parent)
                 return True
-            options = {"chunksize": _LARGEST_PUT} if self.protocol in _S3_PROTOCOLS else {}
+            options = {"chunksize": _LARGEST_PUT} if self.protocol in S3_PROTOCOLS else {}
             for _ in range(_CREATE_ATTEMPTS):
                 try:
                     self.fs.pipe_file(self.path, data, mode="create", **options)
@@ -210,7 +212,7 @@ class Location:
                 return {}
         children = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in entries}
         children.pop(self.name, None)  # what some stores list for the prefix itself
-        return {name: int(children[name]["size"] or 0) for name in sorted(children) if not _is_temporary(name)}
+        return {name: int(children[name]["size"] or 0) for name in sorted(children) if not temporary_target(name)}
 
     def list(self) -> list[str]:
         """Names of the direct children, sorted; empty when there is none."""
@@ -248,11 +250,6 @@ class Location:
         with clear_errors("delete", self.uri), suppress(FileNotFoundError):
             self.fs.rm_file(self.path)
 
-    def delete_tree(self) -> None:
-        """Remove everything below this location; nothing happens where there is nothing."""
-        with clear_errors("delete", self.uri), suppress(FileNotFoundError):
-            self.fs.rm(self.path, recursive=True)
-
     def upload_directory(self, directory: "str | os.PathLike[str]") -> None:
         """Copy the files of a local directory, at any depth, to below this location."""
         root = Path(directory)
@@ -272,18 +269,11 @@ class Location:
             name = path.removeprefix(self.path.rstrip("/") + "/")
             Location.parse(Path(directory) / name).write_bytes((self / name).read_bytes())
 
-    def discard_temporaries(self) -> None:
-        """Remove what a killed writer left unfinished directly in this (local) directory."""
-        if self.is_local and Path(self.path).is_dir():
-            for path in Path(self.path).iterdir():
-                if _is_temporary(path.name):
-                    path.unlink(missing_ok=True)
-
     def _read(self) -> bytes:
         if self.is_local and Path(self.path).is_fifo():
             raise StorageError(f"{self.uri}: cannot read: is a named pipe, no file; remove it")
         # One request, so that the content is that of one moment: s3fs would ask for the size, then for ranges.
-        options = {"max_concurrency": 1} if self.protocol in _S3_PROTOCOLS else {}
+        options = {"max_concurrency": 1} if self.protocol in S3_PROTOCOLS else {}
         return bytes(self.fs.cat_file(self.path, **options))
 
     @contextmanager
@@ -326,8 +316,10 @@ def _files(found: dict[str, dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+def temporary_target(name: str) -> str | None:
+    """The name of the file that a local writer keeps under this name until it is whole; None for any other name."""
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else None
 
 
 def _sync_directory(directory: Path) -> None:
@@ -352,7 +344,7 @@ def _filesystem(protocol: str) -> Any:
 
 
 def _connect(protocol: str) -> Any:
-    if protocol not in _S3_PROTOCOLS:
+    if protocol not in S3_PROTOCOLS:
         # Other processes write, too: a remembered listing would hide their objects.
         return fsspec.filesystem(protocol, use_listings_cache=False)
     from pipelines.storage_s3 import PatientS3FileSystem

@@ -9,11 +9,13 @@ import io
 import os
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from botocore import exceptions as boto  # type: ignore[import-untyped]
+from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from ddpm_core.errors import StorageError, UnavailableError
@@ -30,6 +32,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.01, 5.0
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _SILENCE_S = 5, 20, 3.0
 _CONNECTIONS = 32
 _UPLOADS = 5
+_KEYS_PER_DELETION = 1000  # the most that S3 takes
 
 _TRANSIENT_STATUS = {429, 500, 502, 503, 504}
 _TRANSIENT_CODES = {  # with a status that says otherwise, or in a list of what could not be deleted
@@ -107,6 +110,22 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
             except FileNotFoundError as error:
                 if boto_code(error) != "NoSuchUpload" or attempt == _UPLOADS - 1:
                     raise
+
+    def first_keys(self, path: str, limit: int) -> list[str]:
+        """Up to `limit` objects below the prefix `path`, at any depth, as `bucket/key`: one request."""
+        keys: list[str] = sync(self.loop, self._first_keys, path, limit)
+        return keys
+
+    async def _first_keys(self, path: str, limit: int) -> list[str]:
+        bucket, _, key = path.partition("/")
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        answer = await self._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=limit)
+        return [f"{bucket}/{entry['Key']}" for entry in answer.get("Contents", [])]
+
+    def delete_keys(self, paths: Sequence[str]) -> None:
+        """Delete these objects of one bucket; not s3fs' `rm`, which takes a name with [ ] for a pattern."""
+        for start in range(0, len(paths), _KEYS_PER_DELETION):
+            sync(self.loop, self._bulk_delete, list(paths[start : start + _KEYS_PER_DELETION]))
 
 
 def _patience_s() -> float:

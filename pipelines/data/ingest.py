@@ -33,10 +33,11 @@ from pipelines.data.dataset import (
 )
 from pipelines.data.decode import RejectedImage, decode_image, with_channels
 from pipelines.data.formats import Format, Item
-from pipelines.data.sources import canonical_source, open_source, split_units
+from pipelines.data.sources import canonical_source, open_source, source_place, split_units
 from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, shard_name
 from pipelines.storage import Location
+from pipelines.storage_ownership import require_apart
 from pipelines.version import code_version
 
 # A unit is what a kill can lose and what one actor holds: this much decoded data, and not more rows than that.
@@ -111,15 +112,16 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         on_progress: Called with (stage, rows done, rows in all, rows per second); the stages are `decode`, `write`.
 
     Raises:
-        ConfigError: The output lies in the source.
+        ConfigError: The output overlaps the source, or holds files of something else.
         DataError: The source cannot be used, or too many of its images cannot.
         RequestMismatchError: The output belongs to another request.
         StorageError: The source or the output cannot be read or written.
         ClusterError: Ray gave up.
     """
-    output = ShardedOutput(Location.parse(config.output), config.request)
-    inside = f"{output.location}/".startswith(f"{canonical_source(config.source)}/")
-    require(not inside, "output", config.output, "lies in the source; choose a place beside it")
+    output = ShardedOutput(
+        Location.parse(config.output), config.request, passes=("_work/decoded",), scratch=("units.parquet",)
+    )
+    require_apart(output.location, source_place(config.source), "the source")
     manifest = output.committed()
     if manifest is not None:
         return IngestSummary(PreparedDataset.open(output.location), already_complete=True)

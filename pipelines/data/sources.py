@@ -37,6 +37,20 @@ def canonical_source(uri: str) -> str:
     return uri if uri.startswith("embedded://") else Location.parse(uri).uri
 
 
+def source_place(uri: str) -> Location | None:
+    """Where a source's files lie: the file or directory, or of a glob that reaches into directories the one above its
+    first pattern; None where no output can get in the way: of embedded data, and of a glob among one directory's files.
+    """
+    if uri.startswith("embedded://"):
+        return None
+    location = Location.parse(uri)
+    match = _GLOB.search(location.uri)
+    if match is None or location.exists():
+        return location
+    base, pattern = location.uri[: match.start()].rsplit("/", 1)[0], location.uri[match.start() :]
+    return Location(base) if "/" in pattern or "**" in pattern else None
+
+
 def open_source(uri: str, format: str = "auto") -> tuple[Format, dict[str, int]]:
     """Find a source's files and its format.
 

@@ -10,25 +10,43 @@ An output is a directory or prefix:
 A shard is a pure function of the request and its index. So a resumed run computes what has no record, two
 racing runs write the same bytes, a lost shard of a finished output is made again and must come out equal, and
 planning costs O(shards).
+
+An output begins in an empty place. A shard is recorded before it is written, and what is removed at the end is what
+was recorded: files that others put in or around an output stay, and one that stands where a shard must be is refused.
 """
 
-import hashlib
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddpm_core.errors import RequestMismatchError, StorageError
+from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from pipelines.config import differences, digest
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.engine.manifest import MANIFEST, read_manifest
+from pipelines.engine.shard_store import (
+    RECORD_NAME,
+    SHARD_NAME,
+    Compute,
+    Recompute,
+    ShardOutput,
+    ShardRecord,
+    Store,
+    recorded,
+    records_of,
+    shard_name,
+)
 from pipelines.storage import Location, json_bytes
+from pipelines.storage_ownership import delete_files, discard_temporaries, first_file
+
+__all__ = ["MAX_SHARDS", "Compute", "Progress", "ShardOutput", "ShardRecord", "ShardedOutput", "shard_name"]
 
 # The driver holds the record of every shard.
 MAX_SHARDS = 1_000_000
-_PREFIX = "part-"
+_REQUEST = "request.json"
 _RECORD_READERS = 16
 
 
@@ -50,44 +68,6 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class ShardOutput:
-    """What a compute function makes of an index: the object's content, its row count, facts for its record."""
-
-    data: bytes
-    rows: int
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRecord:
-    """A finished shard: object `name`, `rows`, `bytes`, `sha256` (hex) and the job's own `extra` facts."""
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-    extra: dict[str, Any]
-
-    @classmethod
-    def read(cls, location: Location) -> "ShardRecord":
-        """The record stored at `location`.
-
-        Raises:
-            StorageError: It cannot be read, or is no record.
-        """
-        content = location.read_json()
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise StorageError(
-                f"{location}: is not the record of a shard ({error}); delete it and run again"
-            ) from error
-
-
-Compute = Callable[[int], ShardOutput]
-
-
-@dataclass(frozen=True)
 class ShardedOutput:
     """An output directory and the request that it answers.
 
@@ -95,11 +75,15 @@ class ShardedOutput:
         location: The directory or prefix.
         request: JSON values that determine every byte of the output. A change of any of them is refused.
         directory: Name of the directory in it that takes the shards.
+        passes: Further directories that `compute` fills; those in `_work/` are removed after the commit.
+        scratch: Names of the job's own files in `_work/`, removed after the commit.
     """
 
     location: Location
     request: Mapping[str, Any]
     directory: str = "data"
+    passes: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
 
     @property
     def shards(self) -> Location:
@@ -108,25 +92,29 @@ class ShardedOutput:
 
     @property
     def work(self) -> Location:
-        """Where everything lies that is removed after the commit."""
+        """Where the records lie, and what else is of no use after the commit."""
         return self.location / "_work"
 
     def committed(self) -> dict[str, Any] | None:
         """The manifest if the output is complete, None if it is not.
 
         Raises:
+            ConfigError: There are files, and neither a finished output nor an unfinished one.
             RequestMismatchError: What is there, complete or not, answers another request.
         """
-        manifest, begun = self.location / MANIFEST, self.work / "request.json"
+        manifest, begun = self.location / MANIFEST, self.work / _REQUEST
         if not manifest.exists():
             if begun.exists():
                 stored = begun.read_json()
                 asked = {name: stored.get(name) for name in self.request} if isinstance(stored, dict) else stored
                 self._refuse_difference("holds an unfinished output", asked, self.request)
+            else:
+                self._refuse_foreign_files()
             return None
         content = read_manifest(self.location)
         self._refuse_difference("holds a finished output", content["request"], self.request)
-        self._clean_up()  # after a run that was killed between its commit and its cleaning up
+        # after a run that was killed between its commit and its cleaning up
+        self._clean_up({shard["name"] for shard in content["shards"]})
         return content
 
     def begin(self, **pinned: Any) -> None:
@@ -136,12 +124,24 @@ class ShardedOutput:
             pinned: Further JSON values that an unfinished run must agree on, such as a source's fingerprint.
 
         Raises:
+            ConfigError: The location holds files, and no run has begun there.
             RequestMismatchError: An unfinished run has another request or other pinned values.
         """
         request = {**self.request, **pinned}
-        stored = self.work / "request.json"
+        stored = self.work / _REQUEST
+        if not stored.exists():
+            self._refuse_foreign_files()
         if not stored.create(json_bytes(request)):
             self._refuse_difference("holds an unfinished output", stored.read_json(), request)
+
+    def _refuse_foreign_files(self) -> None:
+        name = first_file(self.location, f"{self.work.name}/{_REQUEST}")
+        # Looked at again: another run of the request may have begun, or ended, meanwhile.
+        if name is not None and not (self.work / _REQUEST).exists() and not (self.location / MANIFEST).exists():
+            raise ConfigError(
+                f"output = {self.location}: must be empty, or hold an unfinished run of the same request; it holds "
+                f"{name!r}, which is of none; choose another place, such as a new directory in it"
+            )
 
     def compute(
         self,
@@ -162,7 +162,7 @@ class ShardedOutput:
         Args:
             factory: Picklable; called once per actor, gives the function from index to `ShardOutput`.
             num_shards: Indices are 0..num_shards-1.
-            into: Directory below the location that takes the shards; None for `directory`.
+            into: Directory below the location that takes the shards, one of `passes`; None for `directory`.
             suffix: Ending of the objects' names.
             pool: The actors; None computes in this process, one shard after the other.
             on_progress: Called first for what was found, then after every shard.
@@ -173,6 +173,7 @@ class ShardedOutput:
             ClusterError: Ray gave up.
         """
         into = into or self.directory
+        assert into in (self.directory, *self.passes), "what is not declared would not be removed"
         found = self.finished(num_shards, into=into, suffix=suffix)
         rows = rows_before = sum(record.rows for record in found.values())
         missing = [index for index in range(num_shards) if index not in found]
@@ -189,7 +190,7 @@ class ShardedOutput:
 
         if settled():
             return first
-        stored = run_on_actors(_Store(factory, self.location, into, suffix), missing, pool, self.location.uri)
+        stored = run_on_actors(Store(factory, self.location, into, suffix), missing, pool, self.location.uri)
         with closing(stored):
             for index, (record, seconds) in stored:
                 now = time.monotonic()
@@ -229,7 +230,7 @@ class ShardedOutput:
             ClusterError: Ray gave up.
         """
         wanted = {index: manifest["shards"][index] for index in indices}
-        recomputed = _Recompute(factory, self.shards, wanted, restore)
+        recomputed = Recompute(factory, self.shards, wanted, restore)
         yield from run_on_actors(recomputed, indices, pool, self.location.uri)
 
     def restore(
@@ -270,29 +271,61 @@ class ShardedOutput:
         for record in records:
             entry = asdict(record)
             shards.append({**entry.pop("extra"), **entry})
-        request = dict(self.request)
+        request, kept = dict(self.request), {record.name for record in records}
         manifest = {**fields, "request": request, "request_sha256": digest(request), "shards": shards}
-        self.shards.discard_temporaries()
-        for name in set(self.shards.list()) - {record.name for record in records}:
-            if name.startswith(_PREFIX):  # computed beyond what was enough
-                (self.shards / name).delete()
+        self._remove_objects(self.directory, kept)  # computed beyond what was enough
         if not (self.location / MANIFEST).create(json_bytes(manifest)):
             raise StorageError(
                 f"{self.location / MANIFEST}: another run committed different content at the same time; "
                 "are both using the same version of this software? Delete the output to start over"
             )
-        self._clean_up()
+        self._clean_up(kept)
         return manifest
 
-    def _clean_up(self) -> None:
-        """Remove the work directory of a complete output; what cannot be removed now does no harm."""
+    def _clean_up(self, kept: Collection[str]) -> None:
+        """Remove what the runs of a complete output recorded or left beside its shards, named `kept`.
+
+        What cannot be removed now does no harm.
+        """
         with suppress(StorageError):  # a racing run is still writing there, or this user may only read
-            self.work.delete_tree()
+            if not self.work.exists():
+                return
+            records = self._remove_objects(self.directory, kept)
+            for into in self.passes:
+                if into.startswith(f"{self.work.name}/"):
+                    records += self._remove_objects(into, ())
+                else:
+                    records += [f"{records_of(into)}/{name}" for name in self._record_names(into)]
+            own = [f"{self.work.name}/{name}" for name in (*self.scratch, _REQUEST)]
+            discard_temporaries(self.work, "|".join(map(re.escape, (*self.scratch, _REQUEST))))
+            discard_temporaries(self.location, re.escape(MANIFEST))
+            delete_files(self.location, [*records, *own])
+
+    def _record_names(self, into: str) -> list[str]:
+        return [name for name in (self.location / records_of(into)).list() if re.fullmatch(RECORD_NAME, name)]
+
+    def _remove_objects(self, into: str, kept: Collection[str]) -> list[str]:
+        """Remove the recorded objects in the directory `into` that are not `kept`; returns the records' paths.
+
+        An object that is not as it was recorded is not the run's.
+        """
+        directory, records = self.location / into, self.location / records_of(into)
+        stems = {name.partition(".")[0] for name in kept}
+        names = self._record_names(into)
+        unneeded = {name for name in names if name.partition(".")[0] not in stems}
+        with ThreadPoolExecutor(_RECORD_READERS) as readers:
+            read = dict(zip(unneeded, readers.map(lambda name: recorded(records / name), unneeded), strict=True))
+        sizes = directory.sizes() if read else {}
+        ours = [f"{into}/{found.name}" for found in read.values() if found and sizes.get(found.name) == found.bytes]
+        for place, pattern in ((directory, SHARD_NAME), (records, RECORD_NAME)):
+            discard_temporaries(place, pattern)
+        delete_files(self.location, ours)
+        return [f"{records_of(into)}/{name}" for name in names if name not in unneeded or read[name]]
 
     def finished(self, num_shards: int, *, into: str | None = None, suffix: str = ".parquet") -> dict[int, ShardRecord]:
         """Records of the shards of an unfinished output whose object is there, with the recorded size."""
         into = into or self.directory
-        records = _records(self.location, into)
+        records = self.location / records_of(into)
         present = set(records.list())
         indices = [index for index in range(num_shards) if shard_name(index, ".json") in present]
         if not indices:
@@ -323,58 +356,3 @@ class ShardedOutput:
                 f"{self.location}: {what} of another request ({'; '.join(differing)}); "
                 "ask for the same, choose another output, or delete it to start over"
             )
-
-
-def shard_name(index: int, suffix: str) -> str:
-    """Name of a shard's object: `part-00042.parquet`."""
-    return f"{_PREFIX}{index:05d}{suffix}"
-
-
-def _records(location: Location, into: str) -> Location:
-    return location / "_work" / "records" / into.rsplit("/", 1)[-1]
-
-
-@dataclass
-class _Store:
-    """Computes and stores one shard, the object first, then its record; returns it and the seconds it took."""
-
-    factory: Callable[[], Compute]
-    location: Location
-    into: str
-    suffix: str
-    compute: Compute | None = None
-
-    def __call__(self, index: int) -> tuple[ShardRecord, float]:
-        began = time.monotonic()
-        target = self.location / self.into / shard_name(index, self.suffix)
-        record_at = _records(self.location, self.into) / shard_name(index, ".json")
-        if record_at.exists() and target.exists():  # a racing run, or this one before its actor was killed
-            record = ShardRecord.read(record_at)
-            if target.size() == record.bytes:
-                return record, 0.0
-        self.compute = self.compute or self.factory()
-        output = self.compute(index)
-        sha256 = hashlib.sha256(output.data).hexdigest()
-        record = ShardRecord(target.name, output.rows, len(output.data), sha256, output.extra)
-        target.write_bytes(output.data)
-        record_at.write_json(asdict(record))
-        return record, time.monotonic() - began
-
-
-@dataclass
-class _Recompute:
-    """Computes one shard and compares it with what the manifest says of it."""
-
-    factory: Callable[[], Compute]
-    directory: Location
-    wanted: Mapping[int, Mapping[str, Any]]
-    restore: bool
-    compute: Compute | None = None
-
-    def __call__(self, index: int) -> bool:
-        self.compute = self.compute or self.factory()
-        output, wanted = self.compute(index), self.wanted[index]
-        equal = bool(hashlib.sha256(output.data).hexdigest() == wanted["sha256"])
-        if equal and self.restore:
-            (self.directory / wanted["name"]).write_bytes(output.data)
-        return equal

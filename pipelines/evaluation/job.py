@@ -27,8 +27,9 @@ from pipelines.evaluation.publish import (
 from pipelines.evaluation.report import make_report
 from pipelines.evaluation.results import half_width, results
 from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, order_of
-from pipelines.models import FoundModel, model_for
+from pipelines.models import FoundModel, model_for, source_of
 from pipelines.storage import Location
+from pipelines.storage_ownership import require_apart
 from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.tracker import resolve_tracking_uri
 from pipelines.version import code_version
@@ -70,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     """Evaluate, or continue to, or find that it is done.
 
     Raises:
-        ConfigError: A field does not fit the model or the data.
+        ConfigError: A field does not fit the model or the data; the output overlaps one of them, or holds other files.
         DataError: The data set is missing, empty, of another shape or range of values than the model's.
         ModelError: There is no such model.
         RequestMismatchError: The output holds an evaluation of another request.
@@ -84,8 +85,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     data = open_dataset(Location.parse(root), "data", config.data)
     check_fit(config, model, data)
     inputs = Inputs(found, model, data, _training_data(config, model, root))
+    require_apart(location, source_of(found), "the model")
+    require_apart(location, data.location, "the data set")
     event(f"model {found.described(inputs.step)}")
-    output = ShardedOutput(location, request_of(config, inputs), DIRECTORY)
+    output = ShardedOutput(location, request_of(config, inputs), DIRECTORY, passes=(first_pass.DIRECTORY,))
     manifest = output.committed()
     if manifest is None:
         if config.promote:

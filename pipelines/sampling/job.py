@@ -19,12 +19,13 @@ from pipelines.bulk_run import BulkRun
 from pipelines.console import event
 from pipelines.data.decode import decode_image
 from pipelines.engine.shards import ShardedOutput
-from pipelines.models import FoundModel, model_for
+from pipelines.models import FoundModel, model_for, source_of
 from pipelines.pictures import grid_png
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.plan import plan
 from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SUFFIXES, SampleShards, decode_shard
 from pipelines.storage import Location
+from pipelines.storage_ownership import require_apart
 from pipelines.version import code_version
 
 _DEFAULT_DDIM_STEPS = 50
@@ -43,7 +44,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     """Generate a sample set, or continue to, or find that it is complete.
 
     Raises:
-        ConfigError: A field does not fit the model.
+        ConfigError: A field does not fit the model; the output overlaps it, or holds other files.
         ModelError: There is no such model.
         RequestMismatchError: The output holds samples of another request.
         StorageError: The output cannot be read or written.
@@ -54,6 +55,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     root = Path(config.root).expanduser()
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
+    require_apart(location, source_of(found), "the model")
     event(f"model {_described(found, model)}")
     output = ShardedOutput(location, request_of(config, found, model))
     manifest = output.committed()

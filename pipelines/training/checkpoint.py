@@ -20,10 +20,18 @@ from typing import Any
 from ddpm_core.errors import CheckpointError, StorageError
 from pipelines.data.ledger import Ledger
 from pipelines.storage import Location
+from pipelines.storage_ownership import delete_files, discard_temporaries
 
 FORMAT = 1
 COMMIT = "state.json"
-MODEL_FILES = ("ema.safetensors", "config.json")
+# All that a checkpoint is made of, beside its commit.
+FILES = (
+    "model/ema.safetensors",
+    "model/config.json",
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "ledger.parquet",
+)
 
 
 @dataclass(frozen=True)
@@ -168,13 +176,18 @@ class CheckpointStore:
             raise CheckpointError(f"{newest.location}/{error}") from error
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints, and what kills left uncommitted before them."""
+        """Delete all but the newest `keep` checkpoints, and what kills left uncommitted before them.
+
+        Of a directory only the files of a checkpoint are deleted: what else somebody put there stays.
+        """
         kept = self.steps()[-keep:]
         for step in self._directories():
             if kept and step < kept[0]:
                 directory = self.directory(step)
                 (directory / COMMIT).delete()  # first, so that no half-deleted directory looks valid
-                directory.delete_tree()
+                for inside in (directory, directory / "model"):
+                    discard_temporaries(inside, "|".join(re.escape(name.rpartition("/")[2]) for name in FILES))
+                delete_files(directory, FILES)
 
 
 def _is_file_entry(name: str, entry: Any) -> bool:

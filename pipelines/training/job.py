@@ -23,6 +23,7 @@ from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete
 from pipelines.training.config import TrainConfig
 from pipelines.training.loop import RESULT, TrainJob, train_loop
+from pipelines.training.run_directory import require_own
 from pipelines.training.stop import RayBoard, ask_to_stop
 from pipelines.version import code_version, git_commit
 
@@ -53,7 +54,8 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     """Train from scratch or from the newest checkpoint of the run of that name; a finished run is left alone.
 
     Raises:
-        ConfigError: The network cannot take the images, or the run is longer than `train.steps`.
+        ConfigError: The network cannot take the images, the run is longer than `train.steps`, or its directory holds
+            files of something else.
         DataError: A data set is missing, damaged, or has another shape than the other.
         CheckpointError: The run's checkpoints are corrupt, or made from another data set or under another config.
         ClusterError: Ray is out of reach, or workers were lost more than `cluster.max_failures` times.
@@ -62,6 +64,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     """
     root = Location.parse(config.root)
     run = root / "runs" / config.name
+    require_own(run)
     train_set = open_dataset(root, "data.train", config.data.train)
     validation_set = open_dataset(root, "data.validation", config.data.validation) if config.data.validation else None
     if validation_set is not None and validation_set.image_shape != train_set.image_shape:

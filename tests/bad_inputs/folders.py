@@ -130,8 +130,10 @@ CASES = [
         "Image folder",
         "output inside the source",
         _output_inside,
-        ("output = 'source/prepared': lies in the source",),
+        ("output = source/prepared: lies in the source source; choose a place beside it",),
         2,
     ),
-    Case("Image folder", "output is the source", _output_is_source, ("output = 'source': lies in the source",), 2),
+    Case(
+        "Image folder", "output is the source", _output_is_source, ("output = source: is the source source; choose",), 2
+    ),
 ]

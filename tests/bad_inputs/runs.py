@@ -116,6 +116,12 @@ def _below_a_file(at: Path) -> list[str]:
     return ["ingest.py", "--source", "source", "--output", "mine/out"]
 
 
+def _above(at: Path) -> list[str]:
+    for index in range(3):
+        images(at / "out" / "data" / f"part-{index}")
+    return ingest("out/data")
+
+
 def _request(content: bytes) -> Callable[[Path], None]:
     return lambda out: write(out, {"_work/request.json": content})
 
@@ -133,8 +139,22 @@ def _record(content: bytes) -> Build:
     """A sample set of which the record of the finished shard is damaged; a dry run meets it without Ray."""
 
     def build(at: Path) -> list[str]:
-        write(at / "out", {"_work/records/data/part-00000.json": content, "data/part-00000.parquet": b"x"})
+        from ddpm_core.model import load_model
+        from pipelines.models import find_model
+        from pipelines.sampling.config import SampleConfig
+        from pipelines.sampling.job import request_of
+
         write(at / "model", model_files())
+        model = str(at / "model")
+        request = request_of(SampleConfig(model, "out", 4), find_model(model, None, at), load_model(model))
+        write(
+            at / "out",
+            {
+                "_work/request.json": json.dumps(request).encode(),
+                "_work/records/data/part-00000.json": content,
+                "data/part-00000.parquet": b"x",
+            },
+        )
         return sample("model", "--dry_run", "true")
 
     return build
@@ -227,6 +247,35 @@ CASES = [
         "numbers for texts", _spool(_start(artifact_root=7)), "is not a tracking spool (its start record is damaged)"
     ),
     _output("a file", lambda out: out.write_bytes(b"mine"), "out", "a file is where a directory is needed"),
+    _output(
+        "files of something else",
+        lambda out: write(out, {"data/part-of-my-thesis.txt": b"mine"}),
+        "out: must be empty, or hold an unfinished run of the same request; it holds 'data/part-of-my-thesis.txt'",
+        "choose another place",
+        code=2,
+    ),
+    Case(
+        "Output",
+        "samples among files of something else",
+        _sample_into(lambda out: write(out, {"thesis.txt": b"mine"})),
+        ("out: must be empty, or hold an unfinished run of the same request; it holds 'thesis.txt'",),
+        2,
+    ),
+    Case("Output", "above its source, named as shards are", _above, ("output = out: holds the source out/data;",), 2),
+    Case(
+        "Output",
+        "samples inside the model",
+        lambda at: [*_sample_into(lambda out: None)(at)[:-2], "--root", "root", "--output", "model/samples"],
+        ("output = model/samples: lies in the model model; choose a place beside it",),
+        2,
+    ),
+    Case(
+        "Training run",
+        "in a directory of something else",
+        _train(lambda run: write(run, {"config.json": b'{"architectures": []}', "model.safetensors": b"mine"})),
+        ("name = 'digits': root/runs/digits must be empty, or hold a run of this name; it holds 'config.json'",),
+        2,
+    ),
     Case("Output", "below a file", _below_a_file, ("mine/out", "a file is where a directory is needed"), 1),
     _output("request that is a list", _request(b"[1]"), "holds an unfinished output of another request", code=2),
     _output("request cut off", _request(b'{"source": '), "out/_work/request.json: is not JSON", "restore or delete it"),

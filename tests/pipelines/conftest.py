@@ -42,7 +42,8 @@ def s3_prefix(s3_server: S3Store | ExternalStore, monkeypatch: pytest.MonkeyPatc
         if isinstance(s3_server, ExternalStore):
             with mock.patch.dict(os.environ, environment, clear=True):  # the test may have changed it
                 forget_connections()
-                Location.parse(prefix).delete_tree()
+                root = Location.parse(prefix)
+                root.fs.delete_keys([*root.find()])
     forget_connections()
 
 

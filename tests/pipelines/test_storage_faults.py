@@ -16,6 +16,7 @@ from s3_store import S3Store
 from ddpm_core.errors import StorageError
 from pipelines import storage_s3
 from pipelines.storage import Location, forget_connections
+from pipelines.storage_ownership import delete_files, first_file
 
 LENGTH = 300_000
 
@@ -54,7 +55,8 @@ OPERATIONS: dict[str, Callable[[Location], Any]] = {
     "list": lambda root: "there" in root.list(),
     "find": lambda root: (root / "there").path in root.find() and (root / "there").path in (root / "t*").glob(),
     "delete": lambda root: (root / "there").delete() or not (root / "there").exists(),
-    "delete tree": lambda root: root.delete_tree() or root.find() == {},
+    "delete files": lambda root: delete_files(root, ["there", "gone"]) or root.find() == {},
+    "look for a file": lambda root: first_file(root) == "there",
 }
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -196,7 +198,7 @@ def test_an_output_used_again_in_one_process_is_not_mixed_up(tmp_path: Path) -> 
         images = write_folder(tmp_path / f"in-{count}", count)
         data = ingest(IngestConfig(str(tmp_path / f"in-{count}"), str(tmp_path / "out"))).dataset
         assert np.array_equal(data.read_images(0, count)[1], images)
-        data.location.delete_tree()
+        shutil.rmtree(data.location.path)
 
 
 def test_racing_runs_make_one_data_set(tmp_path: Path) -> None:
@@ -347,3 +349,70 @@ def test_the_manifest_says_how_the_data_set_was_made(tmp_path: Path) -> None:
     assert manifest["request"]["source"] == "embedded://digits/test"
     assert manifest["decoded_by"].keys() == {"pillow", "pyarrow"}
     assert len(manifest["source_content"]) == 64
+
+
+def parquet_images(count: int) -> bytes:
+    rows = [
+        {"image": {"bytes": png(np.full((8, 8), 10 * i, np.uint8)), "path": None}, "label": i} for i in range(count)
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+# As pyarrow.dataset and Spark call them: an output's own shards are called much the same.
+SPARK = ("part-0.parquet", "part-00000-3f2a.c000.snappy.parquet", "part-00000.parquet")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "how"),
+    [
+        ("set/data", "set", "holds"),
+        ("set/data", "set/data", "is"),
+        ("set/data", "set/data/new", "lies in"),
+        ("set/data/", "set/data/../../link", "holds"),
+        ("link/data", "set", "holds"),
+        ("set/data", "link/data/new", "lies in"),
+        ("set/data/part-0.parquet", "set", "holds"),
+        ("set/*/*.parquet", "set/data", "lies in"),
+        ("set/**", "set/new", "lies in"),
+    ],
+)
+def test_an_output_that_overlaps_its_source_is_refused(tmp_path: Path, source: str, output: str, how: str) -> None:
+    for name in SPARK:
+        (Location.parse(tmp_path) / "set" / "data" / name).write_bytes(parquet_images(3))
+    (tmp_path / "link").symlink_to("set")
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^output = .*: {how} the source .*; choose a place beside it$"):
+        ingest(IngestConfig(str(tmp_path / source), f"{tmp_path}/{output}"))
+    assert files(tmp_path) == before
+
+
+def test_an_output_may_lie_beside_the_files_of_a_glob(tmp_path: Path) -> None:
+    (Location.parse(tmp_path) / "part-0.parquet").write_bytes(parquet_images(3))
+    assert ingest(IngestConfig(f"{tmp_path}/*.parquet", f"{tmp_path}/out")).dataset.num_rows == 3
+    with pytest.raises(ConfigError, match=r"output = .*: must be empty, .* holds 'part-0\.parquet', which is of none"):
+        ingest(IngestConfig(f"{tmp_path}/*.parquet", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["{}/set", "{}//set/", "{}/set/new/..", "s3a{}/set", "{}/set/data", "{}/set/data/x"]
+)
+def test_an_output_that_overlaps_its_source_in_a_store_is_refused(s3_prefix: str, spelling: str) -> None:
+    source = Location.parse(s3_prefix) / "set" / "data"
+    for name in SPARK:
+        (source / name).write_bytes(parquet_images(3))
+    before = {path: Location(f"s3://{path}").read_bytes() for path in Location.parse(s3_prefix).find()}
+    output = spelling.format(s3_prefix.removeprefix("s3") if spelling.startswith("s3a") else s3_prefix)
+    with pytest.raises(ConfigError, match=r"^output = .*: (holds|is|lies in) the source .*; choose a place beside it$"):
+        ingest(IngestConfig(source.uri, output))
+    assert {path: Location(f"s3://{path}").read_bytes() for path in Location.parse(s3_prefix).find()} == before
+
+
+def test_an_output_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 10)
+    (Location.parse(tmp_path) / "out" / "data" / "part-of-my-thesis.txt").write_bytes(b"thesis")
+    result = run_job("--source", tmp_path / "in", "--output", tmp_path / "out")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "must be empty, or hold an unfinished run of the same request; it holds 'data/part-of-my" in result.stderr
+    assert files(tmp_path / "out") == {"data/part-of-my-thesis.txt": b"thesis"}

@@ -12,7 +12,8 @@ import pytest
 from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
 from pipelines.console import Interrupted
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
-from pipelines.engine.shards import Progress, ShardedOutput, ShardOutput, ShardRecord, _Store
+from pipelines.engine.shard_store import Store
+from pipelines.engine.shards import Progress, ShardedOutput, ShardOutput, ShardRecord
 from pipelines.storage import Location
 
 SHARDS = 9
@@ -255,7 +256,7 @@ def test_enough_ends_at_the_same_shard_in_any_order_and_leaves_no_other(tmp_path
         result = output(tmp_path, name)
         result.begin()
         for index in before:
-            list(run_on_actors(_Store(squares, result.location, "data", ".parquet"), [index], None, name))
+            list(run_on_actors(Store(squares, result.location, "data", ".parquet"), [index], None, name))
         seen: list[int] = []
 
         def enough(records: Sequence[ShardRecord], seen: list[int] = seen) -> bool:

@@ -36,7 +36,7 @@ def in_process(config: EvaluateConfig, data: PreparedDataset) -> tuple[Evaluatio
     found, model = find_model(config.model, None, Path(config.root)), load_model(config.model)
     location = Location.parse(config.output)
     request = request_of(config, Inputs(found, model, data, data))
-    output = ShardedOutput(location, request, DIRECTORY)
+    output = ShardedOutput(location, request, DIRECTORY, passes=(first_pass.DIRECTORY,))
     output.begin()
     found.keep(location / "model")
     first = first_pass.FirstPass(location, request, data, data, 1)

@@ -1,0 +1,42 @@
+"""A run directory as a whole: what tells that a directory is one.
+
+RUN/config.json       what was asked for
+RUN/checkpoints/      see pipelines.training.checkpoint
+RUN/result.json       what the last training to the end has left
+RUN/tracking/         the spool
+RUN/grids/, RUN/ray/
+"""
+
+from ddpm_core.errors import ConfigError, StorageError
+from pipelines.storage import Location
+from pipelines.storage_ownership import first_file
+from pipelines.training.checkpoint import CheckpointStore
+
+CONFIG, RESULT, SPOOL = "config.json", "result.json", "tracking/spool.jsonl"
+
+
+def is_run(directory: Location) -> bool:
+    """Whether a training has begun in this directory."""
+    if any((directory / name).exists() for name in (RESULT, SPOOL)) or CheckpointStore.open(directory.uri).steps():
+        return True
+    try:
+        config = (directory / CONFIG).read_json()
+    except StorageError:
+        return False
+    # Other software calls its files that, too.
+    return isinstance(config, dict) and {"data", "diffusion", "network", "train"} <= config.keys()
+
+
+def require_own(directory: Location) -> None:
+    """Refuse to train in a directory that holds files and no run.
+
+    Raises:
+        ConfigError: It does.
+        StorageError: It cannot be listed.
+    """
+    name = first_file(directory, CONFIG)
+    if name is not None and not is_run(directory):
+        raise ConfigError(
+            f"name = {directory.name!r}: {directory} must be empty, or hold a run of this name; it holds {name!r}, "
+            "which is of none; choose another name or root"
+        )
