@@ -35,7 +35,7 @@ class EvaluateConfig:
     data: str
     """URI of a prepared data set (made by jobs/ingest.py), or embedded://digits/test."""
     output: str
-    """Directory or s3:// prefix of the evaluation."""
+    """Directory or s3:// prefix of the evaluation; must be empty, or hold a run of the same request."""
     estimator: Literal["all", "stratified", "importance"] = "stratified"
     """Which time steps each image is evaluated at: all of them; K of them, stratified in log-SNR; K of them, by
     importance as a first pass measures it."""

@@ -16,7 +16,8 @@ class SampleConfig:
     model: str
     """Directory or s3:// prefix of a model or of a training run, models:/NAME@ALIAS, models:/NAME/3, runs:/RUN_ID."""
     output: str
-    """Directory or s3:// prefix of the sample set; {date} in it becomes `date`."""
+    """Directory or s3:// prefix of the sample set; {date} in it becomes `date`;
+    must be empty, or hold a run of the same request."""
     num_images: int
     """How many images; their ids are 0..num_images-1."""
     seed: int | str = 0
