@@ -8,7 +8,13 @@ from contextlib import closing
 
 from pipelines.config import parse
 from pipelines.console import ProgressLine, Waiting, event, run_job, summary
+from pipelines.data.decode import ADAPTATIONS
 from pipelines.data.ingest import IngestConfig, ingest
+
+_DESCRIPTION = (
+    "Turn images into a prepared data set: 8 bits, grey or sRGB. Colours of an embedded ICC profile are converted to "
+    "sRGB, EXIF orientation is applied, transparent pixels show the background, an animation gives its first frame."
+)
 
 
 class _Progress:
@@ -33,7 +39,7 @@ class _Progress:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, ingest, print the summary."""
-    config = parse(IngestConfig, argv, "Turn images into a prepared data set.")
+    config = parse(IngestConfig, argv, _DESCRIPTION)
     with closing(_Progress()) as progress:
         result = ingest(config, progress)
     data = result.dataset
@@ -43,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         ("images", f"{data.num_rows:,} of {'x'.join(map(str, data.image_shape))} (H x W x C)"),
         ("classes", "none named" if data.label_names is None else ", ".join(data.label_names[:20])),
         ("rejected", f"{data.rejected:,} (reasons in {data.location / 'rejected.parquet'})"),
+        *[("adapted", f"{count:,} {ADAPTATIONS[kind]}") for kind, count in sorted((result.adapted or {}).items())],
         ("shards", f"{len(data.shards)}, {sum(shard.bytes for shard in data.shards) / 2**20:,.1f} MiB"),
         ("data set id", data.dataset_id[:12]),
         ("output", data.location.uri),

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import ImageColor
 
 from ddpm_core.errors import DataError, StorageError
 from pipelines.config import require
@@ -31,10 +33,12 @@ from pipelines.data.dataset import (
     image_view,
     rows_per_group,
 )
-from pipelines.data.decode import RejectedImage, decode_image, with_channels
+from pipelines.data.decode import PixelRules, RejectedImage, decode_image, with_channels
 from pipelines.data.formats import Format, Item
+from pipelines.data.sizes import mixed_sizes, probe, sizes_of
 from pipelines.data.sources import canonical_source, open_source, source_place, split_units
 from pipelines.engine.actor_pool import ActorPool
+from pipelines.engine.manifest import read_manifest
 from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, shard_name
 from pipelines.storage import Location
 from pipelines.storage_ownership import require_apart
@@ -45,8 +49,8 @@ _UNIT_BYTES = 16 * 2**20
 _MAX_UNIT_ROWS = 4096
 # Up to this many shards are written by the driver: copying them takes less time than starting actors.
 _SHARDS_WITHOUT_ACTORS = 4
-# Of images that keep their size: the largest image_size, squared.
-_MAX_KEPT_PIXELS = 4096**2
+# Raised when other pixels come out of the same files: units decoded by another version are not continued with.
+_DECODING = 2
 
 OnProgress = Callable[[str, int, int, float], None]
 
@@ -65,6 +69,10 @@ class IngestConfig:
     """Side in pixels: the centred square is resized to it (antialiased). Null keeps the source's one size."""
     channels: Literal[1, 3] | None = None
     """1 (grey) or 3 (RGB); null makes grey images of all-grey sources and RGB of all others."""
+    background: str = "white"
+    """What shows through transparent pixels: a colour's name, or '#rrggbb'."""
+    sixteen_bit: Literal["scale", "refuse"] = "scale"
+    """Grey of 16 bits: scale makes round(v * 255 / 65535) of it, refuse rejects such images."""
     max_rejected_fraction: float = 0.01
     """Largest fraction of unreadable images, in [0, 1], with which the job still succeeds."""
     num_workers: int | tuple[int, int] = 0
@@ -77,6 +85,7 @@ class IngestConfig:
         require(bool(self.output), "output", self.output, "must be a path or a URI")
         size_holds = self.image_size is None or 1 <= self.image_size <= 4096
         require(size_holds, "image_size", self.image_size, "must be in 1..4096, or null to keep the size")
+        _ = self.rules  # checks `background`
         fraction_holds = 0 <= self.max_rejected_fraction <= 1
         require(fraction_holds, "max_rejected_fraction", self.max_rejected_fraction, "must be in [0, 1]")
         low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
@@ -87,21 +96,42 @@ class IngestConfig:
     @property
     def request(self) -> dict[str, Any]:
         """The values that determine the bytes of the result."""
-        return {
+        request = {
             "source": canonical_source(self.source),
             "format": self.format,
             "image_size": self.image_size,
             "channels": self.channels,
             "shard_mib": self.shard_mib,
         }
+        # Only where they are not the default: requests from before there were such fields stay the same.
+        if self.rules.background != PixelRules.background:
+            request["background"] = "#{:02x}{:02x}{:02x}".format(*self.rules.background)
+        if self.sixteen_bit != PixelRules.sixteen_bit:
+            request["sixteen_bit"] = self.sixteen_bit
+        return request
+
+    @property
+    def rules(self) -> PixelRules:
+        """What is done to pixels where there is a choice."""
+        try:
+            red, green, blue, *alpha = ImageColor.getrgb(self.background)
+        except ValueError:
+            red, green, blue, alpha = 0, 0, 0, [0]
+        require(not alpha, "background", self.background, "must be a colour's name, or '#rrggbb'")
+        return PixelRules((red, green, blue), self.sixteen_bit)
 
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What an ingest made, or found: the data set and whether it was complete before."""
+    """What an ingest made, or found: the data set and whether it was complete before.
+
+    Attributes:
+        adapted: How many images needed which of `decode.ADAPTATIONS`; None where an older version did not count.
+    """
 
     dataset: PreparedDataset
     already_complete: bool
+    adapted: Mapping[str, int] | None
 
 
 def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, total, rate: None) -> IngestSummary:
@@ -124,7 +154,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
     require_apart(output.location, source_place(config.source), "the source")
     manifest = output.committed()
     if manifest is not None:
-        return IngestSummary(PreparedDataset.open(output.location), already_complete=True)
+        return _summary(output, already_complete=True)
     try:
         _prepare(config, output, on_progress)
     except StorageError:
@@ -134,7 +164,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
     except Interrupted as interruption:
         interruption.kept = output.kept()
         raise
-    return IngestSummary(PreparedDataset.open(output.location), already_complete=False)
+    return _summary(output, already_complete=False)
 
 
 def ensure_embedded(source: str, output: str | Location) -> PreparedDataset:
@@ -166,6 +196,11 @@ def open_dataset(root: Location, field: str, uri: str) -> PreparedDataset:
     return dataset
 
 
+def _summary(output: ShardedOutput, already_complete: bool) -> IngestSummary:
+    dataset, adapted = PreparedDataset.open(output.location), read_manifest(output.location).get("adapted")
+    return IngestSummary(dataset, already_complete, adapted)
+
+
 def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgress) -> None:
     images, files = open_source(config.source, config.format)
     items, label_names = images.scan(list(files))
@@ -173,14 +208,16 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgres
     if total == 0:
         raise DataError(f"source = {config.source}: holds no images; check the path and `format`")
     content = hashlib.sha256(json.dumps([files, items]).encode()).hexdigest()
-    probed = None if config.image_size else _probe(config.source, images, items)
-    output.begin(source_content=content)
+    probed = (
+        None if config.image_size else probe(config.source, images, items, config.rules, config.max_rejected_fraction)
+    )
+    output.begin(source_content=content, decoding=_DECODING)
 
     height, width = probed or (config.image_size or 0, config.image_size or 0)
     unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
     num_units = _write_units(output.work / "units.parquet", items, unit_rows)
     pool = ActorPool(config.num_workers or None)
-    decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels)
+    decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels, config.rules)
     units = output.compute(
         decoder,
         num_units,
@@ -192,7 +229,7 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgres
     accepted = [record.extra["accepted"] for record in units]
     num_rows = sum(accepted)
     _write_rejected(output, units)
-    _require_few_rejected(config, output, total - num_rows, total)
+    _require_few_rejected(config, output, total - num_rows, total, probed)
 
     channels = config.channels or max(record.extra["channels"] for record in units)
     shape = (height, width, channels)
@@ -214,6 +251,7 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgres
         "label_names": None if label_names is None else list(label_names),
         "rows_per_group": group,
         "rejected": total - num_rows,
+        "adapted": dict(sum((Counter(record.extra["adapted"]) for record in units), Counter())),
         "source_content": content,
         "code_version": code_version(),
         "decoded_by": {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")},
@@ -226,8 +264,8 @@ class DecodeUnits:
     """First pass: decode unit `index` of the source into a work object.
 
     The object is Parquet: image (fixed-size binary), label, source, reason; first the rows of usable images,
-    in order, then those of rejected ones, without image. Its record says how many are `accepted` and how
-    many `channels` they have.
+    in order, then those of rejected ones, without image. Its record says how many are `accepted`, how
+    many `channels` they have, and how many of them were `adapted` in which way.
     """
 
     images: Format
@@ -235,6 +273,7 @@ class DecodeUnits:
     image_size: int | None
     shape: tuple[int, int] | None
     channels: int | None
+    rules: PixelRules
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Make the compute function: the engine calls this once per actor."""
@@ -243,9 +282,10 @@ class DecodeUnits:
 
     def _decode(self, unit: Sequence[Item]) -> ShardOutput:
         accepted, labels, sources, rejected = [], [], [], []
+        adapted: Counter[str] = Counter()
         for image in self.images.read(unit):
             try:
-                accepted.append(decode_image(image.payload, self.image_size, self.shape))
+                accepted.append(decode_image(image.payload, self.image_size, self.shape, self.rules, adapted))
             except RejectedImage as reason:
                 rejected.append((image.source, str(reason)))
                 continue
@@ -265,7 +305,7 @@ class DecodeUnits:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
-        extra = {"accepted": len(accepted), "channels": channels}
+        extra = {"accepted": len(accepted), "channels": channels, "adapted": dict(adapted)}
         return ShardOutput(sink.getvalue(), len(accepted) + len(rejected), extra)
 
 
@@ -301,25 +341,6 @@ class CutShards:
         rest = pa.concat_tables(tables).combine_chunks()
         labels, sources = rest["label"].combine_chunks(), rest["source"].combine_chunks()
         return ShardOutput(encode_shard(start, np.concatenate(images), labels, sources), stop - start)
-
-
-def _probe(source: str, images: Format, items: Sequence[Item]) -> tuple[int, int]:
-    """(H, W) of the first readable image among the first 100: the size that all must have."""
-    reason = "none"
-    first_items = next(split_units(items, 100))
-    for image in images.read(first_items):
-        try:
-            height, width, _ = decode_image(image.payload, None, None).shape
-        except RejectedImage as error:
-            reason = f"{image.source}: {error}"
-            continue
-        if height * width > _MAX_KEPT_PIXELS:
-            raise DataError(
-                f"source = {source}: {image.source} has {height} x {width} pixels, more than {_MAX_KEPT_PIXELS:,}; "
-                "give image_size"
-            )
-        return height, width
-    raise DataError(f"source = {source}: none of its first images can be read (last: {reason}); repair the source")
 
 
 def _write_units(location: Location, items: Sequence[Item], unit_rows: int) -> int:
@@ -358,12 +379,17 @@ def _write_rejected(output: ShardedOutput, units: Sequence[ShardRecord]) -> None
     (output.location / "rejected.parquet").write_bytes(sink.getvalue())
 
 
-def _require_few_rejected(config: IngestConfig, output: ShardedOutput, rejected: int, total: int) -> None:
+def _require_few_rejected(
+    config: IngestConfig, output: ShardedOutput, rejected: int, total: int, probed: tuple[int, int] | None
+) -> None:
     if rejected > config.max_rejected_fraction * total or rejected == total:
         path = output.location / "rejected.parquet"
-        examples = pq.read_table(io.BytesIO(path.read_bytes())).slice(0, 1).to_pylist()
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        if probed and (sizes := sizes_of(table["reason"].to_pylist(), probed, total - rejected)):
+            raise mixed_sizes(config.source, sizes)
+        first = table.slice(0, 1).to_pylist()[0]
         raise DataError(
             f"source = {config.source}: {rejected:,} of {total:,} images ({rejected / total:.1%}) cannot be used, "
-            f"more than max_rejected_fraction = {config.max_rejected_fraction} (first: {examples[0]['source']}: "
-            f"{examples[0]['reason']}); repair the source or raise the limit, all reasons are in {path}"
+            f"more than max_rejected_fraction = {config.max_rejected_fraction} (first: {first['source']}: "
+            f"{first['reason']}); repair the source or raise the limit, all reasons are in {path}"
         )

@@ -69,6 +69,9 @@ CASES = [
     _case("ingest.py", "image_size", "100000", "image_size = 100000: must be in 1..4096"),
     _case("ingest.py", "channels", "2", "channels", "2"),
     _case("ingest.py", "shard_mib", "1000000", "shard_mib = 1000000: must be in 1..2048"),
+    _case(
+        "ingest.py", "background", "see-through", "background = 'see-through': must be a colour's name, or '#rrggbb'"
+    ),
     _case("ingest.py", "format", "zip", "format", "zip", "tar"),
     _case("sample.py", "num_images", "1000000000000000000", "num_images = 1000000000000000000: must be"),
     _case("sample.py", "batch_size", "1000000000000", "batch_size = 1000000000000: must be"),

@@ -53,6 +53,22 @@ def _one_of_four(source: Path) -> None:
     write(source, {"z.png": png()[:60]})
 
 
+def _sixteen_bit_refused(at: Path) -> list[str]:
+    write(at / "source", {"a.png": png(mode="I;16")})
+    return ingest("source", "--sixteen_bit", "refuse")
+
+
+def _wrong_header() -> bytes:
+    whole = bytearray(png())
+    whole[29] ^= 1
+    return bytes(whole)
+
+
+def _mixed_sizes(source: Path) -> None:
+    images(source)
+    write(source, {"b.png": png(1, 9, 7), "c.png": png(2, 9, 7)})
+
+
 def _output_inside(at: Path) -> list[str]:
     images(at / "source")
     return ["ingest.py", "--source", "source", "--output", "source/prepared"]
@@ -109,6 +125,11 @@ CASES = [
         "out/rejected.parquet",
         leaves=REJECTED,
     ),
+    _folder(
+        "images of several sizes",
+        _mixed_sizes,
+        "holds images of 2 sizes: 8x8 (4), 9x7 (2) (H x W); give --image_size N",
+    ),
     _image("zero bytes", b"", "empty (zero bytes)"),
     _image("text", b"this is no image", "not an image of a known format"),
     _image("a program with an image's name", b"\x7fELF" + bytes(100), "not an image of a known format"),
@@ -118,7 +139,8 @@ CASES = [
     _image("decompression bomb in a comment (256 MiB)", png_of_header(8, 8, bytes(72), bytes(2**28)), "a.png: "),
     _image("0 x 8 pixels", png_of_header(0, 8), "a.png: "),
     _image("no pixels behind the header", png_of_header(8, 8), "truncated or damaged"),
-    _image("16 bits a channel", png(mode="I;16"), "unsupported mode I;16; convert it to 8-bit"),
+    Case("Image", "16 bits, with sixteen_bit = refuse", _sixteen_bit_refused, (_NONE, "sixteen_bit = refuse")),
+    _image("wrong checksum of the header", _wrong_header(), "wrong checksum in the PNG chunk IHDR"),
     _image("floating-point pixels", png(mode="F"), "unsupported mode F"),
     source_case(
         "Image",

@@ -37,8 +37,8 @@ BAD = {
     "one.png": (png(1, 1, 1), "size 1x1 is not 8x8"),
     "program.png": (b"\x7fELF" + bytes(100), "not an image of a known format"),
     "short.png": (png()[:60], "truncated or damaged"),
-    "sixteen.png": (png(mode="I;16"), "unsupported mode I;16"),
-    "zero.png": (png_of_header(0, 8), "not an image of a known format"),
+    "sum.png": (png()[:29] + bytes(4) + png()[33:], "truncated or damaged (wrong checksum in the PNG chunk IHDR)"),
+    "zero.png": (png_of_header(0, 8), "damaged PNG header"),
 }
 # Unusual ones that are taken: the first frame; colours by Pillow's rule.
 GOOD = {"animation.gif": animation(), "cmyk.tiff": cmyk()}

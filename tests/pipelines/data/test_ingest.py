@@ -117,14 +117,14 @@ def break_images(root: Path) -> dict[str, str]:
     (root / "class-0/page.jpg").write_bytes(b"<html>404</html>")
     (root / "class-0/truncated.png").write_bytes(good[: len(good) // 2])
     (root / "class-0/other-size.png").write_bytes(good)
-    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(root / "class-0/sixteen.png")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(root / "class-0/fraction.tiff")
     return {
         "class-0/bomb.png": "decompression bomb",
         "class-0/0-empty.png": "empty (zero bytes)",
         "class-0/page.jpg": "not an image",
         "class-0/truncated.png": "truncated",
         "class-0/other-size.png": "size 64x64 is not 8x8",
-        "class-0/sixteen.png": "unsupported mode I;16",
+        "class-0/fraction.tiff": "unsupported mode F",
     }
 
 
@@ -161,6 +161,81 @@ def test_a_source_without_any_readable_image_is_refused(tmp_path: Path) -> None:
         ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out1")))
     with pytest.raises(DataError, match=r"1 of 1 images \(100.0%\) cannot be used"):
         ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out2"), image_size=8, max_rejected_fraction=1))
+
+
+def write_photos(root: Path, sizes: list[tuple[int, int]]) -> None:
+    for index, (height, width) in enumerate(sizes):
+        (root / f"{index:05d}.png").write_bytes(png(np.full((height, width), index % 256, np.uint8)))
+
+
+def test_mixed_sizes_are_the_reason_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_photos(tmp_path / "in", [(6, 9), (8, 7), (8, 7), (9, 6), (8, 7), (9, 6), (5, 5)])
+    (tmp_path / "in" / "a.png").write_bytes(b"broken")
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"))
+    with pytest.raises(DataError) as raised:
+        ingest(config)
+    assert str(raised.value) == (
+        f"source = {config.source}: holds images of 4 sizes: 8x7 (3), 9x6 (2), 6x9 (1) and 1 more (H x W); "
+        "give --image_size N (such as 64) to crop and resize all of them to N x N"
+    )
+    # Nothing was begun, so the advice can be followed.
+    done = ingest(IngestConfig(config.source, config.output, image_size=4, max_rejected_fraction=0.2))
+    assert (done.dataset.num_rows, done.dataset.rejected) == (7, 1)
+
+
+def test_sizes_that_differ_later_are_the_reason_too(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_photos(tmp_path / "in", [(6, 9)] * 101 + [(8, 7)] * 3)
+    (tmp_path / "in" / "z.png").write_bytes(b"broken")
+    with pytest.raises(
+        DataError, match=r"holds images of 2 sizes: 6x9 \(101\), 8x7 \(3\) \(H x W\); give --image_size"
+    ):
+        ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "out")))
+
+
+def write_adapted(root: Path) -> None:
+    root.mkdir()
+    black = np.zeros((4, 4), np.uint8)
+    clear, grey = np.dstack([black] * 4), black.astype(np.uint16)
+    for name, pixels in (("a", clear), ("b", grey + 40_000), ("c", black + 7)):
+        (root / f"{name}.png").write_bytes(png(pixels))
+
+
+def test_what_was_done_to_pixels_follows_the_options_and_is_told(tmp_path: Path) -> None:
+    write_adapted(tmp_path / "in")
+    done = run_job("--source", tmp_path / "in", "--output", tmp_path / "out")
+    assert "1 composited over the background" in done.stdout
+    assert "1 of 16 bits scaled to 8" in done.stdout
+    data = PreparedDataset.open(str(tmp_path / "out"))
+    assert [image[0, 0].tolist() for image in data.read_images(0, 3)[1]] == [[255] * 3, [156] * 3, [7] * 3]
+    options = {"background": "#102030", "sixteen_bit": "refuse", "max_rejected_fraction": 0.5}
+    result = ingest(IngestConfig(str(tmp_path / "in"), str(tmp_path / "other"), **options))
+    assert [image[0, 0].tolist() for image in result.dataset.read_images(0, 2)[1]] == [[16, 32, 48], [7] * 3]
+    assert result.adapted == {"transparent": 1}
+    assert "sixteen_bit = refuse" in rejected(tmp_path / "other")["b.png"]
+
+
+def test_data_sets_from_before_these_options_are_found_and_their_unfinished_work_is_not_mixed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 4)
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), background="#FFF")
+    assert config.request.keys() == {"source", "format", "image_size", "channels", "shard_mib"}
+    ingest(config)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest.pop("adapted") == {}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    again = ingest(config)
+    assert (again.already_complete, again.adapted) == (True, None)
+    with pytest.raises(RequestMismatchError, match=r"background: None -> '#000000'; sixteen_bit: None -> 'refuse'"):
+        ingest(IngestConfig(config.source, config.output, background="black", sixteen_bit="refuse"))
+
+    unfinished = IngestConfig(config.source, str(tmp_path / "unfinished"))
+    begun = tmp_path / "unfinished/_work/request.json"
+    pinned = {"source_content": manifest["source_content"]}  # what a run of an older version has written
+    begun.parent.mkdir(parents=True)
+    begun.write_text(json.dumps({**unfinished.request, **pinned}))
+    with pytest.raises(RequestMismatchError, match=r"unfinished output of another request \(decoding: None -> 2\)"):
+        ingest(unfinished)
 
 
 def test_running_again_is_a_no_op_even_without_the_source(tmp_path: Path) -> None:
@@ -309,6 +384,9 @@ def test_fashion_mnist_is_read_whole(tmp_path: Path) -> None:
         ("source", "", "source = '': must be"),
         ("output", "", "output = '': must be"),
         ("image_size", 0, "image_size = 0: must be in 1..4096"),
+        ("background", "#12345", "background = '#12345': must be a colour's name, or '#rrggbb'"),
+        ("background", "#12345678", "background = '#12345678': must be"),
+        ("background", "", "background = '': must be"),
         ("max_rejected_fraction", 1.5, "max_rejected_fraction = 1.5: must be in"),
         ("num_workers", -1, "num_workers = -1: must be 0"),
         ("num_workers", (3, 2), r"num_workers = \(3, 2\): must be 0"),
