@@ -9,13 +9,13 @@ import re
 import stat
 from argparse import ArgumentError
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ddpm_core.errors import ConfigError, DDPMError
+from pipelines.paths import expand_home
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -97,7 +97,7 @@ def _check_recipes(argv: Sequence[str]) -> None:
 
 def _read_recipe(path: str) -> Any:
     """The content of a recipe, which is a file of a size that a person writes."""
-    file = Path(path).expanduser()
+    file = expand_home(path)
     try:
         found = file.stat()
         # A pipe would be waited for, a device read without an end.

@@ -19,6 +19,7 @@ from rich.status import Status
 from rich.text import Text
 
 from ddpm_core.errors import DDPMError
+from pipelines.paths import lend_home
 
 # stderr, so that what a job prints on stdout can be piped; a fixed width where there is no terminal to ask.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -111,6 +112,7 @@ def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
     signal.signal(signal.SIGTERM, interrupt)
     code = 0
     try:
+        lend_home()
         main(sys.argv[1:])
     except Interrupted as stop:
         event(f"interrupted by {stop}: {stop.kept}")

@@ -10,7 +10,7 @@ from ddpm_core.errors import DDPMError, ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, Model, model_from_bytes, model_id_of
 from pipelines.storage import Location
 from pipelines.tracking.champion import Validation
-from pipelines.tracking.client import mlflow_client, reason
+from pipelines.tracking.client import mlflow_client, reason, sqlite_path
 from pipelines.tracking.tracker import resolve_tracking_uri
 from pipelines.training.checkpoint import COMMIT, Checkpoint, CheckpointStore
 
@@ -180,8 +180,8 @@ def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
         raise ModelError(
             f"model = {reference}: is none of models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID, runs:/RUN_ID"
         )
-    database = tracking_uri.removeprefix("sqlite:///")
-    if database != tracking_uri and not Path(database).exists():
+    database = sqlite_path(tracking_uri)
+    if database is not None and not database.exists():
         raise ModelError(
             f"model = {reference}: there is no MLflow database at {database}; set MLFLOW_TRACKING_URI, or train first"
         )

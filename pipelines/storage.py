@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from ddpm_core.errors import StorageError
+from pipelines.paths import expand_home
 from pipelines.storage_errors import clear_errors, is_conditional_refusal
 
 S3_PROTOCOLS = ("s3", "s3a")
@@ -42,6 +43,7 @@ class Location:
 
         Raises:
             StorageError: The URI is empty, of an unknown protocol, or carries credentials.
+            ConfigError: There is no home directory for `~` to stand for.
         """
         if isinstance(uri, Location):
             return uri
@@ -51,7 +53,7 @@ class Location:
         protocol, separator, rest = text.partition("://")
         if not separator or protocol in ("file", "local"):
             # Not resolve(): a symbolic link given by the user stays what it is called.
-            return cls(str(Path(rest if separator else text).expanduser().absolute()))
+            return cls(str(expand_home(rest if separator else text).absolute()))
         bucket = rest.split("/", 1)[0]
         if "@" in bucket:
             raise StorageError(

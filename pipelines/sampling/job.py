@@ -7,7 +7,6 @@ So the same request made again finds it, or its finished part, and nothing else 
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipelines.console import event
 from pipelines.data.decode import decode_image
 from pipelines.engine.shards import ShardedOutput
 from pipelines.models import FoundModel, model_for, source_of
+from pipelines.paths import expand_home
 from pipelines.pictures import grid_png
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.plan import plan
@@ -52,7 +52,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     """
     config = config.with_date()
     location = Location.parse(config.output)
-    root = Path(config.root).expanduser()
+    root = expand_home(config.root)
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
     require_apart(location, source_of(found), "the model")
@@ -125,7 +125,7 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
         found,
         experiment=f"{found.name}/samples",
         name=config.name,
-        root=Path(config.root).expanduser(),
+        root=expand_home(config.root),
         tracking_uri=config.tracking_uri,
     )
     manifest, closing = run.attempt(lambda: _compute(config, run, model))

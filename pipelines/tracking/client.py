@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,13 +58,34 @@ def configure_mlflow() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
+def sqlite_uri(path: Path) -> str:
+    """The URI by which MLflow opens the SQLite database at a path.
+
+    Where characters of the path mean something in a URI, they are escaped. Then the driver is named too, because for
+    plain `sqlite:` MLflow makes a directory of the escaped name.
+
+    >>> sqlite_uri(Path("/data/ddpm/mlflow.db")), sqlite_uri(Path("/data/why?/mlflow.db"))
+    ('sqlite:////data/ddpm/mlflow.db', 'sqlite+pysqlite:////data/why%3F/mlflow.db')
+    """
+    text = str(path)
+    if unquote(text) == text and "?" not in text:
+        return f"sqlite:///{text}"
+    return f"sqlite+pysqlite:///{quote(text)}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of the SQLite database that a URI names; None for any other store."""
+    match = re.fullmatch(r"sqlite(?:\+pysqlite)?:///([^?]+)(?:\?.*)?", uri)
+    return Path(unquote(match[1])) if match else None
+
+
 @contextlib.contextmanager
 def database_lock(uri: str) -> Iterator[None]:
     """Only one process at a time may create the tables of a SQLite file: two at once disturb each other."""
-    if not uri.startswith("sqlite:///"):
+    path = sqlite_path(uri)
+    if path is None:
         yield
         return
-    path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -9,6 +9,7 @@ does not answer, the records wait in the file.
 
 import argparse
 import os
+import shlex
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ddpm_core.errors import DDPMError, RequestMismatchError, StorageError, TrackingError
 from pipelines.console import event, run_job
 from pipelines.storage import Location
-from pipelines.tracking.client import reason
+from pipelines.tracking.client import reason, sqlite_path, sqlite_uri
 from pipelines.tracking.mlflow_run import MlflowRun
 from pipelines.tracking.spool import REQUIRED_FIELDS, Record, Spool, SpoolLock, SpoolState, iter_records, read_records
 
@@ -51,10 +52,12 @@ class TrackingReport:
 
 def resolve_tracking_uri(tracking_uri: str | None, root: Path) -> str:
     """The given URI, else MLFLOW_TRACKING_URI, else a SQLite file in `root`; SQLite paths become absolute."""
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    if uri.startswith("sqlite:///"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db")
+    path = sqlite_path(uri)
+    if path is None:
+        return uri
+    _, separator, options = uri.partition("?")
+    return sqlite_uri(path.absolute()) + separator + options
 
 
 def without_credentials(uri: str) -> str:
@@ -72,7 +75,8 @@ def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str:
     page = f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
     if urlsplit(tracking_uri).scheme in ("http", "https"):
         return without_credentials(tracking_uri).rstrip("/") + page
-    store = tracking_uri if without_credentials(tracking_uri) == tracking_uri else '"$MLFLOW_TRACKING_URI"'
+    hidden = without_credentials(tracking_uri) != tracking_uri
+    store = '"$MLFLOW_TRACKING_URI"' if hidden else shlex.quote(tracking_uri)
     return f"http://127.0.0.1:5000{page} (start it: uv run mlflow ui --backend-store-uri {store} --port 5000)"
 
 
@@ -181,7 +185,7 @@ class Tracker:
         if pending:
             advice = (
                 f"{pending} records are not in MLflow yet and wait in {self._path}; "
-                f"run the same command again or: python -m pipelines.tracking.tracker {self._path}"
+                f"run the same command again or: python -m pipelines.tracking.tracker {shlex.quote(str(self._path))}"
             )
         if unwritten:
             advice = (

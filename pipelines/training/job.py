@@ -163,7 +163,7 @@ class _Driver:
         self.idle = threading.Event()  # Ray Train does not run
         self.idle.set()
         self.rate, self.loss = 0.0, float("nan")
-        local_root = Path(root.path) if root.is_local else Path("~/ddpm").expanduser()
+        local_root = Path(root.path) if root.is_local else Path.home() / "ddpm"
         key = f"train/{run.uri}"
         spool_directory = Path(run.path) / "tracking" if run.is_local else local_root / "spool" / digest(key)[:16]
         self.tracker = Tracker(

@@ -11,7 +11,7 @@ from sample_runs import save_tiny_model
 from ddpm_core.errors import CheckpointError, ModelError, StorageError
 from pipelines.models import find_model, is_registry_reference, stored_model
 from pipelines.storage import Location
-from pipelines.tracking.client import configure_mlflow
+from pipelines.tracking.client import configure_mlflow, sqlite_uri
 from pipelines.tracking.registry import register_model
 from pipelines.training.checkpoint import COMMIT, CheckpointStore
 
@@ -88,8 +88,8 @@ def test_a_score_that_cannot_be_read_is_not_on_record(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[str]]:
     """(tracking URI, run id, model ids of the versions 1 and 2 of `flowers`; champion is 1)."""
-    root = tmp_path_factory.mktemp("mlflow")
-    uri, patch = f"sqlite:///{root}/mlflow.db", pytest.MonkeyPatch()
+    root = tmp_path_factory.mktemp("why?x=1 & 100%25 #a")
+    uri, patch = sqlite_uri(root / "mlflow.db"), pytest.MonkeyPatch()
     patch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     client, ids = MlflowClient(), []

@@ -138,6 +138,7 @@ def test_uris(tmp_path, monkeypatch):
         "https://h:5000/#/experiments/7/runs/r?workflowType=machine_learning"
     )
     assert "mlflow ui --backend-store-uri sqlite:////x/mlflow.db" in run_link("sqlite:////x/mlflow.db", "7", "r")
+    assert "--backend-store-uri 'sqlite:////my runs/mlflow.db'" in run_link("sqlite:////my runs/mlflow.db", "7", "r")
     assert "p@" not in run_link("postgresql://u:p@h/db", "7", "r")
     assert without_credentials("https://u:p@ss@h/x") == "https://h/x"
 
