@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyroaring import BitMap64
 
 from ddpm_core.errors import CheckpointError, LedgerError
+from pipelines.data.hold_out import HoldOut
 
 Int64s = npt.NDArray[np.int64]
 
@@ -72,23 +73,33 @@ class Ledger:
                 "nothing after the last checkpoint is kept"
             )
 
-    def check(self, num_rows: int, steps: int, batch_size: int) -> None:
-        """Prove that `steps` steps used every row of each finished epoch exactly once.
+    def check(self, num_rows: int, steps: int, batch_size: int, hold_out: int = 0) -> None:
+        """Prove that `steps` steps used every row of each finished epoch exactly once, and no held-out row ever.
+
+        Args:
+            num_rows: Of the data set.
+            steps: Trained.
+            batch_size: Rows of each step.
+            hold_out: One row of every so many was held out (`HoldOut.every`); 0: none was.
 
         Raises:
-            LedgerError: An epoch lacks rows, holds unknown ids, or the total is off.
+            LedgerError: An epoch lacks rows, holds unknown or held-out ids, or the total is off.
         """
-        finished, rest = divmod(steps * batch_size, num_rows)
+        held_out = HoldOut(num_rows, hold_out)
+        trained, forbidden = held_out.num_trained, BitMap64(held_out.ids.astype(np.uint64))
+        finished, rest = divmod(steps * batch_size, trained)
         expected = [*range(finished)] + ([finished] if rest else [])
         if self.epochs != expected:
             raise LedgerError(f"the ledger holds epochs {self.epochs}, but {steps} steps make {expected}")
         for epoch in expected:
-            want = num_rows if epoch < finished else rest
+            want = trained if epoch < finished else rest
             used = self._used[epoch]
+            if wrong := used.intersection_cardinality(forbidden):
+                raise LedgerError(f"epoch {epoch} used {wrong} row(s) that are held out for validation")
             if len(used) != want or used.max() >= num_rows:
                 raise LedgerError(
                     f"epoch {epoch} used {len(used)} distinct rows (ids up to {used.max()}); "
-                    f"{want} of the {num_rows} were due"
+                    f"{want} of the {trained} were due"
                 )
 
     def to_bytes(self) -> bytes:
@@ -137,16 +148,19 @@ def main(argv: Sequence[str]) -> None:
     state, ledger = CheckpointStore.open(argv[0]).load_ledger()
     try:
         num_rows, batch_size = int(state["dataset"]["num_rows"]), int(state["config"]["train"]["batch_size"])
-        ledger.check(num_rows, state["step"], batch_size)
+        hold_out = int(state["config"].get("data", {}).get("hold_out", 0))
+        ledger.check(num_rows, state["step"], batch_size, hold_out)
     except LedgerError as error:
         raise LedgerError(f"{argv[0]}: {error}; train from another checkpoint") from error
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{argv[0]}: its newest state.json lacks dataset.num_rows or batch_size ({error})"
         ) from error
-    print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}")
+    trained = HoldOut(num_rows, hold_out).num_trained
+    never = f", of which {num_rows - trained:,} are held out and were never used" if hold_out else ""
+    print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
     for epoch, rows in ledger:
-        print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == num_rows else ''}")
+        print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == trained else ''}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ number of workers, after any restart and any resize; to resume at step s is to r
 Shuffling: an epoch visits the data set's row groups (about 1 MiB each) in a pseudo-random order drawn from
 the whole data set; a window of that sequence (64 MiB by default) is read by one Ray task, which shuffles its
 rows. A data set smaller than the window is shuffled as a whole.
+
+Rows that are held out for validation (pipelines/data/hold_out.py) have no position: N counts the others.
 """
 
 import itertools
@@ -23,6 +25,7 @@ import pyarrow as pa
 
 from ddpm_core.errors import LedgerError
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
@@ -47,11 +50,12 @@ class StreamPlan:
 
     Attributes:
         data: URI of the prepared data set.
-        num_rows: N, its rows.
+        num_rows: N, the rows that are trained on.
         seed: Of the order; the same seed gives the same order.
         batch_size: B, rows of one global batch.
         steps: Steps of the whole training.
         window_steps: Steps read and shuffled together by one task.
+        hold_out: One row of every so many is held out (`HoldOut.every`); 0: none is.
     """
 
     data: str
@@ -60,13 +64,17 @@ class StreamPlan:
     batch_size: int
     steps: int
     window_steps: int
+    hold_out: int = 0
 
     @classmethod
-    def of(cls, dataset: PreparedDataset, seed: int, batch_size: int, steps: int, window_bytes: int) -> "StreamPlan":
+    def of(
+        cls, dataset: PreparedDataset, seed: int, batch_size: int, steps: int, window_bytes: int, hold_out: int = 0
+    ) -> "StreamPlan":
         """A plan whose windows hold about `window_bytes` of images, at least one global batch."""
         row_bytes = int(np.prod(dataset.image_shape))
         window_steps = max(1, window_bytes // (row_bytes * batch_size))
-        return cls(dataset.location.uri, dataset.num_rows, seed, batch_size, steps, window_steps)
+        num_rows = HoldOut(dataset.num_rows, hold_out).num_trained
+        return cls(dataset.location.uri, num_rows, seed, batch_size, steps, window_steps, hold_out)
 
     @property
     def num_windows(self) -> int:
@@ -105,12 +113,12 @@ def segment_groups(plan: StreamPlan, group_starts: Int64s, part: Segment) -> tup
 
     Args:
         plan: The plan.
-        group_starts: First row id of each row group and, last, N; shape [G + 1].
+        group_starts: How many rows to be trained on lie before each row group and, last, N; shape [G + 1].
         part: The segment.
 
     Returns:
         The row groups to read, in reading order, and for each of the segment's rows, in training order, its
-        index among the rows read.
+        index among the rows read that are trained on.
     """
     order = _group_order(plan.seed, part.epoch, len(group_starts) - 1)
     ends = np.cumsum(np.diff(group_starts)[order])
@@ -139,9 +147,13 @@ def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> tupl
     due = (stop - first) * plan.batch_size
     images = np.empty((due, *dataset.image_shape), np.uint8)
     ids, epochs, done = np.empty(due, np.int64), np.empty(due, np.int64), 0
+    hold_out = HoldOut(dataset.num_rows, plan.hold_out)
+    starts = hold_out.trained_below(dataset.group_starts)
     for part in plan.segments(window):
-        groups, rows = segment_groups(plan, dataset.group_starts, part)
+        groups, rows = segment_groups(plan, starts, part)
         group_ids, group_images = dataset.read_groups(groups.tolist())
+        if plan.hold_out:
+            rows = np.flatnonzero(hold_out.is_trained(group_ids))[rows]
         rows = rows[: due - done]
         end = done + len(rows)
         # mode="clip" lets NumPy gather straight into `out`: the images are copied once

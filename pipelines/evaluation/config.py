@@ -55,6 +55,8 @@ class EvaluateConfig:
     """Precision of the network; everything else is float64."""
     by_label: bool = False
     """Also report each label's mean."""
+    held_out: bool = False
+    """Evaluate only the rows that the model's training held out; `data` must be the data set that it was trained on."""
     train_data: str | None = None
     """Data set that the histogram baseline is fitted on; null takes the one that the model was trained on."""
     ode: OdeConfig = field(default_factory=OdeConfig)

@@ -18,6 +18,7 @@ from ddpm_core.likelihood import timestep_proposal
 from ddpm_core.model import Model
 from ddpm_core.noise import permutation
 from pipelines.data.dataset import PreparedDataset, UInt8s
+from pipelines.data.hold_out import HoldOut
 from pipelines.engine.shards import ShardOutput, shard_name
 from pipelines.evaluation.terms import evaluate_images
 from pipelines.models import load_kept
@@ -54,6 +55,13 @@ class FirstPass:
             return self.num_parts == 1
         return min(self.train.num_rows, _HISTOGRAM_IMAGES) * int(np.prod(self.train.image_shape)) <= _SMALL_BYTES
 
+    @property
+    def _hold_out(self) -> HoldOut | None:
+        """Which rows of the training data are evaluated: the histogram must not have seen them either."""
+        if self.train is None or self.train.dataset_id != self.data.dataset_id or "hold_out" not in self.request:
+            return None
+        return HoldOut(**self.request["hold_out"])
+
     def __call__(self) -> Callable[[int], ShardOutput]:
         """The engine calls this once per actor."""
         torch.set_num_threads(self.threads)
@@ -61,7 +69,7 @@ class FirstPass:
 
     def _compute(self, index: int) -> ShardOutput:
         if index == 0:
-            return ShardOutput(_npz(counts=_counts(self.train)), rows=1)
+            return ShardOutput(_npz(counts=_counts(self.train, self._hold_out)), rows=1)
         model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
         return ShardOutput(_npz(proposal=measured_proposal(model, self.data, self.request)), rows=1)
 
@@ -96,8 +104,9 @@ def measured_proposal(model: Model, data: PreparedDataset, request: Mapping[str,
     return np.asarray(importance_proposal(model.schedule, t, scores["term"].reshape(-1)).numpy())
 
 
-def _counts(train: PreparedDataset | None) -> npt.NDArray[np.uint32]:
-    """How often each level occurs at each of the D places of (at most 100,000) training images, evenly chosen."""
+def _counts(train: PreparedDataset | None, hold_out: HoldOut | None = None) -> npt.NDArray[np.uint32]:
+    """How often each level occurs at each of the D places of (at most 100,000) training images, evenly chosen, without
+    those that are held out."""
     if train is None:
         return np.zeros((0, 256), np.uint32)
     dimensions = int(np.prod(train.image_shape))
@@ -105,7 +114,9 @@ def _counts(train: PreparedDataset | None) -> npt.NDArray[np.uint32]:
     counts = np.zeros((dimensions, 256), np.uint32)
     place = np.arange(dimensions)
     for group in np.unique(np.linspace(0, train.num_groups - 1, wanted).round().astype(int)):
-        _, images = train.read_groups([int(group)])
+        ids, images = train.read_groups([int(group)])
+        if hold_out is not None:
+            images = images[hold_out.is_trained(ids)]
         for image in images.reshape(len(images), -1):
             counts[place, image] += 1  # one image counts each place once
     return counts

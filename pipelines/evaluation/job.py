@@ -12,8 +12,10 @@ from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
 from pipelines import cluster
 from pipelines.bulk_run import BulkRun
+from pipelines.config import require
 from pipelines.console import event
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ingest import open_dataset
 from pipelines.engine.shards import ShardedOutput, ShardRecord
 from pipelines.evaluation import first_pass
@@ -26,7 +28,7 @@ from pipelines.evaluation.publish import (
 )
 from pipelines.evaluation.report import make_report
 from pipelines.evaluation.results import half_width, results
-from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, order_of
+from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, held_out_of, order_of
 from pipelines.models import FoundModel, model_for, source_of
 from pipelines.paths import expand_home
 from pipelines.storage import Location
@@ -54,12 +56,19 @@ class EvaluateSummary:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an evaluation reads: the model, the data set, and the training data of the histogram baseline, if known."""
+    """What an evaluation reads: the model, the data set, the training data of the histogram baseline, if known, and
+    which rows the model's training held out, if only they are asked for."""
 
     found: FoundModel
     model: Model
     data: PreparedDataset
     train: PreparedDataset | None
+    hold_out: HoldOut | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Of the data set, or of the part of it that is asked for."""
+        return len(self.hold_out.ids) if self.hold_out else self.data.num_rows
 
     @property
     def step(self) -> int | None:
@@ -84,8 +93,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
     data = open_dataset(Location.parse(root), "data", config.data)
-    check_fit(config, model, data)
-    inputs = Inputs(found, model, data, _training_data(config, model, root))
+    hold_out = _hold_out(config, model, data)
+    check_fit(config, model, data, len(hold_out.ids) if hold_out else data.num_rows)
+    inputs = Inputs(found, model, data, _training_data(config, model, root), hold_out)
     require_apart(location, source_of(found), "the model")
     require_apart(location, data.location, "the data set")
     event(f"model {found.described(inputs.step)}")
@@ -138,11 +148,31 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         "ode": asdict(config.ode),
         "batch_size": config.batch_size,
         "shard_size": config.shard_size,
+        # not there at all without: evaluations that were made before it could be asked for have the same request
+        **({"hold_out": asdict(inputs.hold_out)} if inputs.hold_out else {}),
     }
 
 
-def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset) -> None:
-    """Refuse what the model cannot be evaluated on, before anything is started."""
+def _hold_out(config: EvaluateConfig, model: Model, data: PreparedDataset) -> HoldOut | None:
+    """The rows that are asked for by `held_out`; says so if others are that the model has been trained on."""
+    extra = model.config["extra"]
+    trained_on, section = extra.get("dataset") or {}, extra.get("config")
+    for name in ("data", "hold_out"):
+        section = section.get(name) if isinstance(section, dict) else None
+    every = section if type(section) is int else 0
+    same = trained_on.get("id") == data.dataset_id
+    if config.held_out:
+        require(same, "held_out", True, f"needs the data set that the model was trained on, {trained_on.get('uri')}")
+        require(every > 0, "held_out", True, "the model's training held out no rows; leave it out")
+        return HoldOut(data.num_rows, every)
+    if same:
+        rest = "; --held_out evaluates the rows that it was not trained on" if every else ""
+        event(f"data = {config.data}: the model was trained on these images, which flatters it{rest}")
+    return None
+
+
+def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_rows: int) -> None:
+    """Refuse what the model cannot be evaluated on, before anything is started; `num_rows` of `data` are asked for."""
     network = model.unet.config
     expected = (*network.height_width, network.in_channels)
     if data.image_shape != expected:
@@ -150,10 +180,11 @@ def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset) -> No
             f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
             f"{'x'.join(map(str, expected))}; ingest the source again in that size and mode"
         )
-    if data.num_rows < 2:
-        raise DataError(f"data = {config.data}: holds {data.num_rows} image(s); an interval needs at least 2")
-    if config.num_images is not None and config.num_images > data.num_rows:
-        raise ConfigError(f"num_images = {config.num_images}: {config.data} holds {data.num_rows:,}; ask for fewer")
+    part = ", held-out rows" if config.held_out else ""
+    if num_rows < 2:
+        raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
+    if config.num_images is not None and config.num_images > num_rows:
+        raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
     num_kl_terms = model.schedule.num_timesteps - 1
     if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
         raise ConfigError(
@@ -212,8 +243,9 @@ def _evaluate(
 def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, Any]:
     """Compute what is missing, report, commit; returns the manifest."""
     output, request, data = run.output, run.output.request, inputs.data
-    run.announce({"ddpm.dataset_id": data.dataset_id, "ddpm.step": inputs.step})
-    run.record("dataset", name=data.location.uri, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
+    run.announce({"ddpm.dataset_id": measured_on(request), "ddpm.step": inputs.step})
+    name = f"{data.location.uri} (held-out rows)" if inputs.hold_out else data.location.uri
+    run.record("dataset", name=name, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
     num_images = len(order_of(request, data.num_rows))
     event(f"evaluating {num_images:,} images on {cluster.connect()} into {output.location}")
     first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
@@ -224,7 +256,7 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
         suffix=first_pass.SUFFIX,
         pool=None if first.is_small else config.pool,
     )
-    enough = _Enough(config.target_halfwidth, data.num_rows)
+    enough = _Enough(config.target_halfwidth, inputs.num_rows)
     records = output.compute(
         TermShards(output.location, request, data, config.cpus_per_worker),
         math.ceil(num_images / config.shard_size),
@@ -234,7 +266,7 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     )
     run.leave_ray()
     evaluation = results(
-        output.location, request, [record.name for record in records], inputs.model.schedule, data.num_rows
+        output.location, request, [record.name for record in records], inputs.model.schedule, inputs.num_rows
     )
     notes = calibration_notes(request, evaluation.summary, config.target_halfwidth)
     made_with = provenance(inputs.found, inputs.model, data, inputs.train)
@@ -256,6 +288,12 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     manifest = output.commit(fields, records)
     record_results(run, evaluation, data, inputs.step)
     return manifest
+
+
+def measured_on(request: Mapping[str, Any]) -> str:
+    """What stands for the images that are evaluated, the same only for the same ones."""
+    held_out = held_out_of(request)
+    return held_out.name_of(request["dataset_id"]) if held_out else request["dataset_id"]
 
 
 class _Enough:
@@ -290,12 +328,12 @@ def _check_promotable(
     uri = resolve_tracking_uri(config.tracking_uri, root)
     num_images = None if config.target_halfwidth else len(order_of(request, data.num_rows))
     draws_known = config.estimator != "all" or config.draws >= 2
-    what = data.dataset_id, num_images, config.sigma2
+    what = measured_on(request), num_images, config.sigma2
     check_promotable(uri, found.name, found.model_id, *what, draws_known=draws_known)
 
 
 def _promote(config: EvaluateConfig, found: FoundModel, manifest: Mapping[str, Any], root: Path) -> str:
     request, summary = manifest["request"], manifest["results"]
     uri, intervals = resolve_tracking_uri(config.tracking_uri, root), summary["means"][summary["headline"]]
-    what = request["dataset_id"], summary["num_images"], request["sigma2"]
+    what = measured_on(request), summary["num_images"], request["sigma2"]
     return promote_if_better(uri, found.name, found.model_id, *what, intervals)

@@ -25,6 +25,7 @@ from ddpm_core.noise import permutation
 from ddpm_core.ode import OdeLikelihood, ode_bpd
 from ddpm_core.uncertainty import MeanStatistics
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
+from pipelines.data.hold_out import HoldOut
 from pipelines.engine.shards import ShardOutput
 from pipelines.evaluation.first_pass import histogram_bpd, read_first_pass
 from pipelines.evaluation.terms import evaluate_images
@@ -38,10 +39,21 @@ DIRECTORY = "terms"
 
 
 def order_of(request: Mapping[str, Any], num_rows: int) -> Int64s:
-    """Ids in the order of evaluation: the data set's own if all are evaluated, else a fixed pseudo-random one."""
-    if request["num_images"] is None and request["target_halfwidth"] is None:
-        return np.arange(num_rows, dtype=np.int64)
-    return permutation(0, "evaluate/order", 0, num_rows)[: request["num_images"]]
+    """Ids in the order of evaluation: the data set's own if all are evaluated, else a fixed pseudo-random one.
+
+    `num_rows` is the size of the data set, or of the part of it that the request names.
+    """
+    held_out = held_out_of(request)
+    size = num_rows if held_out is None else len(held_out.ids)
+    order = np.arange(size, dtype=np.int64)
+    if request["num_images"] is not None or request["target_halfwidth"] is not None:
+        order = permutation(0, "evaluate/order", 0, size)[: request["num_images"]]
+    return order if held_out is None else held_out.ids[order]
+
+
+def held_out_of(request: Mapping[str, Any]) -> HoldOut | None:
+    """The rows that are evaluated, if they are only those that a training held out."""
+    return HoldOut(**request["hold_out"]) if "hold_out" in request else None
 
 
 def design_of(

@@ -8,15 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from ddpm_core.errors import CheckpointError
+from pipelines.config import require
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import DIGITS, DIGITS_TEST, HELD_OUT, DataConfig, TrainConfig
 
 
-def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint | None) -> TrainConfig:
-    """The same with every field given, for the images of `dataset`; `newest` is the checkpoint that it goes on from.
+def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint | None) -> tuple[TrainConfig, list[str]]:
+    """The same with every field given, for the images of `dataset`, and what to say of it, in lines.
+
+    `newest` is the checkpoint that the training goes on from.
 
     Raises:
+        ConfigError: Rows are to be held out, and there are too few.
         CheckpointError: The checkpoint's config is damaged.
     """
     begun_with = newest.state["config"] if newest is not None else {}
@@ -24,7 +29,42 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
         network = config.network.for_images(dataset.image_shape, begun_with.get("network"))
     except (TypeError, AttributeError) as error:
         raise _damaged(newest, "network", begun_with) from error
-    return replace(config, network=network)
+    every = None
+    if newest is not None:
+        data = begun_with.get("data")
+        every = data.get("hold_out", 0) if isinstance(data, dict) else None
+        if type(every) is not int or every < 0 or every == 1:
+            raise _damaged(newest, "data", begun_with)
+    data, line = _data(config.data, dataset.num_rows, every)
+    return replace(config, data=data, network=network), [line, network.describe(dataset.image_shape)]
+
+
+def _data(data: DataConfig, num_rows: int, begun_with: int | None) -> tuple[DataConfig, str]:
+    """What is held out and what is validated on; `begun_with` is the `hold_out` of the training that is continued."""
+    every, validation = data.hold_out, data.validation
+    if every is None:
+        every = begun_with
+    if validation == "auto" and data.train == DIGITS and not every:
+        validation = DIGITS_TEST
+    elif validation in ("auto", HELD_OUT) and every is None:
+        every = HoldOut.usual(num_rows).every
+    if validation == "auto":
+        validation = HELD_OUT if every else None
+    hold_out = HoldOut(num_rows, every or 0)
+    if validation == HELD_OUT and len(hold_out.ids) == 0:
+        rule = f"holds out none of {num_rows:,} rows; give a data.hold_out that is at most {num_rows}, or no validation"
+        require(False, "data.validation", HELD_OUT, rule)
+    if hold_out.every:
+        line = (
+            f"held out: {len(hold_out.ids):,} of the {num_rows:,} rows of {data.train}, one of every {hold_out.every}; "
+            f"they are never trained on{', and validated on' if validation == HELD_OUT else ''}"
+        )
+    elif validation is None and data.validation == "auto":
+        few = f"{num_rows:,} rows are too few to hold any out" if begun_with is None else "the run holds out no rows"
+        line = f"no validation: {few}; name a data set with --data.validation"
+    else:
+        line = f"validation: {validation or 'none'}"
+    return replace(data, hold_out=hold_out.every, validation=validation), line
 
 
 def _damaged(newest: Checkpoint | None, section: str, begun_with: dict[str, Any]) -> CheckpointError:

@@ -13,14 +13,21 @@ if TYPE_CHECKING:
     from ddpm_core.schedule import NoiseSchedule
 
 
+DIGITS, DIGITS_TEST, HELD_OUT = "embedded://digits/train", "embedded://digits/test", "held-out"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images are trained on."""
 
-    train: str = "embedded://digits/train"
+    train: str = DIGITS
     """URI of the prepared data set to train on (made by jobs/ingest.py), or embedded://digits/train."""
-    validation: str | None = "embedded://digits/test"
-    """URI of the prepared data set that bits/dim are measured on; null measures none."""
+    validation: str | None = "auto"
+    """URI of the prepared data set that bits/dim are measured on; held-out takes rows of data.train that are never
+    trained on, null none, auto embedded://digits/test for the default of data.train and held-out for any other."""
+    hold_out: int | None = None
+    """One row of every so many is held out of the training; 0: none is. Null: 20, or more so that at most 10,000 are,
+    where data.validation takes them; a training that is continued keeps its own."""
     random_flip: bool = False
     """Mirror each image left-right with probability 1/2, drawn anew in each epoch."""
     window_mib: int = 64
@@ -32,6 +39,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.train), "data.train", self.train, "must be the URI of a prepared data set")
+        require(self.validation != "", "data.validation", "", "must be the URI of a prepared data set, or null")
+        holds_out = self.hold_out is None or self.hold_out == 0 or self.hold_out >= 2
+        require(holds_out, "data.hold_out", self.hold_out, "must be at least 2, or 0 to hold out none")
         require(self.window_mib >= 1, "data.window_mib", self.window_mib, "must be at least 1")
         require(self.reads_ahead >= 1, "data.reads_ahead", self.reads_ahead, "must be at least 1")
         reads_hold = 0 <= self.cpus_per_read < inf
@@ -295,4 +305,6 @@ class TrainConfig:
             del values["train"][name]
         for name in ("train", "validation", "reads_ahead", "cpus_per_read"):  # the data set's id says more
             del values["data"][name]
+        if not values["data"]["hold_out"]:  # also in checkpoints made before it could be anything else
+            del values["data"]["hold_out"]
         return values

@@ -21,7 +21,7 @@ from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import HELD_OUT, TrainConfig
 from pipelines.training.loop import RESULT, TrainJob, train_loop
 from pipelines.training.run_directory import require_own
 from pipelines.training.stop import RayBoard, ask_to_stop
@@ -66,14 +66,14 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     run = root / "runs" / config.name
     require_own(run)
     train_set = open_dataset(root, "data.train", config.data.train)
-    validation_set = open_dataset(root, "data.validation", config.data.validation) if config.data.validation else None
+    newest = CheckpointStore.open(run.uri).newest()
+    config, told = complete(config, train_set, newest)
+    validation_set = _validation_set(config, root, train_set)
     if validation_set is not None and validation_set.image_shape != train_set.image_shape:
         raise ConfigError(
             f"data.validation = {config.data.validation}: its images are {validation_set.image_shape}, "
             f"those of data.train are {train_set.image_shape}; ingest both with the same size and channels"
         )
-    newest = CheckpointStore.open(run.uri).newest()
-    config = complete(config, train_set, newest)
     if newest is not None:
         _check_resumable(newest, config, train_set)
     config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
@@ -90,7 +90,8 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     try:
         driver.announce(train_set, validation_set)
         if result is None or result["step"] != config.train.steps:
-            event(config.network.describe(train_set.image_shape))
+            for line in told:
+                event(line)
             (run / "config.json").write_json(as_dict(config))
             driver.fit(loop)
             result = _result(run)
@@ -105,6 +106,12 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     finally:
         report = driver.close(status)
     return _summary(config, run, result, driver, report)
+
+
+def _validation_set(config: TrainConfig, root: Location, train_set: PreparedDataset) -> PreparedDataset | None:
+    if config.data.validation == HELD_OUT:
+        return train_set
+    return open_dataset(root, "data.validation", config.data.validation) if config.data.validation else None
 
 
 def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:
@@ -185,7 +192,9 @@ class _Driver:
         for context, dataset in (("training", train_set), ("validation", validation_set)):
             if dataset is not None:
                 uri = dataset.location.uri
-                spool.append("dataset", name=uri, digest=dataset.dataset_id, uri=uri, context=context)
+                part = context == "validation" and config.data.validation == HELD_OUT
+                name = f"{uri} (held-out rows)" if part else uri
+                spool.append("dataset", name=name, digest=dataset.dataset_id, uri=uri, context=context)
         tags = {
             "ddpm.job": "train",
             "ddpm.config_hash": digest(config.semantic()),

@@ -15,12 +15,13 @@ from ddpm_core.errors import NonFiniteLossError
 from ddpm_core.model import model_bytes, model_id_of
 from pipelines.console import plus_minus
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
 from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, start_stream
 from pipelines.pictures import grid_png
 from pipelines.storage import Location
 from pipelines.training.checkpoint import CheckpointStore, CheckpointWriter
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import HELD_OUT, TrainConfig
 from pipelines.training.learner import Learner, StepResult
 from pipelines.training.node_metrics import NodeMetrics
 from pipelines.training.stop import RayBoard, StopWatch
@@ -66,6 +67,7 @@ class Worker:
         torch.set_num_threads(max(1, threads))
         self.node = NodeMetrics(context.get_node_rank()) if context.get_local_rank() == 0 else None
         self.dataset = PreparedDataset.open(job.train)
+        self.hold_out = HoldOut(self.dataset.num_rows, self.config.data.hold_out or 0)
         self.unet_config = self.config.network.unet_config(self.dataset.image_shape)
         self.learner = Learner(
             self.unet_config,
@@ -117,6 +119,7 @@ class Worker:
             config.train.batch_size,
             config.train.steps,
             config.data.window_mib << 20,
+            self.hold_out.every,
         )
         stream = self._next_stream(plan)
         self._start_clock(start)
@@ -212,7 +215,7 @@ class Worker:
         self._metrics(
             done,
             {
-                "train/epoch": done * self.config.train.batch_size / self.dataset.num_rows,
+                "train/epoch": done * self.config.train.batch_size / self.hold_out.num_trained,
                 "perf/images_per_second": steps * self.config.train.batch_size / seconds,
                 "perf/data_wait_seconds": self.waited,
                 "perf/data_wait_fraction": self.waited / seconds,
@@ -228,7 +231,14 @@ class Worker:
         eps_fn = self.learner.eps_fn(self.learner.ema_unet())
         config = self.config
         result = validate(
-            eps_fn, self.learner.schedule, dataset, config.validation, config.train.seed, self.device, self.ranks
+            eps_fn,
+            self.learner.schedule,
+            dataset,
+            config.validation,
+            config.train.seed,
+            self.device,
+            self.ranks,
+            self.hold_out if config.data.validation == HELD_OUT else None,
         )
         prefix = f"validation/{result.sigma2}"
         values = {
@@ -278,7 +288,7 @@ class Worker:
         if self.ranks.rank == 0:
             for part in parts:
                 self.used_before.merge(part)
-            self.used_before.check(self.dataset.num_rows, done, self.config.train.batch_size)
+            self._check_ledger(done)
             model = model_bytes(
                 self.learner.ema.state_dict(), self.unet_config, self.learner.schedule, self._provenance(done)
             )
@@ -293,6 +303,10 @@ class Worker:
             self.writer.save(done, files, state)
         self.saved = done
         del self.unsure[: -1 - _UNSURE_REPORTS]
+
+    def _check_ledger(self, step: int) -> None:
+        batch_size = self.config.train.batch_size
+        self.used_before.check(self.dataset.num_rows, step, batch_size, self.hold_out.every)
 
     def _provenance(self, done: int) -> Record:
         dataset = {"id": self.dataset.dataset_id, "uri": self.job.train, "num_rows": self.dataset.num_rows}
@@ -320,7 +334,7 @@ class Worker:
         )
         if self.ranks.rank == 0:
             self.used_before = Ledger.from_bytes(checkpoint.read("ledger.parquet"))
-            self.used_before.check(self.dataset.num_rows, step, self.config.train.batch_size)
+            self._check_ledger(step)
             for record in checkpoint.state["records"]:
                 self._record(record)
         self._say(f"resumed at step {step:,} on {self.ranks.world_size} worker(s)")
@@ -342,7 +356,10 @@ class Worker:
     def _validation_result(self) -> Record | None:
         if self.last_validation is None or self.job.validation is None:
             return None
-        return {**asdict(self.last_validation), "dataset_id": PreparedDataset.open(self.job.validation).dataset_id}
+        measured_on = PreparedDataset.open(self.job.validation).dataset_id
+        if self.config.data.validation == HELD_OUT:
+            measured_on = self.hold_out.name_of(measured_on)
+        return {**asdict(self.last_validation), "dataset_id": measured_on}
 
     def _about_to_be_preempted(self) -> bool:
         """Whether a node of ours is being drained and nothing has been saved since that was known."""

@@ -20,6 +20,7 @@ from ddpm_core.likelihood import estimate_bpd
 from ddpm_core.sampling import sample_ddim
 from ddpm_core.schedule import NoiseSchedule
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 from pipelines.training.config import GridConfig, ValidationConfig
 
 EpsFn = Callable[[Tensor, Tensor], Tensor]
@@ -76,14 +77,21 @@ def validate(
     seed: int,
     device: torch.device,
     ranks: Ranks,
+    hold_out: HoldOut | None = None,
 ) -> BitsPerDim:
-    """Estimate the ELBO of the first `config.num_images` images with stratified timesteps (unbiased)."""
-    num_images = min(config.num_images, dataset.num_rows)
+    """Estimate the ELBO of `config.num_images` images with stratified timesteps (unbiased).
+
+    They are the first of `dataset`, or evenly spread over the rows that `hold_out` names of it.
+    """
+    first = np.arange(min(config.num_images, dataset.num_rows))
+    chosen = first if hold_out is None else hold_out.sample(config.num_images)
+    num_images = len(chosen)
     starts = range(0, num_images, config.batch_size)
     rows = []
     for start in starts[ranks.rank :: ranks.world_size]:
         stop = min(start + config.batch_size, num_images)
-        ids, images, _ = dataset.read_images(start, stop)
+        ids = chosen[start:stop]
+        images, _ = dataset.read_rows(ids)
         # every call of the network has the same shape; what pads the last batch is not counted
         padding = np.arange(config.batch_size) % (stop - start)
         pixels = torch.tensor(images[padding]).permute(0, 3, 1, 2).to(device)

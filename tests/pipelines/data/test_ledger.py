@@ -56,6 +56,19 @@ def test_check_proves_finished_epochs_and_names_what_is_missing() -> None:
         ledger_of(rows).check(10, 6, 4)
 
 
+def test_check_proves_that_no_held_out_row_was_used() -> None:
+    """Of 10 rows, 0 and 8 are held out: one of every 5."""
+    trained = [1, 2, 3, 4, 5, 6, 7, 9]
+    rows = [(0, i) for i in trained] + [(1, i) for i in (3, 4, 5, 6)]
+    ledger_of(rows).check(num_rows=10, steps=3, batch_size=4, hold_out=5)
+    with pytest.raises(LedgerError, match=r"epoch 1 used 1 row\(s\) that are held out"):
+        ledger_of([(1, 8) if row == (1, 3) else row for row in rows]).check(10, 3, 4, 5)
+    with pytest.raises(LedgerError, match="epoch 0 used 7 distinct rows"):
+        ledger_of([row for row in rows if row != (0, 5)]).check(10, 3, 4, 5)
+    with pytest.raises(LedgerError, match=r"holds epochs \[0, 1\]"):
+        ledger_of(rows).check(10, 2, 4, 5)
+
+
 def test_a_finished_epoch_takes_a_few_bytes() -> None:
     full = Ledger()
     full.add(np.zeros(100_000, np.int64), np.random.default_rng(0).permutation(100_000))

@@ -11,7 +11,7 @@ import torch
 from ddpm_core.errors import ConfigError
 from ddpm_core.unet import UNet
 from pipelines.config import as_dict, differences, parse
-from pipelines.training.config import ClusterConfig, OptimizationConfig, TrainConfig
+from pipelines.training.config import DIGITS_TEST, ClusterConfig, DataConfig, OptimizationConfig, TrainConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -22,7 +22,8 @@ def read(*argv: str) -> TrainConfig:
 
 def test_no_arguments_are_the_defaults_and_the_digits_recipe() -> None:
     assert read() == TrainConfig()
-    assert read("--config", str(CONFIGS / "digits.yaml")) == TrainConfig()
+    named = replace(TrainConfig(), data=DataConfig(validation=DIGITS_TEST))
+    assert read("--config", str(CONFIGS / "digits.yaml")) == named
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,9 @@ def test_every_recipe_is_tested() -> None:
         "name = 'a/b': must consist of",
         "name = '': must consist of",
         "data.train = '': must be the URI",
+        "data.validation = '': must be the URI",
+        "data.hold_out = 1: must be at least 2, or 0",
+        "data.hold_out = -5: must be at least 2, or 0",
         "data.window_mib = 0: must be at least 1",
         "data.reads_ahead = 0: must be at least 1",
         "data.cpus_per_read = -1.0: must be a number >= 0",
@@ -133,8 +137,8 @@ def test_worker_ranges() -> None:
 
 # What may change between two attempts of one run, and what would make it another training.
 FREE = {
-    "name", "root", "data.train", "data.validation", "data.reads_ahead", "data.cpus_per_read", "train.steps",
-    "train.accumulate", "train.compile",
+    "name", "root", "data.train", "data.validation", "data.hold_out", "data.reads_ahead", "data.cpus_per_read",
+    "train.steps", "train.accumulate", "train.compile",
 }  # fmt: skip
 FREE_SECTIONS = {"checkpoint", "validation", "grid", "cluster", "tracking"}
 
@@ -149,6 +153,8 @@ def test_the_semantic_config_holds_every_field_that_decides_what_is_learned() ->
     config = TrainConfig()
     every = {leaf for leaf in leaves(as_dict(config)) if leaf.split(".")[0] not in FREE_SECTIONS}
     assert leaves(config.semantic()) == every - FREE
+    # decides too, where anything is held out; checkpoints of before it could be do not have it
+    assert leaves(replace(config, data=DataConfig(hold_out=20)).semantic()) == every - FREE | {"data.hold_out"}
     assert {field.name for field in fields(config)} >= FREE_SECTIONS
 
 
