@@ -59,6 +59,7 @@ class BulkRun:
                 root=root,
                 tracking_uri=tracking_uri,
                 notify=event,
+                made_from={"ddpm.config_hash": digest(output.request)},
                 mirror=None if output.location.is_local else output.location / "tracking" / "spool.jsonl",
             )
         except AlreadyRunningError:

@@ -2,7 +2,7 @@
 
 import getpass
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RUN_KEY_TAG = "ddpm.run_key"
+ABANDONED_TAG = "ddpm.abandoned"
 # Answers that stay the same however often the request is repeated.
 _FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 # Records that need a second store (artifacts, registry): when only that store fails, the others go on.
@@ -24,11 +25,14 @@ _STORED_ELSEWHERE = {"image", "artifact", "model"}
 
 
 class MlflowRun:
-    """The one MLflow run of a spool.
+    """The MLflow run of a spool, or, where attempts were made from different things, the run of each.
+
+    A run has the tags of its `made_from`. An attempt that was made from something else is another run; the one
+    before it is marked as abandoned unless it is finished.
 
     Args:
         spool: Path of the spool file.
-        identity: Payload of the spool's `start` record (run_key, experiment, run_name, artifact_root).
+        identity: Payload of the spool's last `start` record (run_key, experiment, run_name, artifact_root).
         tracking_uri: Of the MLflow server or database, with its credentials if it has any.
         state: What has been acknowledged so far; updated and stored after every success.
         notify: Called with one line about something a person should know.
@@ -46,6 +50,7 @@ class MlflowRun:
         self._spool, self._identity, self._uri, self._notify = spool, identity, tracking_uri, notify
         self._client: MlflowClient | None = None
         self._warned: set[str] = set()
+        self._replays = False  # whether earlier attempts of the spool were sent before, and are sent again
 
     def connect(self) -> None:
         """Find or create the run; raises whatever MLflow raises when it cannot be reached."""
@@ -60,10 +65,10 @@ class MlflowRun:
             self._notify(f"tracking: MLflow run {state.run_id} was deleted; a new one gets the whole history")
             state.run_id, state.offset, state.attempts, state.last_step, state.deferred = None, 0, 0, {}, []
         if state.run_id is None:
-            experiment_id = self._experiment_id()
-            run = self._find(experiment_id) or self._create(experiment_id)
-            state.run_id, state.experiment_id = run.info.run_id, experiment_id
-            state.save(self._spool)
+            self._replays = True
+            state.experiment_id = self._experiment_id()
+            starts = (record.payload for record in iter_records(self._spool) if record.kind == "start")
+            self._enter(next(starts, {}).get("made_from", {}), 0)
 
     @property
     def _mlflow(self) -> "MlflowClient":
@@ -99,31 +104,60 @@ class MlflowRun:
             raise TrackingError(f"experiment {name!r} is deleted: restore it in MLflow or choose another name")
         return str(experiment.experiment_id)
 
-    def _find(self, experiment_id: str) -> "Run | None":
-        """The run with this key; its history says which steps it has, its tag how many attempts it saw."""
-        runs = self._mlflow.search_runs(
-            [experiment_id],
-            f'tags.`{RUN_KEY_TAG}` = "{self._identity["run_key"]}"',
-            order_by=["attributes.start_time ASC"],
-            max_results=1,
-        )
-        if not runs:
-            return None
-        run = runs[0]
+    def _enter(self, made_from: Mapping[str, str], position: int) -> None:
+        """Find or create the run of attempts made from this, and write to it from byte `position` of the spool on.
+
+        The run's history says which steps it has, its tag how many attempts it saw.
+        """
+        state = self.state
+        run = self._find(made_from) or self._create(made_from, position)
+        last_step = {}
         for key in run.data.metrics:
             history = self._mlflow.get_metric_history(run.info.run_id, key)
-            self.state.last_step[key] = max(point.step for point in history)
-        earlier_here = sum(record.kind == "start" for record in iter_records(self._spool)) - 1
-        self.state.attempts = max(0, int(run.data.tags.get(ATTEMPT_TAG, 0)) - earlier_here)
-        return run
+            last_step[key] = max(point.step for point in history)
+        later = [record for record in iter_records(self._spool, position) if record.kind == "start"]
+        sent_before = [
+            record for record in later[:-1] if not _contradicts(record.payload.get("made_from", {}), made_from)
+        ]
+        seen = int(run.data.tags.get(ATTEMPT_TAG, 0)) - self._replays * len(sent_before)
+        state.run_id, state.last_step, state.attempts, state.deferred = run.info.run_id, last_step, max(0, seen), []
+        state.save(self._spool)
 
-    def _create(self, experiment_id: str) -> "Run":
-        first, _, _ = read_records(self._spool, 0, max_bytes=1)
-        tags = {RUN_KEY_TAG: self._identity["run_key"], "mlflow.user": _user()}
-        start_time = first[0].timestamp_ms if first else None
-        return self._mlflow.create_run(
-            experiment_id, start_time=start_time, tags=tags, run_name=self._identity["run_name"]
+    def _find(self, made_from: Mapping[str, str]) -> "Run | None":
+        """The run with this key that was made from this."""
+        runs = self._mlflow.search_runs(
+            [str(self.state.experiment_id)],
+            f'tags.`{RUN_KEY_TAG}` = "{self._identity["run_key"]}"',
+            order_by=["attributes.start_time ASC"],
         )
+        return next((run for run in runs if not _contradicts(run.data.tags, made_from)), None)
+
+    def _create(self, made_from: Mapping[str, str], position: int) -> "Run":
+        first, _, _ = read_records(self._spool, position, max_bytes=1)
+        return self._mlflow.create_run(
+            str(self.state.experiment_id),
+            start_time=first[0].timestamp_ms if first else None,
+            tags={RUN_KEY_TAG: self._identity["run_key"], "mlflow.user": _user(), **made_from},
+            run_name=self._identity["run_name"],
+        )
+
+    def _change_run(self, start: Record) -> None:
+        """Leave the run when an attempt begins that is made from something else: one curve is one training."""
+        made_from = start.payload.get("made_from", {})
+        run = self._mlflow.get_run(str(self.state.run_id))
+        if not _contradicts(run.data.tags, made_from):
+            return
+        self.retry_deferred()  # for the last time
+        if run.info.status != "FINISHED":
+            if run.info.status == "RUNNING":
+                self._mlflow.set_terminated(run.info.run_id, "KILLED")
+            self._mlflow.set_tag(run.info.run_id, ABANDONED_TAG, "true")
+            self._mlflow.update_run(run.info.run_id, name=f"{self._identity['run_name']} (abandoned)")
+            self._notify("tracking: another configuration or other data than before: this is another MLflow run")
+        self._enter(made_from, start.start)
+        if ABANDONED_TAG in self._mlflow.get_run(str(self.state.run_id)).data.tags:  # taken up again
+            self._mlflow.delete_tag(str(self.state.run_id), ABANDONED_TAG)
+            self._mlflow.update_run(str(self.state.run_id), name=self._identity["run_name"])
 
     def send(self, records: Sequence[Record], end: int) -> None:
         """Write the records in their order; the spool is acknowledged up to byte `end`.
@@ -138,6 +172,8 @@ class MlflowRun:
                 continue
             self._send_metrics(waiting)
             waiting = []
+            if record.kind == "start":
+                self._change_run(record)
             self._send_one(record)
         self._send_metrics(waiting)
         self._acknowledge(end)
@@ -197,6 +233,11 @@ class MlflowRun:
             self._warned.add(record.kind)
             fate = "is kept for a later try" if deferred else "is left out"
             self._notify(f"tracking: MLflow does not take a {record.kind} record, it {fate}: {reason(error)}")
+
+
+def _contradicts(known: Mapping[str, str], made_from: Mapping[str, str]) -> bool:
+    """Whether it is known to be made from something else; what is not known says nothing."""
+    return any(known.get(name, value) != value for name, value in made_from.items())
 
 
 def _user() -> str:

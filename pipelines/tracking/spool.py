@@ -6,7 +6,7 @@ only way in, an unreachable tracking server can neither slow a job down nor lose
 
 Kinds and their payload (? = optional):
 
-    start     run_key, experiment, run_name, tracking_uri, artifact_root    one per attempt of the run
+    start     run_key, experiment, run_name, tracking_uri, artifact_root, made_from?    one per attempt of the run
     params    values {name: value}                                          immutable for the run
     tags      values {name: value}                                          may change between attempts
     metrics   step, values {name: float}

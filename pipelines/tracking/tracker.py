@@ -13,7 +13,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,8 @@ class Tracker:
         spool: Path of the spool on this machine's disk; its directory is made.
         run_key: Identity of the run across restarts, without double quotes; a job that gives the same key
             continues the same MLflow run.
+        made_from: Tags that say what the run is made from, such as the hash of its configuration. An attempt with the
+            same key but other values of these is another MLflow run.
         experiment: Name of the MLflow experiment.
         run_name: Name of the MLflow run.
         root: Directory for the database when no tracking URI is given, and for artifacts of a database.
@@ -114,6 +116,7 @@ class Tracker:
         notify: Callable[[str], None],
         listener: Callable[[Record], None] | None = None,
         mirror: Location | None = None,
+        made_from: Mapping[str, str] | None = None,
     ) -> None:
         self.spool = Spool(Path(spool).absolute())
         self._path, self._notify, self._listener, self._mirror = self.spool.path, notify, listener, mirror
@@ -139,6 +142,7 @@ class Tracker:
             "run_name": run_name,
             "tracking_uri": without_credentials(self._uri),
             "artifact_root": str(root.absolute() / "mlartifacts"),
+            "made_from": dict(made_from or {}),
         }
         self.spool.append("start", **identity)
         state = SpoolState.load(self._path, without_credentials(self._uri))
@@ -226,10 +230,11 @@ class Tracker:
                     connected, delay = True, SEND_INTERVAL_S
                     if away:
                         self._notify("tracking: MLflow answers again, what was kept is being sent")
-                    if not announced:
-                        self._notify(f"tracking: {self.link}")
-                    away, announced = False, True
+                    away = False
                 skipped = send_new_records(self._path, self._run)
+                if not announced:  # not before the start record has been sent, which may change the run
+                    self._notify(f"tracking: {self.link}")
+                    announced = True
                 if skipped:
                     self._notify(f"tracking: {skipped} unreadable lines of {self._path} were left out")
                 if last_round or time.monotonic() - looked_after > SLOW_INTERVAL_S:

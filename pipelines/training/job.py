@@ -85,7 +85,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
         validation_set.location.uri if validation_set else None,
         code_version(),
     )
-    driver = _Driver(job, root, run)
+    driver = _Driver(job, root, run, made_from(config, train_set, newest))
     status = "FAILED"
     try:
         driver.announce(train_set, validation_set)
@@ -133,6 +133,12 @@ def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedD
         raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {advice}")
 
 
+def made_from(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint | None) -> dict[str, str]:
+    """Tags of the MLflow run: with nothing saved, another config or other data make another training and curve."""
+    learned = newest.state["config"] if newest is not None else config.semantic()
+    return {"ddpm.config_hash": digest(learned), "ddpm.dataset_id": dataset.dataset_id}
+
+
 def _kept(run: Location) -> str:
     """What an interrupted training goes on from."""
     try:
@@ -160,7 +166,8 @@ def _result(run: Location) -> dict[str, Any] | None:
 class _Driver:
     """The driver's side of a running training: its tracker, its progress line, Ray Train."""
 
-    def __init__(self, job: TrainJob, root: Location, run: Location) -> None:
+    def __init__(self, job: TrainJob, root: Location, run: Location, made_from: dict[str, str]) -> None:
+        self.made_from = made_from
         self.job, self.config, self.run = job, job.config, run
         self.started = time.monotonic()
         self.fatal: DDPMError | None = None
@@ -183,6 +190,7 @@ class _Driver:
             notify=event,
             listener=self._hear,
             mirror=None if run.is_local else run / "tracking" / "spool.jsonl",
+            made_from=self.made_from,
         )
 
     def announce(self, train_set: PreparedDataset, validation_set: PreparedDataset | None) -> None:
@@ -197,8 +205,7 @@ class _Driver:
                 spool.append("dataset", name=name, digest=dataset.dataset_id, uri=uri, context=context)
         tags = {
             "ddpm.job": "train",
-            "ddpm.config_hash": digest(config.semantic()),
-            "ddpm.dataset_id": train_set.dataset_id,
+            **self.made_from,
             "ddpm.code_version": self.job.code_version,
             "ddpm.run": self.run.uri,
             "mlflow.source.name": "jobs/train.py",
