@@ -1,6 +1,6 @@
 """Prepare a data set: `uv run jobs/ingest.py --source IMAGES --output DIRECTORY [--image_size 64]`.
 
-The same command continues a run that was interrupted; a finished data set is left alone.
+The same command continues a run that was interrupted, and makes lost shards of a finished data set again.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     with closing(_Progress()) as progress:
         result = ingest(config, progress)
     data = result.dataset
-    if result.already_complete:
+    if result.restored:
+        event(f"{data.location}: {result.restored} lost shard(s) made again, equal to what the manifest records")
+    elif result.already_complete:
         event(f"{data.location} is already complete: nothing to do")
     rows = [
         ("images", f"{data.num_rows:,} of {'x'.join(map(str, data.image_shape))} (H x W x C)"),

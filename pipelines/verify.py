@@ -46,7 +46,8 @@ class VerifyResult:
         if self.problems:
             raise DataError(
                 f"{self.title}: {len(self.problems)} thing(s) wrong, the first: {self.problems[0]}; restore what is "
-                "named, or delete it and run the job that made it again"
+                "named; of a shard, delete what is left of it and run the command that made it again: it makes lost "
+                "shards again"
             )
 
 

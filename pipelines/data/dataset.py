@@ -95,7 +95,7 @@ class PreparedDataset:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise DataError(
                     f"{location / 'data' / shard.name}: {found}, the manifest records {shard.bytes:,}; "
-                    "restore it, or delete the data set and ingest again"
+                    "restore it, or run the jobs/ingest.py command again that made the data set: it makes it again"
                 )
         return dataset
 

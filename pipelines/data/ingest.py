@@ -22,7 +22,7 @@ from PIL import ImageColor
 
 from ddpm_core.errors import DataError, StorageError
 from pipelines.config import require
-from pipelines.console import Interrupted
+from pipelines.console import Interrupted, event
 from pipelines.data.dataset import (
     FORMAT,
     FORMAT_VERSION,
@@ -123,19 +123,23 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What an ingest made, or found: the data set and whether it was complete before.
+    """What an ingest made, or found.
 
     Attributes:
+        dataset: The data set.
+        already_complete: Whether it was complete before.
         adapted: How many images needed which of `decode.ADAPTATIONS`; None where an older version did not count.
+        restored: How many lost shards of it were made again.
     """
 
     dataset: PreparedDataset
     already_complete: bool
     adapted: Mapping[str, int] | None
+    restored: int
 
 
 def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, total, rate: None) -> IngestSummary:
-    """Prepare a data set, or continue to, or find that it is complete.
+    """Prepare a data set, or continue to, or find that it is complete; shards of it that are lost are made again.
 
     Args:
         config: What to make.
@@ -143,7 +147,8 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
 
     Raises:
         ConfigError: The output overlaps the source, or holds files of something else.
-        DataError: The source cannot be used, or too many of its images cannot.
+        DataError: The source cannot be used, or too many of its images cannot; shards are lost, and the source is gone
+            or has changed.
         RequestMismatchError: The output belongs to another request.
         StorageError: The source or the output cannot be read or written.
         ClusterError: Ray gave up.
@@ -153,18 +158,23 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
     )
     require_apart(output.location, source_place(config.source), "the source")
     manifest = output.committed()
-    if manifest is not None:
+    lost = output.lost(manifest) if manifest is not None else []
+    if manifest is not None and not lost:
         return _summary(output, already_complete=True)
     try:
-        _prepare(config, output, on_progress)
+        if manifest is None:
+            _prepare(config, output, on_progress)
+        else:
+            _restore(config, output, manifest, lost, on_progress)
     except StorageError:
-        # A racing run of the same request commits first and removes the work objects under our hands.
-        if output.committed() is None:
+        # A racing run of the same request ends first and removes the work objects under our hands.
+        finished = output.committed()
+        if finished is None or output.lost(finished):
             raise
     except Interrupted as interruption:
         interruption.kept = output.kept()
         raise
-    return _summary(output, already_complete=False)
+    return _summary(output, already_complete=manifest is not None, restored=len(lost))
 
 
 def ensure_embedded(source: str, output: str | Location) -> PreparedDataset:
@@ -196,18 +206,43 @@ def open_dataset(root: Location, field: str, uri: str) -> PreparedDataset:
     return dataset
 
 
-def _summary(output: ShardedOutput, already_complete: bool) -> IngestSummary:
+def _summary(output: ShardedOutput, already_complete: bool, restored: int = 0) -> IngestSummary:
     dataset, adapted = PreparedDataset.open(output.location), read_manifest(output.location).get("adapted")
-    return IngestSummary(dataset, already_complete, adapted)
+    return IngestSummary(dataset, already_complete, adapted, restored)
 
 
-def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgress) -> None:
+def _restore(
+    config: IngestConfig,
+    output: ShardedOutput,
+    manifest: Mapping[str, Any],
+    lost: Sequence[int],
+    on_progress: OnProgress,
+) -> None:
+    """Make lost shards of a finished data set again: the first pass once more, then those shards."""
+    first = output.shards / manifest["shards"][lost[0]]["name"]
+    event(f"{output.location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+    try:
+        _prepare(config, output, on_progress, (manifest, lost))
+    except DataError as error:
+        raise DataError(f"{first}: is lost, and cannot be made again without its source as it was: {error}") from error
+    output.committed()  # removes the work objects
+
+
+def _prepare(
+    config: IngestConfig,
+    output: ShardedOutput,
+    on_progress: OnProgress,
+    lost: tuple[Mapping[str, Any], Sequence[int]] | None = None,
+) -> None:
+    """Make and commit the data set, or of a finished one, by its manifest, the shards that are `lost`."""
     images, files = open_source(config.source, config.format)
     items, label_names = images.scan(list(files))
     total = sum(item.stop - item.start for item in items)
     if total == 0:
         raise DataError(f"source = {config.source}: holds no images; check the path and `format`")
     content = hashlib.sha256(json.dumps([files, items]).encode()).hexdigest()
+    if lost and content != lost[0].get("source_content"):
+        raise DataError(f"source = {config.source}: has changed since; restore it, or the shard, or ingest it anew")
     probed = (
         None if config.image_size else probe(config.source, images, items, config.rules, config.max_rejected_fraction)
     )
@@ -236,8 +271,12 @@ def _prepare(config: IngestConfig, output: ShardedOutput, on_progress: OnProgres
     group = rows_per_group(shape)
     shard_rows = max(1, config.shard_mib * 2**20 // (int(np.prod(shape)) * group)) * group
     num_shards = -(-num_rows // shard_rows)
+    cutter = CutShards(output.work / "decoded", tuple(accepted), shape, shard_rows)
+    if lost:
+        output.restore(cutter, lost[1], lost[0], pool if len(lost[1]) > _SHARDS_WITHOUT_ACTORS else None)
+        return
     shards = output.compute(
-        CutShards(output.work / "decoded", tuple(accepted), shape, shard_rows),
+        cutter,
         num_shards,
         pool=pool if num_shards > _SHARDS_WITHOUT_ACTORS else None,
         on_progress=lambda progress: on_progress("write", progress.rows, num_rows, progress.rate),

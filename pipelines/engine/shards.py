@@ -242,7 +242,7 @@ class ShardedOutput:
     ) -> None:
         """Make lost shards of a complete output again; arguments as of `recompute`.
 
-        The manifest tells, in `made_with` and `code_version`, what made them.
+        The manifest tells, in `made_with` (of data sets `decoded_by`) and `code_version`, what made them.
 
         Raises:
             StorageError: One came out different from what the manifest records.
@@ -252,10 +252,11 @@ class ShardedOutput:
         for index, equal in self.recompute(factory, indices, manifest, pool, restore=True):
             if not equal:
                 path = self.shards / manifest["shards"][index]["name"]
-                made_with = f"it was made with {manifest['made_with']}, code {manifest['code_version']}"
+                versions = manifest["made_with"] if "made_with" in manifest else manifest["decoded_by"]
+                made_with = f"it was made with {versions}, code {manifest['code_version']}"
                 raise StorageError(
-                    f"{path}: is lost, and came out different when it was made again ({made_with}); use those versions "
-                    "on the same kind of hardware, or another output"
+                    f"{path}: is lost, and came out different when it was made again ({made_with}); use those "
+                    "versions, the same input and the same kind of hardware, or another output"
                 )
 
     def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:

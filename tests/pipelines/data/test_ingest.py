@@ -22,6 +22,8 @@ from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, Stora
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import IngestConfig, ensure_embedded, ingest
 from pipelines.storage import Location
+from pipelines.verify import verify
+from pipelines.verify_config import VerifyConfig
 
 ROOT = Path(__file__).parents[3]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -494,3 +496,61 @@ def test_an_output_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert "must be empty, or hold an unfinished run of the same request; it holds 'data/part-of-my" in result.stderr
     assert files(tmp_path / "out") == {"data/part-of-my-thesis.txt": b"thesis"}
+
+
+def write_parquet(path: Path, images: list[bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"image": {"bytes": image, "path": None}} for image in images]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none")
+
+
+def a_data_set_of_two_shards(tmp_path: Path) -> tuple[IngestConfig, list[bytes], dict[str, bytes]]:
+    images = [png(image) for image in RNG.integers(0, 256, (120, 8, 8), np.uint8)]
+    images[5] = b"no image"
+    write_parquet(tmp_path / "in/images.parquet", images)
+    config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), shard_mib=1, channels=3, image_size=64)
+    assert len(ingest(config).dataset.shards) == 2
+    return config, images, files(tmp_path / "out")
+
+
+def test_lost_shards_are_made_again_by_the_same_command_as_verify_says(tmp_path: Path) -> None:
+    config, _, whole = a_data_set_of_two_shards(tmp_path)
+    (tmp_path / "out/data/part-00001.parquet").unlink()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"part-00001\.parquet: is missing, .*run the jobs/ingest\.py command again"):
+        PreparedDataset.open(config.output)
+    result = ingest(config)
+    assert (result.already_complete, result.restored) == (True, 1)
+    assert files(tmp_path / "out") == {**whole, "notes.txt": b"mine"}
+    assert verify(VerifyConfig(config.output)).problems == []
+    damaged = tmp_path / "out/data/part-00000.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"part-00000.*its sha256.* delete what is left of it and run the command"):
+        verify(VerifyConfig(config.output)).require_no_problems()
+    damaged.unlink()
+    options = ["--source", config.source, "--output", config.output, "--shard_mib", "1", "--channels", "3"]
+    done = run_job(*options, "--image_size", "64")
+    assert (done.returncode, "1 lost shard(s) made again" in done.stderr) == (0, True)
+    assert files(tmp_path / "out") == {**whole, "notes.txt": b"mine"}
+
+
+def test_a_lost_shard_is_not_made_again_from_another_source(tmp_path: Path) -> None:
+    config, images, whole = a_data_set_of_two_shards(tmp_path)
+    (tmp_path / "out/data/part-00001.parquet").unlink()
+    left = files(tmp_path / "out")
+    source = tmp_path / "in/images.parquet"
+    write_parquet(source, images[:-1])
+    with pytest.raises(DataError, match=r"^\S*part-00001\.parquet: is lost, and cannot be .* has changed since; rest"):
+        ingest(config)
+    source.unlink()
+    with pytest.raises(DataError, match=r"^\S*part-00001\.parquet: is lost, and cannot be .* nothing is there"):
+        ingest(config)
+    assert files(tmp_path / "out") == left
+    alike = next(image for image in iter(lambda: png(RNG.integers(0, 256, (8, 8), np.uint8)), None)
+                 if len(image) == len(images[-1]))  # fmt: skip
+    write_parquet(source, [*images[:-1], alike])
+    with pytest.raises(StorageError, match=r"part-00001\.parquet: is lost, and came out different .*'pillow': "):
+        ingest(config)
+    write_parquet(source, images)
+    assert ingest(config).restored == 1
+    assert files(tmp_path / "out") == whole
