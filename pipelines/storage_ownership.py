@@ -99,8 +99,13 @@ def discard_temporaries(directory: Location, ours: str) -> None:
     Args:
         directory: Where to look.
         ours: Regular expression of the names of whole files whose unfinished ones are to go.
+
+    Raises:
+        StorageError: One cannot be removed.
     """
-    if directory.is_local and Path(directory.path).is_dir():
+    if not directory.is_local:
+        return
+    with clear_errors("delete", directory.uri), suppress(FileNotFoundError, NotADirectoryError):
         for path in Path(directory.path).iterdir():
             target = temporary_target(path.name)
             if target is not None and re.fullmatch(ours, target) and path.is_file():

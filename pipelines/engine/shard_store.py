@@ -121,6 +121,9 @@ class Store:
         if not record_at.create(json_bytes(asdict(record))):  # a racing run's, which has made other bytes of it
             return self._replace(target, record_at, record, data)
         if target.create(data):
+            if self.into.startswith("_work/") and not record_at.exists():
+                target.delete()
+                raise StorageError(f"{record_at}: was removed by another run of the same request; run again")
             return record
         stored = ShardRecord.read(record_at)
         if stored == record:

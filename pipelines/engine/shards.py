@@ -114,6 +114,8 @@ class ShardedOutput:
         content = read_manifest(self.location)
         self._refuse_difference("holds a finished output", content["request"], self.request)
         # after a run that was killed between its commit and its cleaning up
+        with suppress(StorageError):
+            discard_temporaries(self.location, re.escape(MANIFEST))
         self._clean_up({shard["name"] for shard in content["shards"]})
         return content
 
@@ -297,9 +299,11 @@ class ShardedOutput:
                     records += self._remove_objects(into, ())
                 else:
                     records += [f"{records_of(into)}/{name}" for name in self._record_names(into)]
+            for into in (self.directory, *self.passes):  # only now: a racing run's are not missed any more
+                discard_temporaries(self.location / into, SHARD_NAME)
+                discard_temporaries(self.location / records_of(into), RECORD_NAME)
             own = [f"{self.work.name}/{name}" for name in (*self.scratch, _REQUEST)]
             discard_temporaries(self.work, "|".join(map(re.escape, (*self.scratch, _REQUEST))))
-            discard_temporaries(self.location, re.escape(MANIFEST))
             delete_files(self.location, [*records, *own])
 
     def _record_names(self, into: str) -> list[str]:
@@ -318,8 +322,6 @@ class ShardedOutput:
             read = dict(zip(unneeded, readers.map(lambda name: recorded(records / name), unneeded), strict=True))
         sizes = directory.sizes() if read else {}
         ours = [f"{into}/{found.name}" for found in read.values() if found and sizes.get(found.name) == found.bytes]
-        for place, pattern in ((directory, SHARD_NAME), (records, RECORD_NAME)):
-            discard_temporaries(place, pattern)
         delete_files(self.location, ours)
         return [f"{records_of(into)}/{name}" for name in names if name not in unneeded or read[name]]
 

@@ -238,6 +238,7 @@ def test_a_killed_run_leaves_no_temporaries_behind(tmp_path: Path) -> None:
     }
     write(tmp_path / "out", left)
     output.commit({}, output.compute(lambda: compute, SHARDS))
+    assert output.committed() is not None
     assert sorted(contents(tmp_path / "out"))[-1] == "manifest.json"
     assert len(contents(tmp_path / "out")) == SHARDS + 1
 
