@@ -93,7 +93,7 @@ def job(model: str, data: PreparedDataset, args: argparse.Namespace) -> float:
         evaluate(config)
         (spool,) = Path(scratch).glob("spool/*/spool.jsonl")
         records = [record.payload["values"] for record in iter_records(spool) if record.kind == "metrics"]
-        rate = [values["perf/images_per_second"] for values in records if "perf/images_per_second" in values][-1]
+        rate = [values["images_per_second"] for values in records if "images_per_second" in values][-1]
         return float(rate) * (args.timesteps_per_image + 2)
 
 

@@ -71,7 +71,7 @@ def job_speed(
     told = [(record.payload["step"], record.timestamp_ms / 1000, record.payload["values"]) for record in metrics]
     times = {step: seconds for step, seconds, values in told if "train/loss" in values}
     # A report tells of the steps since the one before.
-    waits = {step: values["perf/data_wait_seconds"] for step, _, values in told if "perf/data_wait_seconds" in values}
+    waits = {step: values["data_wait_seconds"] for step, _, values in told if "data_wait_seconds" in values}
     first = min(step for step in waits if step >= steps // 10)
     waited = sum(seconds for step, seconds in waits.items() if step > first)
     return JobSpeed((steps - first) * batch_size / (times[steps] - times[first]), waited / (steps - first))

@@ -86,7 +86,7 @@ def job(directory: Path, args: argparse.Namespace, dtype: str, images: int) -> f
         sample(config)
         (spool,) = Path(scratch).glob("spool/*/spool.jsonl")
         records = [record.payload["values"] for record in iter_records(spool) if record.kind == "metrics"]
-        return float(records[-1]["perf/images_per_second"])
+        return float(records[-1]["images_per_second"])
 
 
 def main() -> None:

@@ -98,8 +98,8 @@ class BulkRun:
             self._reported = now
             values = {
                 f"{self.job}/images": progress.rows,
-                "perf/images_per_second": progress.rate,
-                "perf/eta_seconds": (total - progress.rows) / progress.rate,
+                "images_per_second": progress.rate,
+                "eta_seconds": (total - progress.rows) / progress.rate,
                 **metrics,
             }
             self.record("metrics", step=progress.rows, values=values)

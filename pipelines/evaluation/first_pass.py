@@ -17,7 +17,8 @@ from ddpm_core.estimators import importance_proposal, stratified_design
 from ddpm_core.likelihood import timestep_proposal
 from ddpm_core.model import Model
 from ddpm_core.noise import permutation
-from pipelines.data.dataset import PreparedDataset, UInt8s
+from pipelines.data.baselines import HISTOGRAM_IMAGES, level_counts
+from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.engine.shards import ShardOutput, shard_name
 from pipelines.evaluation.terms import evaluate_images
@@ -26,7 +27,6 @@ from pipelines.storage import Location
 
 DIRECTORY = "first_pass"
 SUFFIX = ".npz"
-_HISTOGRAM_IMAGES = 100_000
 _SMALL_BYTES = 256 * 2**20
 _PILOT_IMAGES, _PILOT_TIMESTEPS = 64, 32
 # The first pass's noise must not be the noise of what it leads to.
@@ -53,7 +53,7 @@ class FirstPass:
         """Whether it takes less time than starting an actor: no network, and few bytes to count."""
         if self.num_parts > 1 or self.train is None:
             return self.num_parts == 1
-        return min(self.train.num_rows, _HISTOGRAM_IMAGES) * int(np.prod(self.train.image_shape)) <= _SMALL_BYTES
+        return min(self.train.num_rows, HISTOGRAM_IMAGES) * int(np.prod(self.train.image_shape)) <= _SMALL_BYTES
 
     @property
     def _hold_out(self) -> HoldOut | None:
@@ -69,7 +69,9 @@ class FirstPass:
 
     def _compute(self, index: int) -> ShardOutput:
         if index == 0:
-            return ShardOutput(_npz(counts=_counts(self.train, self._hold_out)), rows=1)
+            none = np.zeros((0, 256), np.uint32)
+            counts = none if self.train is None else level_counts(self.train, hold_out=self._hold_out)
+            return ShardOutput(_npz(counts=counts), rows=1)
         model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
         return ShardOutput(_npz(proposal=measured_proposal(model, self.data, self.request)), rows=1)
 
@@ -83,15 +85,6 @@ def read_first_pass(location: Location, index: int) -> npt.NDArray[Any]:
         return array
 
 
-def histogram_bpd(counts: npt.NDArray[np.uint32], images: UInt8s) -> npt.NDArray[np.float64]:
-    """Bits/dim of images [n, H, W, C] if every pixel were independent of the others, with the distribution that the
-    training images have at its place (add-one-half smoothing: Krichevsky and Trofimov 1981): float64 [n]."""
-    flat = images.reshape(len(images), -1)
-    total = counts.sum(axis=1, dtype=np.float64) + 128.0
-    seen = counts[np.arange(flat.shape[1]), flat] + 0.5
-    return np.asarray(np.log2(total / seen).mean(axis=1))
-
-
 def measured_proposal(model: Model, data: PreparedDataset, request: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     """`importance_proposal` from a first, stratified pass over some images, with noise of its own."""
     seed, num_kl_terms = request["seed"] + _PILOT_SEED_OFFSET, model.schedule.num_timesteps - 1
@@ -102,24 +95,6 @@ def measured_proposal(model: Model, data: PreparedDataset, request: Mapping[str,
     scores = evaluate_images(model, images, torch.tensor(ids), design, {**request, "seed": seed})
     t = design.t.reshape(-1)
     return np.asarray(importance_proposal(model.schedule, t, scores["term"].reshape(-1)).numpy())
-
-
-def _counts(train: PreparedDataset | None, hold_out: HoldOut | None = None) -> npt.NDArray[np.uint32]:
-    """How often each level occurs at each of the D places of (at most 100,000) training images, evenly chosen, without
-    those that are held out."""
-    if train is None:
-        return np.zeros((0, 256), np.uint32)
-    dimensions = int(np.prod(train.image_shape))
-    wanted = min(train.num_groups, max(1, _HISTOGRAM_IMAGES // train.rows_per_group))
-    counts = np.zeros((dimensions, 256), np.uint32)
-    place = np.arange(dimensions)
-    for group in np.unique(np.linspace(0, train.num_groups - 1, wanted).round().astype(int)):
-        ids, images = train.read_groups([int(group)])
-        if hold_out is not None:
-            images = images[hold_out.is_trained(ids)]
-        for image in images.reshape(len(images), -1):
-            counts[place, image] += 1  # one image counts each place once
-    return counts
 
 
 def _npz(**arrays: npt.NDArray[Any]) -> bytes:

@@ -1,6 +1,7 @@
 """What an evaluation says of itself: to the terminal, to MLflow, and in the report's notes."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipelines.evaluation.report import headline_of, label_of, table_rows
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models import FoundModel
 from pipelines.storage import Location
-from pipelines.tracking.champion import IMAGES_METRIC
+from pipelines.tracking.champion import IMAGES_METRIC, interval_metrics
 from pipelines.version import code_version
 
 _BASELINES = ("png", "webp", "histogram")
@@ -22,22 +23,18 @@ _NOTE_ROWS = 40
 def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, step: int | None) -> None:
     """Record metrics, curves, report, description, and the links to model and data set."""
     output, summary, request = run.output, evaluation.summary, run.output.request
-    scalars = {f"eval/{name}": found["mean"] for name, found in summary["means"].items()}
+    scalars = {metric_of(name, request["sigma2"]): found["mean"] for name, found in summary["means"].items()}
     headline = summary["means"][summary["headline"]]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
-            low, high = headline[kind]
-            scalars |= {
-                f"eval_ci/{kind}.{request['sigma2']}.low": low,
-                f"eval_ci/{kind}.{request['sigma2']}.high": high,
-            }
+            scalars |= dict(zip(interval_metrics(kind, request["sigma2"]), headline[kind], strict=True))
     scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
     run.record("metrics", step=0, values=scalars)
     for t, kl, mse in zip(evaluation.t.tolist(), evaluation.kl_by_t, evaluation.eps_mse_by_t, strict=True):
         values = {f"eval_by_t/kl_bits_per_dim.{request['sigma2']}": kl, "eval_by_t/eps_mse": mse}
         run.record("metrics", step=t, values=values)
     run.record("artifact", path=(output.location / "report").uri, artifact_path="report")
-    point = {f"eval/{summary['headline']}": headline["mean"]}
+    point = {metric_of(summary["headline"], request["sigma2"]): headline["mean"]}
     dataset = {"name": data.location.uri, "digest": request["dataset_id"]}
     run.record("evaluated", model_id=run.found.model_id, step=step or 0, values=point, dataset=dataset)
     columns = ("label", "mean", "data_set", "population")
@@ -51,6 +48,32 @@ def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, 
         "![images](get-artifact?path=report/extremes.png&run_uuid={run_id})\n\n"
         "| What | Mean | ± data set | ± population |\n|---|---|---|---|\n" + "\n".join(lines),
     )
+
+
+def metric_of(name: str, sigma2: str) -> str:
+    """The metric in MLflow that is a mean of `Evaluation.summary`, of an evaluation under `sigma2`.
+
+    MLflow cuts the titles of its charts after about a dozen characters and puts them in the order of the names: what
+    tells one from the others comes early, and the headline's name is the first of all.
+
+    >>> metric_of("bits_per_dim.beta", "beta"), metric_of("bits_per_dim.beta", "beta_tilde")
+    ('bits_per_dim/beta', 'bpd/beta')
+    >>> metric_of("bits_per_dim.steps_50.beta_tilde", "beta"), metric_of("L_0.beta", "beta")
+    ('bpd/in_50_steps', 'terms/L_0')
+    >>> metric_of("L_0.beta.clipped", "beta"), metric_of("by_label.7.bits_per_dim.beta", "beta")
+    ('clipped/L_0', 'by_label/7')
+    """
+    what, *rest = name.split(".")
+    if name == f"bits_per_dim.{sigma2}":
+        return f"bits_per_dim/{sigma2}"
+    if what in ("ode", "by_label"):
+        return f"{what}/{rest[0]}"
+    if rest[-1:] == ["clipped"]:
+        return f"clipped/{'bpd' if what == 'bits_per_dim' else what}"
+    if what != "bits_per_dim":
+        return f"terms/{what}"
+    steps = re.fullmatch(r"steps_(\d+)", rest[0])
+    return f"bpd/in_{steps[1]}_steps" if steps else f"bpd/{rest[0]}"
 
 
 def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], target: float | None) -> list[str]:

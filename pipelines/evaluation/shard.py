@@ -24,13 +24,13 @@ from ddpm_core.model import Model
 from ddpm_core.noise import permutation
 from ddpm_core.ode import OdeLikelihood, ode_bpd
 from ddpm_core.uncertainty import MeanStatistics
+from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.data.hold_out import HoldOut
 from pipelines.engine.shards import ShardOutput
-from pipelines.evaluation.first_pass import histogram_bpd, read_first_pass
+from pipelines.evaluation.first_pass import read_first_pass
 from pipelines.evaluation.terms import evaluate_images
 from pipelines.models import load_kept
-from pipelines.pictures import to_picture
 from pipelines.storage import Location
 
 FORMAT = "ddpm-evaluation"
@@ -179,20 +179,7 @@ def term_columns(sigma2: str, design: Design, prior: Tensor, scores: Mapping[str
 def baseline_columns(images: UInt8s, counts: npt.NDArray[np.uint32]) -> dict[str, Any]:
     """Bits/dim of the same images by lossless coders (whole files, as a user would store them) and by the histogram
     of the training images; null without training images."""
-    dimensions = int(np.prod(images.shape[1:]))
-    columns: dict[str, Any] = {}
-    coders: dict[str, dict[str, Any]] = {
-        "png": {"optimize": True},
-        "webp": {"lossless": True, "quality": 100, "method": 6},
-    }
-    for name, options in coders.items():
-        sizes = []
-        for image in images:
-            sink = io.BytesIO()
-            picture = to_picture(image)
-            picture.save(sink, name.upper(), **options)
-            sizes.append(len(sink.getvalue()))
-        columns[f"{name}_bits_per_dim"] = np.array(sizes) * 8.0 / dimensions
+    columns: dict[str, Any] = {f"{coder}_bits_per_dim": coded_bpd(images, coder) for coder in ("png", "webp")}
     known = histogram_bpd(counts, images).tolist() if len(counts) else [None] * len(images)
     return {**columns, "histogram_bits_per_dim": pa.array(known, pa.float64())}
 

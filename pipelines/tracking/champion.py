@@ -142,8 +142,7 @@ class _Contest:
 
     def interval(self, kind: str, sigma2: str) -> tuple[float, float] | None:
         """The champion's."""
-        low, high = ((self.metrics or {}).get(f"{interval_metric(kind, sigma2)}.{end}") for end in ("low", "high"))
-        return None if low is None or high is None else (low, high)
+        return _interval(self.metrics or {}, kind, sigma2)
 
 
 def check_promotable(
@@ -243,9 +242,17 @@ def _mlflow_errors() -> Iterator[None]:
         raise TrackingError(f"promote: MLflow does not answer as needed ({reason(error)}); run it again") from error
 
 
-def interval_metric(kind: str, sigma2: str) -> str:
-    """Start of the names of the two metrics, `.low` and `.high`, that are a 95% interval of bits/dim."""
-    return f"eval_ci/{kind}.{sigma2}"
+def interval_metrics(kind: str, sigma2: str) -> tuple[str, str]:
+    """Names of the two metrics that are the ends of a 95% interval of bits/dim."""
+    return f"ci_low/{kind}.{sigma2}", f"ci_high/{kind}.{sigma2}"
+
+
+def _interval(metrics: Mapping[str, float], kind: str, sigma2: str) -> tuple[float, float] | None:
+    former = f"eval_ci/{kind}.{sigma2}.low", f"eval_ci/{kind}.{sigma2}.high"  # in evaluations of version 0.1
+    for low, high in (interval_metrics(kind, sigma2), former):
+        if low in metrics and high in metrics:
+            return metrics[low], metrics[high]
+    return None
 
 
 def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str, sigma2: str) -> Mapping[str, float]:
@@ -258,7 +265,7 @@ def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str,
         order_by=["attributes.start_time DESC"],
     )
     for run in runs:
-        if f"{interval_metric('population', sigma2)}.low" in run.data.metrics:
+        if _interval(run.data.metrics, "population", sigma2) is not None:
             metrics: Mapping[str, float] = run.data.metrics
             return metrics
     raise TrackingError(

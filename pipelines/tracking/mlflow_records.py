@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,18 @@ ATTEMPT_TAG = "ddpm.attempt"
 # Limits of the server.
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST, TAGS_PER_REQUEST = 1000, 100, 100
 MAX_NOTE_LENGTH, MAX_PARAM_LENGTH, MAX_DIGEST_LENGTH = 8000, 6000, 36
+
+# Names of metrics in runs that were begun before they were changed: MLflow shows metrics in the order of their names,
+# and loss and validation now come first. Such a run keeps its own, so that a curve is one.
+_FORMER_NAMES = {
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "epoch": "train/epoch",
+    **{
+        name: f"perf/{name}"
+        for name in ("images_per_second", "data_wait_seconds", "data_wait_fraction", "workers", "eta_seconds")
+    },
+}
 
 Item = TypeVar("Item")
 
@@ -55,7 +67,8 @@ class RecordWriter:
         points: list[Metric] = []
         for record in records:
             step = int(record.payload["step"])
-            for key, value in record.payload["values"].items():
+            for name, value in record.payload["values"].items():
+                key = _name_in(self._state.last_step, name)
                 if value is not None and step > last_step.get(key, -1):
                     points.append(Metric(key, float(value), record.timestamp_ms, step))
                     last_step[key] = step
@@ -204,6 +217,12 @@ def local_copy(uri: str) -> Iterator[Path]:
         else:
             target.write_bytes(location.read_bytes())
         yield target
+
+
+def _name_in(known: Mapping[str, int], name: str) -> str:
+    """The name under which a run that has the metrics `known` goes on with a metric."""
+    former = _FORMER_NAMES.get(name, name.replace("/terms/", "/"))
+    return former if former in known else name
 
 
 def _chunks(items: list[Item], size: int) -> Iterator[list[Item]]:

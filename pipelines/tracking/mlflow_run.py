@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ddpm_core.errors import TrackingError
 from pipelines.tracking.client import database_lock, mlflow_client, reason
+from pipelines.tracking.experiment_page import write_page
 from pipelines.tracking.mlflow_records import ATTEMPT_TAG, RecordWriter
 from pipelines.tracking.spool import Record, SpoolState, iter_records, read_records
 
@@ -95,13 +96,14 @@ class MlflowRun:
         experiment = self._mlflow.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return str(self._mlflow.create_experiment(name, artifact_location=location))
+                self._mlflow.create_experiment(name, artifact_location=location)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another job was faster
                     raise
-                experiment = self._mlflow.get_experiment_by_name(name)
+            experiment = self._mlflow.get_experiment_by_name(name)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise TrackingError(f"experiment {name!r} is deleted: restore it in MLflow or choose another name")
+        write_page(self._mlflow, experiment, self._identity["run_key"].partition("/")[0])
         return str(experiment.experiment_id)
 
     def _enter(self, made_from: Mapping[str, str], position: int) -> None:

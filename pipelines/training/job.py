@@ -310,8 +310,8 @@ class _Driver:
         elif record.kind == "metrics" and not self.idle.is_set():
             values = record.payload["values"]
             self.loss = values.get("train/loss", self.loss)
-            if "perf/images_per_second" in values and self.progress is not None:
-                self.rate = values["perf/images_per_second"]
+            if "images_per_second" in values and self.progress is not None:
+                self.rate = values["images_per_second"]
                 done = record.payload["step"]
                 steps_per_second = self.rate / self.config.train.batch_size
                 self.progress.update(done, steps_per_second, f"({self.rate:,.0f} images/s)  loss {self.loss:.4f}")
@@ -330,6 +330,11 @@ class _Driver:
                 f"**{plus_minus(scores['total'], scores['standard_error'])} bits/dim** (σ² = {scores['sigma2']}, "
                 f"{scores['num_images']} validation images, standard error over images) after {headline}"
             )
+            if baselines := scores.get("baselines"):
+                headline += f"; without a model the same images take: {_baselines(baselines)}"
+                values = {f"validation/bits_per_dim_of_{name}": value for name, value in baselines.items()}
+                spool.append("metrics", step=result["step"], values=values)
+        spool.append("tags", values={"ddpm.step": result["step"]})
         spool.append("artifact", path=result["grid"], artifact_path="grids")
         spool.append(
             "model",
@@ -421,6 +426,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _baselines(found: dict[str, float]) -> str:
+    names = {"png": "PNG", "independent_pixels": "independent pixels"}
+    return ", ".join(f"{label} {found[name]:.4f}" for name, label in names.items() if name in found)
+
+
 def _summary(
     config: TrainConfig, run: Location, result: dict[str, Any], driver: _Driver, report: TrackingReport
 ) -> TrainSummary:
@@ -433,6 +443,8 @@ def _summary(
                 f"ELBO of {scores['num_images']} validation images)",
             )
         )
+        if baselines := scores.get("baselines"):
+            rows.append(("baselines", f"{_baselines(baselines)} (the same images without a model)"))
         rows.append(("terms", f"L_T {scores['prior']:.5f} + ΣL_t {scores['kl_sum']:.4f} + L_0 {scores['decoder']:.4f}"))
     rows += [
         ("model", f"{result['model']} ({result['parameters']:,} parameters, id {result['model_id'][:12]})"),

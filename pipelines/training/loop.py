@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ddpm_core.errors import NonFiniteLossError
 from ddpm_core.model import model_bytes, model_id_of
 from pipelines.console import plus_minus
+from pipelines.data.baselines import training_baselines
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
@@ -25,7 +26,7 @@ from pipelines.training.config import HELD_OUT, TrainConfig
 from pipelines.training.learner import Learner, StepResult
 from pipelines.training.node_metrics import NodeMetrics
 from pipelines.training.stop import RayBoard, StopWatch
-from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
+from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate, validated_rows
 
 Record = dict[str, Any]
 RESULT = "result.json"
@@ -89,6 +90,7 @@ class Worker:
         self.preemption_saved = False
         self.done = 0  # steps
         self.saved = 0  # step of the newest checkpoint
+        self.clock, self.clock_step, self.waited = 0.0, 0, 0.0  # of the steps since the last report: see _start_clock
 
     def run(self) -> None:
         """Train from the newest checkpoint to the last step, or until the driver asks to stop."""
@@ -121,19 +123,24 @@ class Worker:
             config.data.window_mib << 20,
             self.hold_out.every,
         )
-        stream = self._next_stream(plan)
+        stream, fresh = self._next_stream(plan), True
         self._start_clock(start)
         while self.done == config.train.steps or not stop.reached(self.done):
             before = time.perf_counter()
             batch = next(stream, None)
-            self.waited += time.perf_counter() - before
+            waited = time.perf_counter() - before
+            if fresh:  # starting a stream is no wait for data: seconds among the milliseconds of later batches
+                self._metrics(self.done + 1, {"first_batch_seconds": waited})
+                self.clock, fresh = self.clock + waited, False
+            else:
+                self.waited += waited
             if batch is not None:
                 self.results.append((self.learner.step(batch), time.time()))
                 self.used.add(batch.epochs, batch.ids)
                 self.done = batch.step + 1
                 self._after_step(self.done)
             elif self.done < config.train.steps:
-                stream = self._next_stream(plan)
+                stream, fresh = self._next_stream(plan), True
             else:
                 break
 
@@ -207,19 +214,19 @@ class Worker:
             step = first + offset + 1
             values = {
                 "train/loss": loss,
-                "train/grad_norm": norm,
-                "train/learning_rate": self.learner.learning_rate(step - 1),
+                "grad_norm": norm,
+                "learning_rate": self.learner.learning_rate(step - 1),
             }
             self._metrics(step, values, self.results[offset][1])
         steps = done - self.clock_step
         self._metrics(
             done,
             {
-                "train/epoch": done * self.config.train.batch_size / self.hold_out.num_trained,
-                "perf/images_per_second": steps * self.config.train.batch_size / seconds,
-                "perf/data_wait_seconds": self.waited,
-                "perf/data_wait_fraction": self.waited / seconds,
-                "perf/workers": self.ranks.world_size,
+                "epoch": done * self.config.train.batch_size / self.hold_out.num_trained,
+                "images_per_second": steps * self.config.train.batch_size / seconds,
+                "data_wait_seconds": self.waited,
+                "data_wait_fraction": self.waited / seconds,
+                "workers": self.ranks.world_size,
             },
         )
         self.results.clear()
@@ -243,9 +250,9 @@ class Worker:
         prefix = f"validation/{result.sigma2}"
         values = {
             f"{prefix}/bits_per_dim": result.total,
-            f"{prefix}/L_T": result.prior,
-            f"{prefix}/L_t_sum": result.kl_sum,
-            f"{prefix}/L_0": result.decoder,
+            f"{prefix}/terms/L_T": result.prior,
+            f"{prefix}/terms/L_t_sum": result.kl_sum,
+            f"{prefix}/terms/L_0": result.decoder,
         }
         if not np.isfinite(list(values.values())).all():
             raise NonFiniteLossError(
@@ -354,12 +361,16 @@ class Worker:
         (Location.parse(self.job.run) / RESULT).write_json(result)
 
     def _validation_result(self) -> Record | None:
+        """The last validation, of which data set it is, and what the same images take without a model."""
         if self.last_validation is None or self.job.validation is None:
             return None
-        measured_on = PreparedDataset.open(self.job.validation).dataset_id
-        if self.config.data.validation == HELD_OUT:
-            measured_on = self.hold_out.name_of(measured_on)
-        return {**asdict(self.last_validation), "dataset_id": measured_on}
+        validation, held_out = PreparedDataset.open(self.job.validation), self.config.data.validation == HELD_OUT
+        ids = validated_rows(validation, self.config.validation.num_images, self.hold_out if held_out else None)
+        return {
+            **asdict(self.last_validation),
+            "dataset_id": self.hold_out.name_of(validation.dataset_id) if held_out else validation.dataset_id,
+            "baselines": training_baselines(self.dataset, self.hold_out, validation, ids),
+        }
 
     def _about_to_be_preempted(self) -> bool:
         """Whether a node of ours is being drained and nothing has been saved since that was known."""

@@ -69,6 +69,13 @@ class BitsPerDim:
     sigma2: str
 
 
+def validated_rows(dataset: PreparedDataset, num_images: int, hold_out: HoldOut | None) -> npt.NDArray[np.int64]:
+    """Ids int64 [n] of the images that are scored: the first of `dataset`, or some of the rows that are held out."""
+    if hold_out is None:
+        return np.arange(min(num_images, dataset.num_rows), dtype=np.int64)
+    return hold_out.sample(num_images)
+
+
 def validate(
     eps_fn: EpsFn,
     schedule: NoiseSchedule,
@@ -83,8 +90,7 @@ def validate(
 
     They are the first of `dataset`, or evenly spread over the rows that `hold_out` names of it.
     """
-    first = np.arange(min(config.num_images, dataset.num_rows))
-    chosen = first if hold_out is None else hold_out.sample(config.num_images)
+    chosen = validated_rows(dataset, config.num_images, hold_out)
     num_images = len(chosen)
     starts = range(0, num_images, config.batch_size)
     rows = []

@@ -18,6 +18,16 @@ from pipelines.data.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 DIGITS = 1498  # rows of embedded://digits/train
+# Metrics that measure the machine and not the model, and those with a point for every step.
+MACHINE = {
+    "images_per_second",
+    "eta_seconds",
+    "workers",
+    "data_wait_seconds",
+    "data_wait_fraction",
+    "first_batch_seconds",
+}
+EVERY_STEP = {"train/loss", "grad_norm", "learning_rate"}
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +88,9 @@ def metrics(world: World, name: str) -> dict[str, list[tuple[int, float]]]:
     assert run.info.status == "FINISHED"
     curves = {}
     for key in run.data.metrics:
-        if not key.startswith(("perf/", "system/", "node/")):
+        if key not in MACHINE and not key.startswith("system/"):
             points = sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, key))
-            curves[key] = points if key.startswith("train/") else points[-1:]
+            curves[key] = points if key in EVERY_STEP else points[-1:]
     return curves
 
 

@@ -1,5 +1,6 @@
 """Tracking into a real MLflow database: everything arrives, nothing twice, through any kill and resume."""
 
+import json
 import os
 import signal
 import subprocess
@@ -107,6 +108,43 @@ def test_everything_a_run_records_is_in_mlflow_with_the_times_of_the_spool(tmp_p
     ends = [record for record in iter_records(spool.path) if record.kind == "finish"]
     assert run.info.end_time == ends[0].timestamp_ms
     assert [record.kind for record in heard if record.kind != "metrics"][-2:] == ["note", "finish"]
+
+
+def test_a_run_begun_under_former_names_of_metrics_keeps_them(tmp_path, database):
+    former = {"train/loss": 1.0, "train/grad_norm": 2.0, "perf/workers": 3.0, "validation/beta/L_0": 4.0}
+    now = {"train/loss": 5.0, "grad_norm": 6.0, "workers": 7.0, "validation/beta/terms/L_0": 8.0, "epoch": 9.0}
+    for step, values in ((1, former), (2, now)):
+        tracker = start(tmp_path, database)
+        tracker.spool.append("metrics", step=step, values=values)
+        assert tracker.finish("KILLED").pending == 0
+    client, run = the_run(tmp_path, database)
+    curves = {key: curve(client, run, key) for key in run.data.metrics}
+    assert curves == {
+        "train/loss": [(1, 1.0), (2, 5.0)],
+        "train/grad_norm": [(1, 2.0), (2, 6.0)],
+        "perf/workers": [(1, 3.0), (2, 7.0)],
+        "validation/beta/L_0": [(1, 4.0), (2, 8.0)],
+        "epoch": [(2, 9.0)],
+    }
+
+
+@pytest.mark.parametrize(("job", "suffix"), [("train", ""), ("evaluate", "/eval"), ("sample", "/samples")])
+def test_an_experiment_has_a_description_and_a_table_with_the_columns_that_matter(tmp_path, database, job, suffix):
+    experiment = f"{tmp_path.name}{suffix}"
+    start(tmp_path, database, run_key=f"{job}/out", experiment=experiment).finish("FINISHED")
+    client = MlflowClient(database)
+    found = client.get_experiment_by_name(experiment)
+    link = f"#/experiments/{found.experiment_id}/runs?compareRunsMode=TABLE&viewStateShareKey=ddpm&workflowType=machine"
+    assert f"**{tmp_path.name}**" in found.tags["mlflow.note.content"]
+    assert f"({link}" in found.tags["mlflow.note.content"]
+    columns = json.loads(found.tags["mlflow.sharedViewState.ddpm"])["selectedColumns"]
+    assert "metrics.`images_per_second`" in columns
+    assert [
+        column for column in columns if "bits_per_dim/beta" in column or "beta/bits_per_dim" in column
+    ] or suffix == "/samples"
+    client.set_experiment_tag(found.experiment_id, "mlflow.note.content", "mine")
+    start(tmp_path, database, run_key=f"{job}/other", experiment=experiment, spool=tmp_path / "b").finish("FINISHED")
+    assert client.get_experiment_by_name(experiment).tags["mlflow.note.content"] == "mine", "a person's stays"
 
 
 def test_a_resumed_run_continues_its_curve(tmp_path, database):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from train_runs import (
 )
 
 from ddpm_core.model import load_model
+from pipelines.models import find_model
+from pipelines.tracking.champion import Validation
 from pipelines.training.config import TrainConfig
 from pipelines.training.job import train
 
@@ -54,6 +57,8 @@ def test_a_training_leaves_checkpoints_a_model_grids_and_its_record(one_worker: 
     assert Image.open(result["grid"]).size[0] > 60
     assert result["validation"]["num_images"] == 10
     assert 0 < result["validation"]["standard_error"] < result["validation"]["total"]
+    assert result["validation"]["dataset_id"] != result["dataset_id"]
+    assert set(result["validation"]["baselines"]) == {"png", "independent_pixels"}
     assert json.loads((run / "config.json").read_bytes())["train"]["steps"] == 24
 
 
@@ -61,11 +66,12 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     client, run = mlflow_run(one_worker)
     assert run.info.status == "FINISHED"
     assert "MLFLOW_TRACKING_URI" not in os.environ  # a later run of this process may have another database
-    for key in ("train/loss", "train/grad_norm", "train/learning_rate"):
+    for key in ("train/loss", "grad_norm", "learning_rate"):
         assert [step for step, _ in curve(one_worker, key)] == EVERY_STEP
-    assert dict(curve(one_worker, "train/learning_rate"))[2] == pytest.approx(4e-4)
-    assert [step for step, _ in curve(one_worker, "perf/images_per_second")] == [5, 6, 10, 12, 15, 18, 20, 24]
-    assert curve(one_worker, "train/epoch")[-1] == (24, 24 * BATCH / ROWS)
+    assert dict(curve(one_worker, "learning_rate"))[2] == pytest.approx(4e-4)
+    assert [step for step, _ in curve(one_worker, "images_per_second")] == [5, 6, 10, 12, 15, 18, 20, 24]
+    assert [step for step, _ in curve(one_worker, "first_batch_seconds")] == [1]
+    assert curve(one_worker, "epoch")[-1] == (24, 24 * BATCH / ROWS)
     result = (run_directory(one_worker) / "result.json").read_json()
     scores = curve(one_worker, "validation/beta_tilde/bits_per_dim")
     assert [step for step, _ in scores] == [12, 24]
@@ -76,6 +82,13 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     assert len([item for item in client.list_artifacts(run.info.run_id, "images") if "samples" in item.path]) >= 2
     (version,) = client.search_model_versions("name = 'one-worker'")
     assert version.tags["ddpm.model_id"] == result["model_id"]
+    assert version.tags["ddpm.champion"] == "version 1: the first of one-worker"
+    assert version.tags["validation.dataset_id"] == result["validation"]["dataset_id"]
+    found = find_model(str(run_directory(one_worker).path), None, Path(one_worker.root))
+    assert found.score == str(Validation.of_tags(version.tags)), "what the directory and the registry say is the same"
+    baselines = result["validation"]["baselines"]
+    assert run.data.metrics["validation/bits_per_dim_of_png"] == baselines["png"]
+    assert f"PNG {baselines['png']:.4f}, independent pixels" in run.data.tags["mlflow.note.content"]
 
 
 def test_two_workers_train_on_the_same_rows_to_the_same_losses(
@@ -109,6 +122,9 @@ def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
     summary = train(config)
     assert summary.title == "continued: nothing to do"
+    rows = dict(summary.rows)
+    assert rows["champion"] == "version 1 (models:/continued@champion)"  # of 12 steps, and too close to call
+    assert re.fullmatch(r"PNG [\d.]+, independent pixels [\d.]+ \(the same images without a model\)", rows["baselines"])
     assert {
         path: path.stat().st_mtime_ns for path in (training_root / "runs/continued/checkpoints").rglob("*")
     } == before
