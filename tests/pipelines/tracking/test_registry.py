@@ -7,6 +7,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from ddpm_core.errors import TrackingError
+from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.registry import register_model
 
@@ -213,6 +215,58 @@ def test_whoever_moves_the_alias_has_the_last_word(client, run, directory, tmp_p
     client.delete_registered_model_alias(name, "champion")
     assert champion_after(client, run, models[1], directory) == "none, the alias was taken away"
     assert inventory(client, run, name)["aliases"] == {}
+
+
+def evaluated(client, run, name, model_id, **metrics):
+    """A finished evaluation of a model, as `jobs/evaluate.py` records it."""
+    found = client.get_experiment_by_name(f"{name}/eval")
+    experiment = found.experiment_id if found else client.create_experiment(f"{name}/eval")
+    tags = {"ddpm.model_id": model_id, "ddpm.dataset_id": "d"}
+    made = client.create_run(experiment, tags=tags).info.run_id
+    for metric, value in metrics.items():
+        client.log_metric(made, metric, value)
+    client.set_terminated(made, "FINISHED")
+
+
+NOW = {
+    "ci_low/data_set.beta": 3.0,
+    "ci_high/data_set.beta": 3.2,
+    "ci_low/population.beta": 2.9,
+    "ci_high/population.beta": 3.3,
+}
+FORMER = {
+    "eval_ci/data_set.beta.low": 3.0,
+    "eval_ci/data_set.beta.high": 3.2,
+    "eval_ci/population.beta.low": 2.9,
+    "eval_ci/population.beta.high": 3.3,
+}
+GIVEN = {"ci_low/given_images.beta": 3.09, "ci_high/given_images.beta": 3.11}
+
+
+@pytest.mark.parametrize("metrics", [NOW, FORMER], ids=["now", "of version 0.1"])
+def test_promotion_compares_with_the_champions_evaluation(client, run, directory, tmp_path, metrics):
+    name = f"ddpm-{tmp_path.name}"
+    asked = client.tracking_uri, name
+    with pytest.raises(TrackingError, match=r"no version of .* is the model one"):
+        check_promotable(*asked, "one", "d", 64, "beta", draws_known=True)
+    for model_id in ("one", "two"):
+        register(client, run, payload(name, model_id), directory)
+    check_promotable(*asked, "one", "d", 64, "beta", draws_known=True)  # it is the champion: nothing to compare
+    with pytest.raises(TrackingError, match="has no evaluation on data set d with σ² = beta; evaluate models:/"):
+        check_promotable(*asked, "two", "d", 64, "beta", draws_known=True)
+    evaluated(client, run, name, "one", **{"eval/num_images": 64.0}, **metrics)
+    with pytest.raises(TrackingError, match="one draw tells no Monte-Carlo error"):
+        check_promotable(*asked, "two", "d", 64, "beta", draws_known=True)
+    check_promotable(*asked, "two", "d", 128, "beta", draws_known=True)  # other images: intervals for the data set
+    said = promote_if_better(*asked, "two", "d", 128, "beta", {"given_images": None, "data_set": (2.9, 3.1)})
+    assert said == "stays version 1: 2.9000..3.1000 is not below its 3.0000..3.2000"
+    evaluated(client, run, name, "one", **{"eval/num_images": 64.0}, **metrics, **GIVEN)
+    check_promotable(*asked, "two", "d", 64, "beta", draws_known=True)
+    with pytest.raises(TrackingError, match="one draw tells no Monte-Carlo error"):
+        check_promotable(*asked, "two", "d", 64, "beta", draws_known=False)
+    intervals = {"given_images": (3.06, 3.08), "data_set": (2.9, 3.1)}
+    assert promote_if_better(*asked, "two", "d", 64, "beta", intervals) == "now version 2, was 1"
+    assert inventory(client, run, name)["aliases"] == {"champion": 2}
 
 
 def test_a_refused_name_is_reported_as_mlflow_reports_it(client, run, directory):
