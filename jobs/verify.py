@@ -1,4 +1,4 @@
-"""Check a finished output from its bytes: `uv run jobs/verify.py OUTPUT [--recompute 0.01]`."""
+"""Check a training run or a finished output from its bytes: `uv run jobs/verify.py OUTPUT [--recompute 0.01]`."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = list(argv)
     if arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--uri")
-    config = parse(VerifyConfig, arguments, "Check a data set or sample set against its manifest.")
+    config = parse(VerifyConfig, arguments, "Check a training run or another output against what it records of itself.")
     with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
         from pipelines.verify import verify
     with waiting("reading"):

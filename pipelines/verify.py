@@ -1,4 +1,4 @@
-"""Checking a finished output from its bytes: digests, counts, ids, lineage, and that it can be made again."""
+"""Checking an output from its bytes: digests, counts, ids, lineage, and that it can be made again."""
 
 import hashlib
 import io
@@ -27,7 +27,9 @@ from pipelines.evaluation.results import results
 from pipelines.models import stored_model
 from pipelines.sampling import shard as sample_shard
 from pipelines.storage import Location
+from pipelines.training.run_directory import is_run
 from pipelines.verify_config import VerifyConfig
+from pipelines.verify_run import check_run
 
 # Shards read at the same time: each is held in memory as a whole.
 _READERS = 4
@@ -40,35 +42,43 @@ class VerifyResult:
     title: str
     rows: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    advice: str = (
+        "restore what is named; of a shard, delete what is left of it and run the command that made it again: it makes "
+        "lost shards again"
+    )
+
+    def conclude(self) -> "VerifyResult":
+        """Add the verdict to the rows."""
+        verdict = f"{len(self.problems)} problem(s)" if self.problems else "everything is right"
+        self.rows.append(("verdict", verdict))
+        return self
 
     def require_no_problems(self) -> None:
         """Raise a DataError unless nothing is off."""
         if self.problems:
             raise DataError(
-                f"{self.title}: {len(self.problems)} thing(s) wrong, the first: {self.problems[0]}; restore what is "
-                "named; of a shard, delete what is left of it and run the command that made it again: it makes lost "
-                "shards again"
+                f"{self.title}: {len(self.problems)} thing(s) wrong, the first: {self.problems[0]}; {self.advice}"
             )
 
 
 def verify(config: VerifyConfig) -> VerifyResult:
-    """Read everything that the manifest names and compare.
+    """Read everything that a manifest, or a training's checkpoints, name and compare.
 
     Raises:
-        DataError: There is no finished output there, or of an unknown kind.
+        DataError: There is neither a finished output nor a training run there, or of an unknown kind.
         ConfigError: It cannot be recomputed.
         StorageError: The location cannot be read.
         ClusterError: Ray gave up.
     """
     location = Location.parse(config.uri)
     if not (location / MANIFEST).exists():
+        if is_run(location):
+            return _verify_run(config, location)
         raise DataError(f"{location}: no finished output (no {MANIFEST}); the job that makes it has not ended yet")
     content = (location / MANIFEST).read_json()
     name = content.get("format") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in _KINDS:
-        raise DataError(
-            f"{location / MANIFEST}: format {name!r} is not of this software; give a data set, sample set or evaluation"
-        )
+        raise DataError(f"{location / MANIFEST}: format {name!r} is not of this software; give an output of its jobs")
     manifest, kind = checked_manifest(location / MANIFEST, content), _KINDS[name]
     result = VerifyResult(f"{kind.title} {location}")
     if config.recompute and kind.factory is None:
@@ -90,8 +100,17 @@ def verify(config: VerifyConfig) -> VerifyResult:
     if config.recompute and kind.factory is not None:
         factory = kind.factory(location, manifest, config.cpus_per_worker)
         _recompute(config, ShardedOutput(location, manifest["request"], kind.directory), factory, manifest, result)
-    result.rows.append(("verdict", f"{len(result.problems)} problem(s)" if result.problems else "everything is right"))
-    return result
+    return result.conclude()
+
+
+def _verify_run(config: VerifyConfig, run: Location) -> VerifyResult:
+    if config.recompute:
+        raise ConfigError(
+            f"recompute = {config.recompute}: {run} is a training run; leave it out, no step is made again"
+        )
+    rows, problems = check_run(run)
+    advice = "restore it from a copy, or delete the checkpoint: training goes on from the newest one that is intact"
+    return VerifyResult(f"Training run {run}", rows, problems, advice).conclude()
 
 
 def _check_shards(location: Location, manifest: Mapping[str, Any], kind: "_Kind") -> list[str]:

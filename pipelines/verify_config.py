@@ -10,7 +10,7 @@ class VerifyConfig:
     """Check an output."""
 
     uri: str
-    """Directory or s3:// prefix of a data set, a sample set or an evaluation; may be given without its name."""
+    """Directory or s3:// prefix of a run, data set, sample set or evaluation; may be given without its name."""
     recompute: float = 0.0
     """Fraction of the shards, in [0, 1], to make again and compare bit for bit; at least one."""
     num_workers: int | tuple[int, int] = 0

@@ -8,7 +8,8 @@ cardinality of N says that every row was used exactly once.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,21 @@ class Ledger:
                     f"{want} of the {trained} were due"
                 )
 
+    def check_state(self, state: Mapping[str, Any]) -> HoldOut:
+        """As `check`, for the checkpoint that `state` is the state.json of; returns what it held out.
+
+        Raises:
+            LedgerError: As of `check`.
+            CheckpointError: The state does not say how many rows there are and how they were trained on.
+        """
+        try:
+            num_rows, batch_size = int(state["dataset"]["num_rows"]), int(state["config"]["train"]["batch_size"])
+            hold_out = int(state["config"].get("data", {}).get("hold_out", 0))
+            self.check(num_rows, state["step"], batch_size, hold_out)
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise CheckpointError(f"state.json lacks dataset.num_rows or batch_size ({error})") from error
+        return HoldOut(num_rows, hold_out)
+
     def to_bytes(self) -> bytes:
         """A Parquet table: epoch, rows, bitmap (64-bit roaring, portable format)."""
         for used in self._used.values():
@@ -147,17 +163,13 @@ def main(argv: Sequence[str]) -> None:
     require(len(argv) == 1, "arguments", list(argv), "give one run directory, local or s3://")
     state, ledger = CheckpointStore.open(argv[0]).load_ledger()
     try:
-        num_rows, batch_size = int(state["dataset"]["num_rows"]), int(state["config"]["train"]["batch_size"])
-        hold_out = int(state["config"].get("data", {}).get("hold_out", 0))
-        ledger.check(num_rows, state["step"], batch_size, hold_out)
+        held_out = ledger.check_state(state)
     except LedgerError as error:
         raise LedgerError(f"{argv[0]}: {error}; train from another checkpoint") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{argv[0]}: its newest state.json lacks dataset.num_rows or batch_size ({error})"
-        ) from error
-    trained = HoldOut(num_rows, hold_out).num_trained
-    never = f", of which {num_rows - trained:,} are held out and were never used" if hold_out else ""
+    except CheckpointError as error:
+        raise CheckpointError(f"{argv[0]}: its newest {error}") from error
+    num_rows, trained = held_out.num_rows, held_out.num_trained
+    never = f", of which {num_rows - trained:,} are held out and were never used" if held_out.every else ""
     print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
     for epoch, rows in ledger:
         print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == trained else ''}")

@@ -22,8 +22,8 @@ from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete
 from pipelines.training.config import HELD_OUT, TrainConfig
-from pipelines.training.loop import RESULT, TrainJob, train_loop
-from pipelines.training.run_directory import require_own
+from pipelines.training.loop import TrainJob, train_loop
+from pipelines.training.run_directory import read_result, require_own
 from pipelines.training.stop import RayBoard, ask_to_stop
 from pipelines.version import code_version, git_commit
 
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 TrainLoop = Callable[[dict[str, TrainJob]], None]
-_RESULT_FIELDS = {
-    "step": int,
-    "model": str,
-    "model_id": str,
-    "dataset_id": str,
-    "grid": str,
-    "validation": dict | None,
-    "parameters": int,
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     if newest is not None:
         _check_resumable(newest, config, train_set)
     config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
-    result = _result(run)
+    result = read_result(run)
     job = TrainJob(
         config,
         run.uri,
@@ -94,7 +85,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
                 event(line)
             (run / "config.json").write_json(as_dict(config))
             driver.fit(loop)
-            result = _result(run)
+            result = read_result(run)
         assert result is not None
         driver.register(result)
         status = "FINISHED"
@@ -148,19 +139,6 @@ def _kept(run: Location) -> str:
     if not steps:
         return "nothing had been saved yet, run the same command to start again"
     return f"step {steps[-1]:,} is kept, run the same command to continue"
-
-
-def _result(run: Location) -> dict[str, Any] | None:
-    """What the run's last training to the end has left."""
-    path = run / RESULT
-    if not path.exists():
-        return None
-    result = path.read_json()
-    if not isinstance(result, dict) or not all(isinstance(result.get(n), kind) for n, kind in _RESULT_FIELDS.items()):
-        raise CheckpointError(
-            f"{path.uri}: is not the result of a training; delete it and run again: it is made anew from the checkpoint"
-        )
-    return result
 
 
 class _Driver:

@@ -25,11 +25,11 @@ from pipelines.training.checkpoint import CheckpointStore, CheckpointWriter
 from pipelines.training.config import HELD_OUT, TrainConfig
 from pipelines.training.learner import Learner, StepResult
 from pipelines.training.node_metrics import NodeMetrics
+from pipelines.training.run_directory import RESULT
 from pipelines.training.stop import RayBoard, StopWatch
 from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate, validated_rows
 
 Record = dict[str, Any]
-RESULT = "result.json"
 # Reports that may be lost with the controller or another rank: Ray holds one, and one can be on its way, half
 # arrived, with the next one taken already.
 _UNSURE_REPORTS = 3

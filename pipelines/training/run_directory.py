@@ -1,4 +1,4 @@
-"""A run directory as a whole: what tells that a directory is one.
+"""A run directory as a whole: what tells that a directory is one, and what a finished training leaves in it.
 
 RUN/config.json       what was asked for
 RUN/checkpoints/      see pipelines.training.checkpoint
@@ -7,12 +7,23 @@ RUN/tracking/         the spool
 RUN/grids/, RUN/ray/
 """
 
-from ddpm_core.errors import ConfigError, StorageError
+from typing import Any
+
+from ddpm_core.errors import CheckpointError, ConfigError, StorageError
 from pipelines.storage import Location
 from pipelines.storage_ownership import first_file
 from pipelines.training.checkpoint import CheckpointStore
 
 CONFIG, RESULT, SPOOL = "config.json", "result.json", "tracking/spool.jsonl"
+_RESULT_FIELDS = {
+    "step": int,
+    "model": str,
+    "model_id": str,
+    "dataset_id": str,
+    "grid": str,
+    "validation": dict | None,
+    "parameters": int,
+}
 
 
 def is_run(directory: Location) -> bool:
@@ -40,3 +51,21 @@ def require_own(directory: Location) -> None:
             f"name = {directory.name!r}: {directory} must be empty, or hold a run of this name; it holds {name!r}, "
             "which is of none; choose another name or root"
         )
+
+
+def read_result(run: Location) -> dict[str, Any] | None:
+    """What the run's last training to the end has left; None before there was one.
+
+    Raises:
+        CheckpointError: The file is not that.
+        StorageError: It cannot be read, or is not JSON.
+    """
+    path = run / RESULT
+    if not path.exists():
+        return None
+    result = path.read_json()
+    if not isinstance(result, dict) or not all(isinstance(result.get(n), kind) for n, kind in _RESULT_FIELDS.items()):
+        raise CheckpointError(
+            f"{path.uri}: is not the result of a training; delete it and run again: it is made anew from the checkpoint"
+        )
+    return result

@@ -223,7 +223,7 @@ CASES = [
     _case(
         "manifest of an unknown kind, to verify",
         _verify(lambda manifest: manifest.update(format=["x"])),
-        "format ['x'] is not of this software; give a data set, sample set or evaluation",
+        "format ['x'] is not of this software; give an output of its jobs",
     ),
     _case(
         "recompute of a data set",

@@ -28,6 +28,8 @@ from pipelines.models import find_model
 from pipelines.tracking.champion import Validation
 from pipelines.training.config import TrainConfig
 from pipelines.training.job import train
+from pipelines.verify import verify
+from pipelines.verify_config import VerifyConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 EVERY_STEP = list(range(1, 25))
@@ -60,6 +62,8 @@ def test_a_training_leaves_checkpoints_a_model_grids_and_its_record(one_worker: 
     assert result["validation"]["dataset_id"] != result["dataset_id"]
     assert set(result["validation"]["baselines"]) == {"png", "independent_pixels"}
     assert json.loads((run / "config.json").read_bytes())["train"]["steps"] == 24
+    checked = verify(VerifyConfig(run.uri))
+    assert (checked.problems, dict(checked.rows)["state"]) == ([], "finished: 24 steps")
 
 
 def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig) -> None:
