@@ -25,6 +25,7 @@ def tiny_evaluation(root: Path, data: "PreparedDataset", **fields: Any) -> Evalu
         "timesteps_per_image": 8,
         "seed": 3,
         "batch_size": 24,
+        "dtype": "float32",
         "shard_size": 16,
         "num_workers": 2,
         "root": str(root / "home"),

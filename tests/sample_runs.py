@@ -50,6 +50,7 @@ def tiny(root: Path, **fields: Any) -> SampleConfig:
         "sampler": "ddim",
         "steps": 5,
         "batch_size": 3,
+        "dtype": "float32",
         "shard_size": 6,
         "num_workers": 2,
         "root": str(root / "home"),

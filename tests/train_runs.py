@@ -55,7 +55,9 @@ def tiny(root: Path, name: str, num_workers: int = 1, **sections: Any) -> TrainC
         data=DataConfig(str(root / "train"), str(root / "validation"), random_flip=True, window_mib=1),
         network=NetworkConfig(8, (1, 2), 1, attention_resolutions=(16,), num_heads=1, num_groups=4, dropout=0.0),
         diffusion=DiffusionConfig(num_timesteps=50),
-        train=OptimizationConfig(steps=24, batch_size=BATCH, learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
+        train=OptimizationConfig(
+            steps=24, batch_size=BATCH, learning_rate=1e-3, warmup_steps=5, ema_decay=0.9, precision="fp32"
+        ),
         checkpoint=CheckpointConfig(every_steps=6, keep=2),
         validation=ValidationConfig(every_steps=12, num_images=10, timesteps_per_image=4, batch_size=8),
         grid=GridConfig(every_steps=12, num_images=4, sampler_steps=4),

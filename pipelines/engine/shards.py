@@ -67,6 +67,17 @@ class Progress:
     rate: float
 
 
+def begun_request(location: Location) -> dict[str, Any]:
+    """The request of the output at `location`, complete or not; empty where there is none that can be read as one."""
+    manifest, begun = location / MANIFEST, location / "_work" / _REQUEST
+    if manifest.exists():
+        content = manifest.read_json()
+        request = content.get("request") if isinstance(content, dict) else None
+    else:
+        request = begun.read_json() if begun.exists() else None
+    return request if isinstance(request, dict) else {}
+
+
 @dataclass(frozen=True)
 class ShardedOutput:
     """An output directory and the request that it answers.

@@ -51,8 +51,10 @@ class EvaluateConfig:
     """Bits/dim: stop when the data set's mean is known to this (half of its 95% interval); null evaluates all."""
     seed: int = 0
     """Of all noise: equal seeds meet equal noise, whatever the model."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network; everything else is float64."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the network; everything else is float64.
+    auto: bfloat16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
+    float32; an output that is continued keeps its own."""
     by_label: bool = False
     """Also report each label's mean."""
     held_out: bool = False

@@ -3,7 +3,7 @@
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
 from pipelines import cluster
-from pipelines.bulk_run import BulkRun
+from pipelines.bulk_run import BulkRun, settled_dtype
 from pipelines.config import require
 from pipelines.console import event
 from pipelines.data.dataset import PreparedDataset
@@ -99,6 +99,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     require_apart(location, source_of(found), "the model")
     require_apart(location, data.location, "the data set")
     event(f"model {found.described(inputs.step)}")
+    config = replace(config, dtype=settled_dtype(config.dtype, location, config.gpus_per_worker))
     output = ShardedOutput(location, request_of(config, inputs), DIRECTORY, passes=(first_pass.DIRECTORY,))
     manifest = output.committed()
     if manifest is None:

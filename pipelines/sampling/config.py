@@ -32,8 +32,10 @@ class SampleConfig:
     """Variance of ddpm's reverse steps."""
     clip_x_0: bool = True
     """Clamp every predicted x_0 to the range of pixels."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network; the sampler's own arithmetic is float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the network; the sampler's own arithmetic is float32.
+    auto: bfloat16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
+    float32; an output that is continued keeps its own."""
     batch_size: int = 64
     """Images in one call of the network; a part of the result's identity, as it may move a last bit."""
     shard_size: int = 1024

@@ -6,7 +6,7 @@ So the same request made again finds it, or its finished part, and nothing else 
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model, model_from_bytes
 from pipelines import cluster
-from pipelines.bulk_run import BulkRun
+from pipelines.bulk_run import BulkRun, settled_dtype
 from pipelines.console import event
 from pipelines.data.decode import decode_image
 from pipelines.engine.shards import ShardedOutput
@@ -57,6 +57,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     model = model_from_bytes(found.files, where=found.uri)
     require_apart(location, source_of(found), "the model")
     event(f"model {_described(found, model)}")
+    config = replace(config, dtype=settled_dtype(config.dtype, location, config.gpus_per_worker))
     output = ShardedOutput(location, request_of(config, found, model))
     manifest = output.committed()
     lost = output.lost(manifest) if manifest else []

@@ -5,12 +5,13 @@ keeps what it was begun with.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, cast
 
 from ddpm_core.errors import CheckpointError
 from pipelines.config import require
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
+from pipelines.precision import settle
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.config import DIGITS, DIGITS_TEST, HELD_OUT, DataConfig, TrainConfig
 
@@ -36,7 +37,15 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
         if type(every) is not int or every < 0 or every == 1:
             raise _damaged(newest, "data", begun_with)
     data, line = _data(config.data, dataset.num_rows, every)
-    return replace(config, data=data, network=network), [line, network.describe(dataset.image_shape)]
+    section = begun_with.get("train") if newest is not None else {}
+    if not isinstance(section, dict):
+        raise _damaged(newest, "train", begun_with)
+    precision, say = settle(
+        "train.precision", config.train.precision, section.get("precision"), config.cluster.use_gpu, ("fp32", "bf16")
+    )
+    lines = [line, network.describe(dataset.image_shape), *([say] if say else [])]
+    train = replace(config.train, precision=cast(Literal["fp32", "bf16"], precision))
+    return replace(config, data=data, network=network, train=train), lines
 
 
 def _data(data: DataConfig, num_rows: int, begun_with: int | None) -> tuple[DataConfig, str]:

@@ -116,8 +116,10 @@ class OptimizationConfig:
     """Largest L2 norm of the gradient; larger ones are scaled down. Null (or .inf): none is."""
     ema_decay: float = 0.999
     """Decay of the exponential moving average of the weights, after its warm-up."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: activations in bfloat16, weights, tables and loss in float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: activations in bfloat16, weights, tables and loss in float32;
+    auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else fp32; a
+    run that is continued keeps its own."""
     compile: bool = False
     """torch.compile the network (pays on GPUs, minutes of start-up on CPUs)."""
     seed: int = 0

@@ -126,7 +126,9 @@ class Learner:
 
     def autocast(self) -> torch.autocast:
         """The precision the network runs in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled={"fp32": False, "bf16": True}[self.config.precision]
+        )
 
     def eps_fn(self, unet: UNet) -> Callable[[Tensor, Tensor], Tensor]:
         """A network as the samplers and the likelihood call it, in evaluation mode and training's precision."""

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ddpm_core.errors import CheckpointError, ConfigError
+from pipelines import precision
 from pipelines.config import as_dict, differences, parse
+from pipelines.precision import Bf16
 from pipelines.storage import Location
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.complete import complete
@@ -95,7 +97,25 @@ def test_too_few_rows_are_refused_where_they_were_asked_for(make_dataset) -> Non
         settle(make_dataset(12, name="other"), *PHOTOS, "--data.hold_out", "13")
 
 
-@pytest.mark.parametrize("damage", [{"network": {"base_channels": "x"}}, {"data": 3}, {"data": {"hold_out": "many"}}])
+def test_precision_is_settled_and_kept_on_any_machine(make_dataset, monkeypatch) -> None:
+    dataset = make_dataset(100)
+    monkeypatch.setattr(precision, "bf16_of_cpu", lambda: Bf16("AMX"))
+    config, lines = complete(TrainConfig(), dataset, None)
+    assert config.train.precision == config.semantic()["train"]["precision"] == "bf16"
+    assert any(line.startswith("train.precision: bf16 (this CPU (") for line in lines)
+    monkeypatch.setattr(precision, "bf16_of_cpu", lambda: Bf16("none", "11"))
+    assert complete(TrainConfig(), dataset, None)[0].train.precision == "fp32"
+    again, _ = complete(TrainConfig(), dataset, checkpoint(config))
+    assert again.semantic() == config.semantic()
+    other, _ = complete(parse(TrainConfig, ["--train.precision", "fp32"], ""), dataset, checkpoint(config))
+    assert differences(config.semantic(), other.semantic()) == ["train.precision: 'bf16' -> 'fp32'"]
+    on_gpu, _ = complete(parse(TrainConfig, ["--cluster.use_gpu"], ""), dataset, None)
+    assert on_gpu.train.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    "damage", [{"network": {"base_channels": "x"}}, {"data": 3}, {"data": {"hold_out": "many"}}, {"train": "x"}]
+)
 def test_a_damaged_checkpoint_is_named(make_dataset, damage) -> None:
     config, _ = complete(TrainConfig(), make_dataset(100), None)
     damaged = checkpoint(config)

@@ -25,7 +25,7 @@ UNET = UNetConfig(
     image_size=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1,
     attention_resolutions=(4,), dropout=0.0, num_groups=4,
 )  # fmt: skip
-CONFIG = OptimizationConfig(batch_size=12, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9)
+CONFIG = OptimizationConfig(batch_size=12, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, precision="fp32")
 
 
 def learner(config: OptimizationConfig = CONFIG, unet: UNetConfig = UNET, flip: bool = False) -> Learner:
