@@ -178,16 +178,26 @@ class CheckpointStore:
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints, and what kills left uncommitted before them.
 
-        Of a directory only the files of a checkpoint are deleted: what else somebody put there stays.
+        Of a directory only the files of a checkpoint are deleted: what else somebody put there stays, and so does all
+        of a directory whose state.json is none of a checkpoint.
         """
-        kept = self.steps()[-keep:]
+        committed = self.steps()
+        strange = {step for step in committed if not self._is_ours(step)}
+        kept = [step for step in committed if step not in strange][-keep:]
         for step in self._directories():
-            if kept and step < kept[0]:
+            if kept and step < kept[0] and step not in strange:
                 directory = self.directory(step)
                 (directory / COMMIT).delete()  # first, so that no half-deleted directory looks valid
                 for inside in (directory, directory / "model"):
                     discard_temporaries(inside, "|".join(re.escape(name.rpartition("/")[2]) for name in FILES))
                 delete_files(directory, FILES)
+
+    def _is_ours(self, step: int) -> bool:
+        try:
+            self.load(step)
+        except CheckpointError:
+            return False
+        return True
 
 
 def _is_file_entry(name: str, entry: Any) -> bool:

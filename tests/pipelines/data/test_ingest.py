@@ -319,15 +319,16 @@ def test_a_killed_job_continues_and_ends_in_the_same_bytes(ray_cluster: None, tm
     ingest(IngestConfig(source, whole, num_workers=3, shard_mib=1))
     command = [sys.executable, "jobs/ingest.py", "--source", source, "--output", output, "--shard_mib", "1"]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    for stage in ("decoded", "data"):
-        records = Location.parse(output) / "_work/records" / stage
+    for stage in ("_work/decoded", "data"):
+        shards = Location.parse(output) / stage
         job = [*command, "--num_workers", "2"]
         killed = subprocess.Popen(job, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-        while not records.list():
+        while not shards.list():
             assert killed.poll() is None, f"the job ended before its first {stage} shard was seen"
             time.sleep(0.01)
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
+        (shards / "part-of-my-thesis.txt").write_bytes(b"mine")
         assert not (Path(output) / "manifest.json").exists()
         with pytest.raises(DataError, match="not a prepared data set"):
             PreparedDataset.open(output)
@@ -335,7 +336,8 @@ def test_a_killed_job_continues_and_ends_in_the_same_bytes(ray_cluster: None, tm
     ingest(IngestConfig(source, output, num_workers=1, shard_mib=1), lambda *call: calls.append(call))
     assert calls[0] == ("decode", 1500, 1500, 0.0), "nothing is decoded twice"
     assert next(done for stage, done, *_ in calls if stage == "write") > 0
-    assert files(output) == files(whole)
+    mine = {f"{stage}/part-of-my-thesis.txt": b"mine" for stage in ("_work/decoded", "data")}
+    assert files(output) == files(whole) | mine
 
 
 def test_object_storage_round_trip(s3_prefix: str, tmp_path: Path) -> None:

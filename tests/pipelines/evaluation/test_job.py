@@ -172,8 +172,12 @@ def test_a_killed_job_continues_and_ends_in_the_same_rows_and_one_run(made: Eval
             os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not (Path(config.output) / MANIFEST).exists()
+    foreign = [Path(config.output, name) for name in ("terms/part-of-my-thesis.txt", "first_pass/x", "_work/notes")]
+    for path in foreign:
+        path.write_text("mine")
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
     assert digests(config) == digests(made)
+    assert [path.read_text() for path in foreign] == ["mine"] * 3
     assert manifest_of(config)["results"] == manifest_of(made)["results"]
     client = MlflowClient(f"sqlite:///{made.root}/mlflow.db")
     experiment = client.get_experiment_by_name("model/eval").experiment_id

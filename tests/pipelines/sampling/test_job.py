@@ -126,9 +126,13 @@ def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, 
     left = len(list((tmp_path / "samples" / "_work" / "records" / "data").iterdir()))
     assert 0 < left < 10
     assert not (tmp_path / "samples" / MANIFEST).exists()
+    foreign = [tmp_path / "samples" / name for name in ("data/part-of-my-thesis.txt", "_work/records/data/notes")]
+    for path in foreign:
+        path.write_text("mine")
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "60 of 8x8x1" in ended.stdout
     assert digests(config)[:3] == digests(made)[:3]
+    assert [path.read_text() for path in foreign] == ["mine", "mine"]
     (run,) = MlflowClient(f"sqlite:///{tmp_path}/home/mlflow.db").search_runs(["1"])
     assert (run.info.status, run.data.tags["ddpm.attempt"]) == ("FINISHED", "2")
 

@@ -146,6 +146,33 @@ def test_pruning_keeps_the_newest_and_sweeps_what_kills_left_before_them(tmp_pat
     CheckpointStore.open(str(tmp_path / "empty")).prune(keep=2)
 
 
+def test_what_others_put_into_a_checkpoint_survives_pruning(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 100, 200, 300)
+    store.write(150, files(150))
+    foreign = {
+        tmp_path / "checkpoints" / name: name.encode()
+        for name in (
+            "step-00000100/notes.txt",
+            "step-00000100/model/my-own.safetensors",
+            "step-00000150/.notes.tmp",
+            "step-00000200/deep/er/weights.safetensors",
+            "step-00000050/state.json",
+            "step-00000400/state.json",
+        )
+    }
+    for path, content in foreign.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    leftover = tmp_path / f"checkpoints/step-00000150/.weights.safetensors.{'0' * 32}.tmp"
+    leftover.touch()
+    store.prune(keep=1)
+    assert store.steps() == [300]
+    kept = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "step-00000300" not in str(path)
+    }
+    assert kept == foreign
+
+
 def test_the_writer_saves_in_order_and_prunes(tmp_path: Path) -> None:
     store = CheckpointStore.open(str(tmp_path))
     writer = CheckpointWriter(store, keep=2)
