@@ -10,7 +10,8 @@ from ddpm_core.errors import AlreadyRunningError, StorageError
 from pipelines import cluster
 from pipelines.config import digest
 from pipelines.console import Interrupted, ProgressLine, clock, event, waiting
-from pipelines.engine.shards import Progress, ShardedOutput, begun_request
+from pipelines.engine.progress import Progress
+from pipelines.engine.shards import ShardedOutput, begun_request
 from pipelines.models import FoundModel
 from pipelines.precision import settle
 from pipelines.storage import Location
@@ -104,17 +105,18 @@ class BulkRun:
         """Update the progress line and, now and then, the metrics."""
         self._line = self._line or ProgressLine(label, total, "images", first="starting the workers")
         self.rate = progress.rate
-        self._line.update(progress.rows, progress.rate, detail)
+        done = progress.rows + int(progress.making)
+        self._line.update(done, progress.rate, detail)
         now, last = time.monotonic(), progress.rows == total
         if progress.rate and (last or now - self._reported > _METRICS_INTERVAL_S):
             self._reported = now
             values = {
-                f"{self.job}/images": progress.rows,
+                f"{self.job}/images": done,
                 "images_per_second": progress.rate,
-                "eta_seconds": (total - progress.rows) / progress.rate,
+                "eta_seconds": (total - done) / progress.rate,
                 **metrics,
             }
-            self.record("metrics", step=progress.rows, values=values)
+            self.record("metrics", step=done, values=values)
 
     def leave_ray(self) -> None:
         """Take the progress line away and disconnect."""
@@ -155,4 +157,5 @@ class BulkRun:
             rows.append(("MLflow", report.link or "not reached"))
             if report.advice:
                 rows.append(("tracking", report.advice))
-        return [*rows, ("time", f"{clock(time.monotonic() - self.started)}, {self.rate:,.1f} images/s")]
+        rate = f", {self.rate:,.1f} images/s while computing" if self.rate else ""
+        return [*rows, ("time", clock(time.monotonic() - self.started) + rate)]

@@ -71,6 +71,12 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 
 
+def is_named() -> bool:
+    """Whether there is a cluster to use: by RAY_ADDRESS, or as this process is connected to one."""
+    ray = sys.modules.get("ray")  # not imported here: a job that needs no Ray must not wait for it
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+
+
 _connected_here = False
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 

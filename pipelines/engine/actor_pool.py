@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.errors import ClusterError, DDPMError
+from pipelines.cluster import is_named
 from pipelines.config import require
 
+# About a minute of one core (of a small network, fp32). A private Ray and its actors take 20 to 40 s to start, and are
+# then faster by the number of cores at most.
+_SMALL_FLOPS = 4e12
 # An actor that dies on the same task this often is killed by the task (memory), not by its machine.
 _MAX_TASK_RETRIES = 5
 # Ray Data gives up when a node is lost at certain moments; so many times without a result in between we do, too.
@@ -49,6 +53,13 @@ class ActorPool:
         gpus_hold = gpus_per_worker >= 0 and (gpus_per_worker < 1 or gpus_per_worker % 1 == 0)
         require(gpus_hold, "gpus_per_worker", gpus_per_worker, "must be in [0, 1) or whole")
         return cls(num_workers or None, cpus_per_worker, gpus_per_worker)
+
+    def unless_small(self, flops: Callable[[], float]) -> "ActorPool | None":
+        """The pool, or None for work of few floating-point operations that nobody has asked actors for: this process
+        has done it before they would have started. They are asked for by a number of workers, by GPUs, or by a cluster.
+        """
+        asked_for = self.size is not None or self.num_gpus > 0 or is_named()
+        return self if asked_for or flops() > _SMALL_FLOPS else None
 
     def bounds(self, cluster: Mapping[str, float]) -> tuple[int, int]:
         """(min, max) number of actors on a cluster with these resources."""

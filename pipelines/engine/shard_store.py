@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ddpm_core.errors import StorageError
+from pipelines.engine.progress import telling
 from pipelines.storage import Location, json_bytes
 
 # Full names, as regular expressions.
@@ -81,6 +82,7 @@ class Store:
     location: Location
     into: str
     suffix: str
+    tell: Callable[[int, float, float], None]
     compute: Compute | None = None
 
     def __call__(self, index: int) -> tuple[ShardRecord, float]:
@@ -99,7 +101,8 @@ class Store:
             if target.size() == record.bytes:
                 return record, 0.0
         self.compute = self.compute or self.factory()
-        output = self.compute(index)
+        with telling(lambda rows: self.tell(index, rows, time.monotonic() - began)):
+            output = self.compute(index)
         sha256 = hashlib.sha256(output.data).hexdigest()
         record = ShardRecord(target.name, output.rows, len(output.data), sha256, output.extra)
         store = self._replace if recorded else self._claim  # recorded: the object was lost, or cut

@@ -16,10 +16,10 @@ was recorded: files that others put in or around an output stay, and one that st
 """
 
 import re
-import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from pipelines.config import differences, digest
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
 from pipelines.engine.manifest import MANIFEST, read_manifest
+from pipelines.engine.progress import Board, Progress, Tally
 from pipelines.engine.shard_store import (
     RECORD_NAME,
     SHARD_NAME,
@@ -48,23 +49,6 @@ __all__ = ["MAX_SHARDS", "Compute", "Progress", "ShardOutput", "ShardRecord", "S
 MAX_SHARDS = 1_000_000
 _REQUEST = "request.json"
 _RECORD_READERS = 16
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a computation stands.
-
-    Attributes:
-        shards: Shards done, found ones included.
-        num_shards: Shards in all.
-        rows: Rows done, found ones included.
-        rate: Rows per second of this run since its first actor began to compute; 0.0 before the first shard.
-    """
-
-    shards: int
-    num_shards: int
-    rows: int
-    rate: float
 
 
 def begun_request(location: Location) -> dict[str, Any]:
@@ -178,7 +162,7 @@ class ShardedOutput:
             into: Directory below the location that takes the shards, one of `passes`; None for `directory`.
             suffix: Ending of the objects' names.
             pool: The actors; None computes in this process, one shard after the other.
-            on_progress: Called first for what was found, then after every shard.
+            on_progress: Called first for what was found, then as shards are made and finished; in one thread at a time.
             enough: Whether the first n records are all that is needed; shards beyond them are left to `commit`.
 
         Raises:
@@ -188,10 +172,9 @@ class ShardedOutput:
         into = into or self.directory
         assert into in (self.directory, *self.passes), "what is not declared would not be removed"
         found = self.finished(num_shards, into=into, suffix=suffix)
-        rows = rows_before = sum(record.rows for record in found.values())
         missing = [index for index in range(num_shards) if index not in found]
-        on_progress(Progress(len(found), num_shards, rows, 0.0))
-        began: float | None = None
+        tally = Tally(len(found), sum(record.rows for record in found.values()), num_shards, on_progress)
+        board = None if pool is None else Board(uuid.uuid4().hex)
         first: list[ShardRecord] = []
 
         def settled() -> bool:
@@ -203,14 +186,12 @@ class ShardedOutput:
 
         if settled():
             return first
-        stored = run_on_actors(Store(factory, self.location, into, suffix), missing, pool, self.location.uri)
-        with closing(stored):
+        store = Store(factory, self.location, into, suffix, board.post if board else tally.making)
+        stored = run_on_actors(store, missing, pool, self.location.uri)
+        with closing(stored), board.read_into(tally) if board else nullcontext():
             for index, (record, seconds) in stored:
-                now = time.monotonic()
-                began = began or now - seconds
                 found[index] = record
-                rows += record.rows
-                on_progress(Progress(len(found), num_shards, rows, (rows - rows_before) / max(now - began, 1e-9)))
+                tally.finished(index, record.rows, seconds)
                 if settled():
                     break
         return first

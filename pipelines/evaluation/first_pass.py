@@ -29,6 +29,7 @@ DIRECTORY = "first_pass"
 SUFFIX = ".npz"
 _SMALL_BYTES = 256 * 2**20
 _PILOT_IMAGES, _PILOT_TIMESTEPS = 64, 32
+PILOT_EVALUATIONS = _PILOT_IMAGES * (_PILOT_TIMESTEPS + 2)
 # The first pass's noise must not be the noise of what it leads to.
 _PILOT_SEED_OFFSET = 1 << 32
 

@@ -10,6 +10,7 @@ from typing import Any
 from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
+from ddpm_core.unet import forward_flops
 from pipelines import cluster
 from pipelines.bulk_run import BulkRun, settled_dtype
 from pipelines.config import require
@@ -114,7 +115,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
             event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
             try:
                 factory = TermShards(location, output.request, data, config.cpus_per_worker)
-                output.restore(factory, lost, manifest, config.pool)
+                images = len(lost) * config.shard_size
+                pool = config.pool.unless_small(lambda: _flops(output.request, model, images))
+                output.restore(factory, lost, manifest, pool)
             finally:
                 cluster.disconnect()
             title = f"Evaluation, {len(lost)} lost shard(s) made again"
@@ -248,20 +251,22 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     name = f"{data.location.uri} (held-out rows)" if inputs.hold_out else data.location.uri
     run.record("dataset", name=name, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
     num_images = len(order_of(request, data.num_rows))
-    event(f"evaluating {num_images:,} images on {cluster.connect()} into {output.location}")
+    pool = config.pool.unless_small(lambda: _flops(request, inputs.model, num_images))
+    where = f"on {cluster.connect()}" if pool else "in this process"
+    event(f"evaluating {num_images:,} images {where} into {output.location}")
     first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
     fitted = output.compute(
         first,
         first.num_parts,
         into=first_pass.DIRECTORY,
         suffix=first_pass.SUFFIX,
-        pool=None if first.is_small else config.pool,
+        pool=None if first.is_small else pool,
     )
     enough = _Enough(config.target_halfwidth, inputs.num_rows)
     records = output.compute(
         TermShards(output.location, request, data, config.cpus_per_worker),
         math.ceil(num_images / config.shard_size),
-        pool=config.pool,
+        pool=pool,
         on_progress=lambda progress: run.show(progress, num_images, "images", enough.detail),
         enough=enough,
     )
@@ -295,6 +300,15 @@ def measured_on(request: Mapping[str, Any]) -> str:
     """What stands for the images that are evaluated, the same only for the same ones."""
     held_out = held_out_of(request)
     return held_out.name_of(request["dataset_id"]) if held_out else request["dataset_id"]
+
+
+def _flops(request: Mapping[str, Any], model: Model, num_images: int) -> float:
+    """Floating-point operations that the terms of so many images take, the ODE and the first pass at most."""
+    by_all, ode = request["estimator"] == "all", request["ode"]
+    each = model.schedule.num_timesteps * request["draws"] if by_all else request["timesteps_per_image"] + 2
+    of_ode = 3 * ode["steps"] * (1 + 2 * ode["probes"]) * min(ode["num_images"], num_images)
+    of_first_pass = first_pass.PILOT_EVALUATIONS if request["estimator"] == "importance" else 0
+    return float(num_images * each + of_ode + of_first_pass) * forward_flops(model.unet.config)
 
 
 class _Enough:

@@ -12,6 +12,7 @@ from ddpm_core.estimators import Design, decoder_terms, decoder_variances, evalu
 from ddpm_core.likelihood import x_0_of
 from ddpm_core.model import Model
 from pipelines.data.dataset import UInt8s
+from pipelines.engine.progress import made
 
 
 @torch.inference_mode()
@@ -57,5 +58,6 @@ def evaluate_images(
             decoder.append(decoder_terms(schedule, batch[first], *noise_there, variances).cpu())
         for name, values in found.items():
             parts.setdefault(name, []).append(values[: total - start].cpu())
+        made(min(start + size, total) / num_columns)
     scored = {name: torch.cat(values).reshape(num_images, num_columns) for name, values in parts.items()}
     return {**scored, "decoder": torch.cat(decoder).reshape(num_images, -1, len(variances))}

@@ -8,6 +8,8 @@ from pipelines.config import require, require_local
 from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.shards import MAX_SHARDS
 
+_SHARDS, _MAX_SHARD = 16, 1024
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -38,12 +40,14 @@ class SampleConfig:
     float32; an output that is continued keeps its own."""
     batch_size: int = 64
     """Images in one call of the network; a part of the result's identity, as it may move a last bit."""
-    shard_size: int = 1024
-    """Images in one object: what a kill can cost each worker, and how often progress is shown."""
+    shard_size: int | None = None
+    """Images in one object: what a kill can cost each worker. Null takes a sixteenth of all, in whole batches, at most
+    1,024 (and at least a batch); where the output was begun before, what it was begun with."""
     format: Literal["parquet", "webdataset"] = "parquet"
     """parquet: id and image as Hugging Face's data sets have them; webdataset: tar files of PNG files."""
     num_workers: int | tuple[int, int] = 0
-    """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now."""
+    """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now; 0 without a
+    cluster and with less than about a minute of work: none, this process does it."""
     cpus_per_worker: int = 1
     """CPUs, and threads, of each actor."""
     gpus_per_worker: float = 0.0
@@ -62,11 +66,13 @@ class SampleConfig:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
         require(bool(self.output), "output", self.output, "must be a path or a URI")
-        for name in ("num_images", "batch_size", "shard_size"):
+        for name in ("num_images", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.batch_size <= 2**16, "batch_size", self.batch_size, f"must be at most {2**16}")
-        require(self.shard_size <= 2**20, "shard_size", self.shard_size, f"must be at most {2**20}")
-        shards_hold = self.num_images <= MAX_SHARDS * self.shard_size
+        if self.shard_size is not None:
+            require(self.shard_size >= 1, "shard_size", self.shard_size, "must be at least 1")
+            require(self.shard_size <= 2**20, "shard_size", self.shard_size, f"must be at most {2**20}")
+        shards_hold = self.num_images <= MAX_SHARDS * self.chosen_shard_size
         require(shards_hold, "num_images", self.num_images, f"must be at most {MAX_SHARDS} x shard_size")
         require_local(self.root)
         seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
@@ -87,6 +93,14 @@ class SampleConfig:
         day = date.fromisoformat(self.date) if self.date else datetime.now(UTC).date()
         seed = int(day.strftime("%Y%m%d")) if self.seed == "{date}" else self.seed
         return replace(self, output=self.output.replace("{date}", day.isoformat()), seed=seed, date=day.isoformat())
+
+    @property
+    def chosen_shard_size(self) -> int:
+        """`shard_size`, or what null stands for: shards of whole batches, for all workers to have some of a request."""
+        if self.shard_size is not None:
+            return self.shard_size
+        batches = -(-self.num_images // self.batch_size)
+        return max(self.batch_size, min(-(-batches // _SHARDS), _MAX_SHARD // self.batch_size) * self.batch_size)
 
     @property
     def pool(self) -> ActorPool:

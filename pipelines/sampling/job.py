@@ -17,12 +17,12 @@ from pipelines import cluster
 from pipelines.bulk_run import BulkRun, settled_dtype
 from pipelines.console import event
 from pipelines.data.decode import decode_image
-from pipelines.engine.shards import ShardedOutput
+from pipelines.engine.shards import ShardedOutput, begun_request
 from pipelines.models import FoundModel, model_for, source_of
 from pipelines.paths import expand_home
 from pipelines.pictures import grid_png
 from pipelines.sampling.config import SampleConfig
-from pipelines.sampling.plan import plan
+from pipelines.sampling.plan import plan, work_of
 from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SUFFIXES, SampleShards, decode_shard
 from pipelines.storage import Location
 from pipelines.storage_ownership import require_apart
@@ -52,6 +52,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     """
     config = config.with_date()
     location = Location.parse(config.output)
+    config = _with_shard_size(config, location)
     root = expand_home(config.root)
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
@@ -71,11 +72,19 @@ def sample(config: SampleConfig) -> SampleSummary:
         event(f"{location} is already complete: nothing to do")
         return SampleSummary("Sample set, complete before", rows)
     event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+    pool = config.pool.unless_small(lambda: work_of(output.request, model, lost).flops)
     try:
-        output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, config.pool)
+        output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, pool)
     finally:
         cluster.disconnect()
     return SampleSummary(f"Sample set, {len(lost)} lost shard(s) made again", rows)
+
+
+def _with_shard_size(config: SampleConfig, location: Location) -> SampleConfig:
+    """With a shard size; where none is given, the one that the output was begun with, if it was."""
+    begun_with = begun_request(location).get("shard_size")
+    size = begun_with if config.shard_size is None and isinstance(begun_with, int) else config.chosen_shard_size
+    return replace(config, shard_size=size)
 
 
 def request_of(config: SampleConfig, found: FoundModel, model: Model) -> dict[str, Any]:
@@ -102,13 +111,13 @@ def request_of(config: SampleConfig, found: FoundModel, model: Model) -> dict[st
         "dtype": config.dtype,
         "device": "cuda" if config.gpus_per_worker else "cpu",
         "batch_size": config.batch_size,
-        "shard_size": config.shard_size,
+        "shard_size": config.chosen_shard_size,
         "format": config.format,
     }
 
 
 def _num_shards(config: SampleConfig) -> int:
-    return -(-config.num_images // config.shard_size)
+    return -(-config.num_images // config.chosen_shard_size)
 
 
 def _missing(config: SampleConfig, output: ShardedOutput) -> list[int]:
@@ -137,15 +146,17 @@ def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]
     """Compute what is missing, commit; returns the manifest."""
     output = run.output
     run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
-    event(f"sampling {config.num_images:,} images on {cluster.connect()} into {output.location}")
+    pool = config.pool.unless_small(lambda: work_of(output.request, model, _missing(config, output)).flops)
+    where = f"on {cluster.connect()}" if pool else "in this process"
+    event(f"sampling {config.num_images:,} images {where} into {output.location}")
     records = output.compute(
         SampleShards(output.location, output.request, config.cpus_per_worker),
         _num_shards(config),
         suffix=SUFFIXES[config.format],
-        pool=config.pool,
+        pool=pool,
         on_progress=lambda progress: run.show(progress, config.num_images, "samples"),
     )
-    names = [record.name for record in records[: -(-_PREVIEW_IMAGES // config.shard_size)]]
+    names = [record.name for record in records[: -(-_PREVIEW_IMAGES // config.chosen_shard_size)]]
     (output.location / "preview" / "grid.png").write_bytes(_grid(output, names))
     fields = {
         "format": FORMAT,

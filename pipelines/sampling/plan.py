@@ -1,5 +1,6 @@
 """What a sampling job would do and how long it would take, without doing it."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from ddpm_core.model import Model, model_from_bytes
+from ddpm_core.unet import forward_flops
 from pipelines import cluster
 from pipelines.console import clock, waiting
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
@@ -48,15 +50,35 @@ class _Calibrate:
         return Calibration(seconds, sum(len(encode_png(to_picture(image))) for image in images) / len(images))
 
 
-def calibrate(found: FoundModel, request: Mapping[str, Any], pool: ActorPool) -> Calibration:
-    """Measure on one actor of the pool's kind.
+def calibrate(
+    found: FoundModel, request: Mapping[str, Any], pool: ActorPool | None, threads: int | None = None
+) -> Calibration:
+    """Measure on one actor of the pool's kind, or with so many threads in this process.
 
     Raises:
         ClusterError: Ray gave up.
     """
-    worker = _Calibrate(found.files, request, int(pool.num_cpus))
-    ((_, measured),) = run_on_actors(worker, [0], ActorPool(1, pool.num_cpus, pool.num_gpus), "calibration")
+    one = ActorPool(1, pool.num_cpus, pool.num_gpus) if pool else None
+    worker = _Calibrate(found.files, request, int(pool.num_cpus) if pool else threads or 1)
+    ((_, measured),) = run_on_actors(worker, [0], one, "calibration")
     return measured  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What making shards takes: images kept, calls of the network with a batch, floating-point operations."""
+
+    images: int
+    calls: int
+    flops: float
+
+
+def work_of(request: Mapping[str, Any], model: Model, shards_left: Sequence[int]) -> Work:
+    """What the shards take."""
+    shard_size, batch_size, num_images = request["shard_size"], request["batch_size"], request["num_images"]
+    sizes = [min(shard_size, num_images - index * shard_size) for index in shards_left]
+    calls = sum(-(-size // batch_size) for size in sizes) * request["steps"]
+    return Work(sum(sizes), calls, float(calls) * batch_size * forward_flops(model.unet.config))
 
 
 def plan(
@@ -64,13 +86,10 @@ def plan(
 ) -> list[tuple[str, str]]:
     """(name, value) rows: what is left to do, and what it takes by a calibration on one actor."""
     request = output.request
-    shard_size, batch_size = request["shard_size"], request["batch_size"]
-    num_images, num_shards = request["num_images"], -(-request["num_images"] // shard_size)
-    images = sum(min(shard_size, num_images - index * shard_size) for index in shards_left)
-    full_batches = -(-shard_size // batch_size)
-    last_batches = -(-(num_images - (num_shards - 1) * shard_size) // batch_size)
-    batches = sum(last_batches if index == num_shards - 1 else full_batches for index in shards_left)
-    calls = batches * request["steps"]
+    shard_size, batch_size, num_images = request["shard_size"], request["batch_size"], request["num_images"]
+    num_shards = -(-num_images // shard_size)
+    work = work_of(request, model, shards_left)
+    images, calls = work.images, work.calls
     size = model.unet.config.height_width
     rows = [
         ("shards", f"{len(shards_left):,} of {num_shards:,} to do, up to {shard_size:,} images each"),
@@ -82,12 +101,17 @@ def plan(
     if not shards_left:
         return rows
     try:
-        cluster.connect()
-        with waiting("measuring on one worker"):
-            measured = calibrate(found, request, pool)
-        import ray
+        if cluster.is_named() or pool.num_gpus:
+            cluster.connect()
+            with waiting("measuring on one worker"):
+                measured = calibrate(found, request, pool)
+            import ray
 
-        _, high = pool.bounds(ray.cluster_resources())
+            _, high = pool.bounds(ray.cluster_resources())
+        else:  # the workers will be this machine's: it can be measured without starting Ray
+            with waiting("measuring"):
+                measured = calibrate(found, request, None, int(pool.num_cpus))
+            _, high = pool.bounds({"CPU": os.cpu_count() or 1})
     finally:
         cluster.disconnect()
     workers = max(1, min(high, len(shards_left)))

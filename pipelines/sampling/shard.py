@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpm_core.images import to_uint8
 from ddpm_core.model import Model
 from ddpm_core.sampling import OnStep, ddim_timesteps, sample_ddim, sample_ddpm
+from pipelines.engine.progress import made
 from pipelines.engine.shards import ShardOutput
 from pipelines.models import load_kept
 from pipelines.pictures import encode_png, grid_png, to_picture
@@ -63,7 +64,8 @@ class SampleShards:
         pngs: list[bytes] = []
         for first in range(start, stop, self.request["batch_size"]):
             ids = torch.arange(first, first + self.request["batch_size"])
-            images = sample_batch(self.request, model, ids, trajectory if first == 0 else None)
+            counted = _Counted(first - start, min(stop - first, len(ids)), self.request["steps"])
+            images = sample_batch(self.request, model, ids, counted.watching(trajectory if first == 0 else None))
             pngs += [encode_png(to_picture(image)) for image in images[: stop - first]]
         if trajectory is not None:
             (self.location / "preview" / "trajectory.png").write_bytes(trajectory.png(stop))
@@ -86,6 +88,27 @@ def sample_batch(
             x = sample_ddim(model.schedule, eps_fn, ids, shape, request["seed"], steps, eta, **common)
     images: npt.NDArray[np.uint8] = to_uint8(x).cpu().numpy()
     return images
+
+
+@dataclass
+class _Counted:
+    """Tells with every step of the sampler how many images of the shard are made: `before` the batch, and its share."""
+
+    before: int
+    images: int
+    steps: int
+    done: int = 0
+
+    def watching(self, other: OnStep | None) -> OnStep:
+        """The sampler's `on_step`; calls `other` too."""
+
+        def on_step(t: int, x_t: Tensor, x_0_pred: Tensor) -> None:
+            if other is not None:
+                other(t, x_t, x_0_pred)
+            self.done += 1
+            made(self.before + self.images * self.done / self.steps)
+
+        return on_step
 
 
 class Trajectory:

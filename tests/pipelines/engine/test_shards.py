@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
 from pipelines.console import Interrupted
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
+from pipelines.engine.progress import Progress, made
 from pipelines.engine.shard_store import Store
-from pipelines.engine.shards import Progress, ShardedOutput, ShardOutput, ShardRecord
+from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord
 from pipelines.storage import Location
 
 SHARDS = 9
@@ -103,6 +105,40 @@ def test_a_resumed_run_computes_only_what_is_missing(tmp_path: Path, squares: Sq
     assert (seen[-1].shards, seen[-1].rows) == (SHARDS, sum(range(SHARDS)))
     assert all(progress.rate > 0 for progress in seen[1:])
     assert contents(result) == whole
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Makes half of each shard's rows, and the rest when the driver has heard of it."""
+
+    heard: str
+
+    def __call__(self) -> Callable[[int], ShardOutput]:
+        return self._compute
+
+    def _compute(self, index: int) -> ShardOutput:
+        made(5.0)
+        deadline = time.monotonic() + 60
+        while not Path(self.heard).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return ShardOutput(b"content", rows=10)
+
+
+@pytest.mark.ray
+def test_the_driver_hears_of_a_shard_that_an_actor_is_making(ray_cluster: None, tmp_path: Path) -> None:
+    heard, seen = tmp_path / "heard", []
+
+    def hear(progress: Progress) -> None:
+        seen.append((progress.shards, progress.rows, progress.making, progress.rate > 0))
+        if progress.making:
+            heard.touch()
+
+    result = output(tmp_path)
+    result.begin()
+    result.compute(Slow(str(heard)), 1, pool=ActorPool(1), on_progress=hear)
+    assert seen[0] == (0, 0, 0.0, False)
+    assert (0, 0, 5.0, True) in seen
+    assert seen[-1] == (1, 10, 0.0, True)
 
 
 def test_another_request_is_refused_naming_the_fields(tmp_path: Path, squares: Squares) -> None:
@@ -256,7 +292,7 @@ def test_enough_ends_at_the_same_shard_in_any_order_and_leaves_no_other(tmp_path
         result = output(tmp_path, name)
         result.begin()
         for index in before:
-            list(run_on_actors(Store(squares, result.location, "data", ".parquet"), [index], None, name))
+            list(run_on_actors(Store(squares, result.location, "data", ".parquet", print), [index], None, name))
         seen: list[int] = []
 
         def enough(records: Sequence[ShardRecord], seen: list[int] = seen) -> bool:

@@ -234,7 +234,7 @@ def test_a_lost_shard_is_made_again_and_shards_recompute_bit_for_bit(
     made: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process: other processes made the shards."""
-    monkeypatch.setattr(EvaluateConfig, "pool", None)
+    monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
     monkeypatch.setattr("pipelines.verify.ActorPool.of", lambda *given: None)
     config = replace(made, output=str(tmp_path / "copy"))
     Location.parse(config.output).upload_directory(made.output)
@@ -257,7 +257,7 @@ def test_it_stops_where_the_mean_is_known_well_enough(
     config = tiny_evaluation(tmp_path, data, target_halfwidth=0.5, num_workers=2)
     two, one = (replace(config, output=str(tmp_path / name)) for name in ("two", "one"))
     evaluate(two)
-    monkeypatch.setattr(EvaluateConfig, "pool", None)
+    monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
     evaluate(one)
     assert digests(one) == digests(two)
     found = manifest_of(two)["results"]
@@ -316,7 +316,7 @@ def test_a_registered_model_gets_links_a_point_on_its_curve_and_the_alias_if_it_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two versions: the worse is the champion, then the better one is promoted, then the worse is not."""
-    monkeypatch.setattr(EvaluateConfig, "pool", None)
+    monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow_client(uri)
     run = client.create_run(client.create_experiment("flowers", artifact_location=(tmp_path / "artifacts").as_uri()))

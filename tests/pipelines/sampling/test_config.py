@@ -46,6 +46,24 @@ def test_the_command_line_is_refused_in_one_line(argv: list[str]) -> None:
         parse(SampleConfig, argv, "")
 
 
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "given", "chosen"),
+    [
+        (1, 64, None, 64),
+        (64, 64, None, 64),
+        (200, 64, None, 64),  # four shards, for four workers
+        (10_000, 64, None, 640),
+        (10**6, 64, None, 1024),
+        (10**6, 300, None, 900),  # whole batches: the network's calls are all of one shape, and none of it is wasted
+        (10**6, 2048, None, 2048),
+        (200, 64, 1024, 1024),
+    ],
+)
+def test_shards_follow_the_request(num_images: int, batch_size: int, given: int | None, chosen: int) -> None:
+    config = SampleConfig("m", "o", num_images, batch_size=batch_size, shard_size=given)
+    assert config.chosen_shard_size == chosen
+
+
 def test_a_date_takes_the_place_of_its_placeholders() -> None:
     config = parse(
         SampleConfig,

@@ -111,6 +111,39 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_shards(made: S
 
 
 @pytest.mark.ray
+def test_a_small_request_is_made_in_this_process_with_the_same_bytes_and_counted_step_by_step(
+    made: SampleConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipelines.engine.actor_pool.is_named", lambda: False)
+    monkeypatch.setattr("pipelines.cluster.connect", None)
+    monkeypatch.setattr("pipelines.engine.progress._INTERVAL_S", 0.0)
+    config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), num_workers=0)
+    sample(config)
+    assert digests(config) == digests(made)
+    shown = capsys.readouterr().err
+    assert "sampling 22 images in this process" in shown
+    assert "samples 3/22 (14%)" in shown, "half of the first shard"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_request_that_was_begun_with_another_shard_size_is_the_same_where_none_is_given(
+    made: SampleConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    begun = made if finished else replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"))
+    if not finished:
+        by_hand(begun)
+    monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
+    assert replace(begun, shard_size=None).chosen_shard_size != made.shard_size
+    assert sample(replace(begun, shard_size=None)).title == (
+        "Sample set, complete before" if finished else "Sample set"
+    )
+    assert digests(begun) == digests(made)
+    with pytest.raises(RequestMismatchError, match=r"\(shard_size: 6 -> 3\)"):
+        sample(replace(begun, shard_size=3))
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, tmp_path: Path) -> None:
     config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), num_images=60, num_workers=1)
@@ -279,7 +312,7 @@ def test_a_dry_run_plans_and_writes_nothing(
 @pytest.mark.ray
 def test_an_object_store_and_tar_files(made: SampleConfig, s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The shared cluster is older than this store's credentials: this process computes the shards itself.
-    monkeypatch.setattr(SampleConfig, "pool", None)
+    monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
     config = replace(made, output=f"{s3_prefix}/{{date}}", format="webdataset", date="2026-02-03")
     sample(config)
     dated = replace(config, output=f"{s3_prefix}/2026-02-03")
