@@ -225,7 +225,7 @@ class ProgressLine:
             line = f"{line} {detail}".rstrip()
             if console.is_terminal:
                 self._show(done, line)
-            elif fraction - self._last_printed >= 0.05 or done >= self._total:
+            elif fraction - self._last_printed >= 0.05 or fraction >= 1 > self._last_printed:
                 self._last_printed = fraction
                 event(line)
 

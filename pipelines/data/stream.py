@@ -1,4 +1,4 @@
-"""The training stream: which rows every step trains on, and Ray Data reading them ahead of it.
+"""The training stream: which rows every step trains on, and Ray Data (or, of small data, the worker) reading ahead.
 
 The whole training is one sequence of row positions 0, 1, 2, ...: epoch e holds positions [e·N, (e+1)·N),
 and step s of a run with global batch size B trains on positions [s·B, (s+1)·B). Which row stands at a
@@ -15,6 +15,7 @@ Rows that are held out for validation (pipelines/data/hold_out.py) have no posit
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,11 @@ class StreamPlan:
         window_steps = max(1, window_bytes // (row_bytes * batch_size))
         num_rows = HoldOut(dataset.num_rows, hold_out).num_trained
         return cls(dataset.location.uri, num_rows, seed, batch_size, steps, window_steps, hold_out)
+
+    @property
+    def is_one_window(self) -> bool:
+        """Whether the whole data set fits into a window: then each rank reads it all, without Ray Data's processes."""
+        return self.num_rows <= self.window_steps * self.batch_size
 
     @property
     def num_windows(self) -> int:
@@ -278,6 +284,25 @@ def micro_batches(
         epochs = _view(table["epochs"], np.int64).reshape(steps, -1)
         for index in range(steps):
             yield MicroBatch(first + index, images[index], ids[index], epochs[index])
+
+
+def read_here(
+    plan: StreamPlan, dataset: PreparedDataset, rank: int, world_size: int, start_step: int
+) -> Iterator[MicroBatch]:
+    """What `micro_batches` gives of `start_stream`, to the end of the training; this process reads a window ahead."""
+    low, high = plan.shares(world_size)[rank]
+    windows = range(start_step // plan.window_steps, plan.num_windows)
+    with ThreadPoolExecutor(1, "stream") as reader:
+        ahead = [reader.submit(read_window, plan, dataset, window) for window in windows[:1]]
+        for window in windows:
+            images, ids, epochs = ahead.pop().result()
+            if window + 1 < plan.num_windows:
+                ahead.append(reader.submit(read_window, plan, dataset, window + 1))
+            first, stop = plan.window_range(window)
+            for step in range(max(first, start_step), stop):
+                at = (step - first) * plan.batch_size
+                rows = slice(at + low, at + high)
+                yield MicroBatch(step, images[rows], ids[rows], epochs[rows])
 
 
 def _view(column: pa.ChunkedArray, dtype: Any) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, StorageError, error_of
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
-from pipelines.console import Interrupted, ProgressLine, clock, event, interrupted_again, plus_minus, waiting
+from pipelines.console import Interrupted, clock, event, interrupted_again, plus_minus, waiting
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import open_dataset
 from pipelines.storage import Location
@@ -22,6 +22,7 @@ from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete
 from pipelines.training.config import HELD_OUT, TrainConfig
+from pipelines.training.display import Display
 from pipelines.training.loop import TrainJob, train_loop
 from pipelines.training.run_directory import read_result, require_own
 from pipelines.training.stop import RayBoard, ask_to_stop
@@ -149,12 +150,11 @@ class _Driver:
         self.job, self.config, self.run = job, job.config, run
         self.started = time.monotonic()
         self.fatal: DDPMError | None = None
-        self.progress: ProgressLine | None = None
+        self.display: Display | None = None
         self.board: RayBoard | None = None  # once Ray is connected
         # Not Thread.is_alive: Python 3.11 takes a thread for dead when a signal interrupts waiting for it.
         self.idle = threading.Event()  # Ray Train does not run
         self.idle.set()
-        self.rate, self.loss = 0.0, float("nan")
         local_root = Path(root.path) if root.is_local else Path.home() / "ddpm"
         key = f"train/{run.uri}"
         spool_directory = Path(run.path) / "tracking" if run.is_local else local_root / "spool" / digest(key)[:16]
@@ -211,7 +211,7 @@ class _Driver:
                     f"waiting: {low} worker(s) need {low * each:g} {kind}, the cluster has {have.get(kind, 0.0):g}; "
                     "it goes on when nodes join (or lower cluster.num_workers)"
                 )
-        self.progress = ProgressLine(config.name, config.train.steps, "steps", f"starting {_workers(low, high)}")
+        self.display = Display(config, f"starting {_workers(low, high)}")
         failure: list[BaseException] = []
         self.idle.clear()
         threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True).start()
@@ -285,14 +285,8 @@ class _Driver:
             event(record.payload["message"])
         elif record.kind == "fatal":
             self.fatal = error_of(record.payload["error"], record.payload["message"])
-        elif record.kind == "metrics" and not self.idle.is_set():
-            values = record.payload["values"]
-            self.loss = values.get("train/loss", self.loss)
-            if "images_per_second" in values and self.progress is not None:
-                self.rate = values["images_per_second"]
-                done = record.payload["step"]
-                steps_per_second = self.rate / self.config.train.batch_size
-                self.progress.update(done, steps_per_second, f"({self.rate:,.0f} images/s)  loss {self.loss:.4f}")
+        elif record.kind == "metrics" and not self.idle.is_set() and self.display is not None:
+            self.display.hear(record)
 
     def register(self, result: dict[str, Any]) -> None:
         """Put the final model, grid and headline into MLflow."""
@@ -333,8 +327,8 @@ class _Driver:
 
     def close(self, status: str) -> TrackingReport:
         """Leave Ray and finish tracking."""
-        if self.progress is not None:
-            self.progress.close()
+        if self.display is not None:
+            self.display.close()
         # Ray ends a process at once in which one thread leaves while another still waits for an answer. A
         # training that is given up is therefore left to end with this process, as after a kill.
         if self.idle.is_set():
@@ -434,8 +428,10 @@ def _summary(
         rows.append(("champion", f"{report.champion} (models:/{name}@champion)"))
     if report.advice:
         rows.append(("tracking", report.advice))
-    if driver.progress is None:
+    if driver.display is None:
         rows.append(("note", f"was finished already; train on with a larger --train.steps than {result['step']:,}"))
         return TrainSummary(f"{config.name}: nothing to do", rows)
-    rows.append(("time", f"{clock(time.monotonic() - driver.started)} in this attempt, {driver.rate:,.0f} images/s"))
+    rate = driver.display.overall_rate
+    training = f", {rate:,.0f} images/s while training" if rate else ""
+    rows.append(("time", f"{clock(time.monotonic() - driver.started)} in this attempt{training}"))
     return TrainSummary(f"{config.name}: trained {result['step']:,} steps", rows)

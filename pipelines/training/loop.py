@@ -18,7 +18,7 @@ from pipelines.data.baselines import training_baselines
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
-from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, start_stream
+from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, read_here, start_stream
 from pipelines.pictures import grid_png
 from pipelines.storage import Location
 from pipelines.training.checkpoint import CheckpointStore, CheckpointWriter
@@ -156,6 +156,8 @@ class Worker:
 
     def _next_stream(self, plan: StreamPlan) -> Iterator[MicroBatch]:
         """This rank's share of the steps from `done` on, as far as one stream goes."""
+        if plan.is_one_window:
+            return read_here(plan, self.dataset, self.ranks.rank, self.ranks.world_size, self.done)
         data, iterators = self.config.data, None
         if self.ranks.rank == 0:
             # Built here, from the very step that was restored, so that data and weights cannot disagree.

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, read_window, segment_groups, start_stream
+from pipelines.data.stream import (
+    MicroBatch,
+    StreamPlan,
+    micro_batches,
+    read_here,
+    read_window,
+    segment_groups,
+    start_stream,
+)
 
 sizes = st.integers(1, 60)
 
@@ -103,6 +111,29 @@ def consume(plan: StreamPlan, shape: tuple[int, int, int], start: int, world_siz
     for thread in threads:
         thread.join()
     return steps
+
+
+@pytest.mark.parametrize(("world_size", "start", "window_bytes"), [(1, 0, 64 * 100), (3, 7, 64 * 100), (2, 0, 10**6)])
+def test_a_worker_that_reads_itself_gets_its_share_of_every_step(
+    make_dataset, world_size: int, start: int, window_bytes: int
+) -> None:
+    dataset = make_dataset(num_rows=90, shape=(8, 8, 1), shard_rows=48)
+    plan = StreamPlan.of(dataset, seed=5, batch_size=16, steps=23, window_bytes=window_bytes)
+    assert plan.is_one_window
+    assert not StreamPlan.of(dataset, seed=5, batch_size=16, steps=23, window_bytes=64 * 80).is_one_window
+    _, images, _ = dataset.read_images(0, 90)
+    expected = planned_rows(plan, dataset.group_starts)
+    ranks = [list(read_here(plan, dataset, rank, world_size, start)) for rank in range(world_size)]
+    for shares in zip(*ranks, strict=True):
+        step = shares[0].step
+        assert [(share.step, len(share.ids)) for share in shares] == [
+            (step, high - low) for low, high in plan.shares(world_size)
+        ]
+        rows = [(int(e), int(i)) for share in shares for e, i in zip(share.epochs, share.ids, strict=True)]
+        assert rows == expected[step * 16 : (step + 1) * 16]
+        for share in shares:
+            np.testing.assert_array_equal(share.images, images[share.ids])
+    assert [batch.step for batch in ranks[0]] == list(range(start, 23))
 
 
 @pytest.mark.ray

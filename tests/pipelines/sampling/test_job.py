@@ -122,7 +122,7 @@ def test_a_small_request_is_made_in_this_process_with_the_same_bytes_and_counted
     assert digests(config) == digests(made)
     shown = capsys.readouterr().err
     assert "sampling 22 images in this process" in shown
-    assert "samples 3/22 (14%)" in shown, "half of the first shard"
+    assert sum(line.startswith("samples ") for line in shown.splitlines()) > 5, "more often than once for each shard"
 
 
 @pytest.mark.ray
