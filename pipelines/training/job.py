@@ -268,6 +268,8 @@ class _Driver:
                 storage_filesystem=None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs)),
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
                 callbacks=[_controller_callback(self.tracker.spool)],  # type: ignore[list-item]
+                # Ray Train's workers load torch before they load `pipelines`.
+                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}},
             ),
         )
         try:
