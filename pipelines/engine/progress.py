@@ -17,6 +17,9 @@ from typing import Any
 _NAMESPACE = "ddpm-progress"
 _INTERVAL_S = 1.0
 
+Tell = Callable[[int, float, float], None]
+"""Takes a shard's index, how many of its rows are made, and in how many seconds."""
+
 _tell: Callable[[float], None] | None = None
 
 
@@ -28,7 +31,7 @@ def made(rows: float) -> None:
 
 
 @contextmanager
-def telling(tell: Callable[[float], None]) -> Iterator[None]:
+def telling(tell: Callable[[float], None] | None) -> Iterator[None]:
     """Hand what is `made` in the block to `tell`."""
     global _tell
     before, _tell = _tell, tell

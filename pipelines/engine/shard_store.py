@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ddpm_core.errors import StorageError
-from pipelines.engine.progress import telling
+from pipelines.engine.progress import Tell, telling
 from pipelines.storage import Location, json_bytes
 
 # Full names, as regular expressions.
@@ -82,7 +82,7 @@ class Store:
     location: Location
     into: str
     suffix: str
-    tell: Callable[[int, float, float], None]
+    tell: Tell | None = None
     compute: Compute | None = None
 
     def __call__(self, index: int) -> tuple[ShardRecord, float]:
@@ -101,7 +101,9 @@ class Store:
             if target.size() == record.bytes:
                 return record, 0.0
         self.compute = self.compute or self.factory()
-        with telling(lambda rows: self.tell(index, rows, time.monotonic() - began)):
+        tell = self.tell
+        listener = None if tell is None else lambda rows: tell(index, rows, time.monotonic() - began)
+        with telling(listener):
             output = self.compute(index)
         sha256 = hashlib.sha256(output.data).hexdigest()
         record = ShardRecord(target.name, output.rows, len(output.data), sha256, output.extra)

@@ -292,7 +292,7 @@ def test_enough_ends_at_the_same_shard_in_any_order_and_leaves_no_other(tmp_path
         result = output(tmp_path, name)
         result.begin()
         for index in before:
-            list(run_on_actors(Store(squares, result.location, "data", ".parquet", print), [index], None, name))
+            list(run_on_actors(Store(squares, result.location, "data", ".parquet"), [index], None, name))
         seen: list[int] = []
 
         def enough(records: Sequence[ShardRecord], seen: list[int] = seen) -> bool:
