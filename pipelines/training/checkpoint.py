@@ -175,6 +175,16 @@ class CheckpointStore:
         except CheckpointError as error:
             raise CheckpointError(f"{newest.location}/{error}") from error
 
+    def kept(self) -> str:
+        """What an interrupted training leaves for the next, as the end of a line for its user."""
+        try:
+            steps = self.steps()
+        except StorageError:
+            return "run the same command to continue"
+        if not steps:
+            return "nothing had been saved yet, run the same command to start again"
+        return f"step {steps[-1]:,} is kept, run the same command to continue"
+
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` checkpoints, and what kills left uncommitted before them.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from ddpm_core.errors import CheckpointError
-from pipelines.config import require
+from pipelines.config import digest, require
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.precision import settle
@@ -80,3 +80,9 @@ def _damaged(newest: Checkpoint | None, section: str, begun_with: dict[str, Any]
     where = newest.location.uri if newest is not None else "checkpoint"
     found = repr(begun_with.get(section))[:100]
     return CheckpointError(f"{where}/state.json: config.{section} = {found}: is damaged; restore the checkpoint")
+
+
+def made_from(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint | None) -> dict[str, str]:
+    """Tags of the MLflow run: with nothing saved, another config or other data make another training and curve."""
+    learned = newest.state["config"] if newest is not None else config.semantic()
+    return {"ddpm.config_hash": digest(learned), "ddpm.dataset_id": dataset.dataset_id}

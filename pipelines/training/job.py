@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, StorageError, error_of
+from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines import cluster
 from pipelines.config import as_dict, differences, digest
 from pipelines.console import Interrupted, clock, event, interrupted_again, plus_minus, waiting
@@ -20,7 +20,7 @@ from pipelines.storage import Location
 from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
-from pipelines.training.complete import complete
+from pipelines.training.complete import complete, made_from
 from pipelines.training.config import HELD_OUT, TrainConfig
 from pipelines.training.display import Display
 from pipelines.training.loop import TrainJob, train_loop
@@ -93,7 +93,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     except Interrupted as interruption:
         status = "KILLED"
         driver.stop(str(interruption))
-        interruption.kept = _kept(run)
+        interruption.kept = CheckpointStore.open(run.uri).kept()
         raise
     finally:
         report = driver.close(status)
@@ -123,23 +123,6 @@ def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedD
         )
     if newest.step > config.train.steps:
         raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {advice}")
-
-
-def made_from(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint | None) -> dict[str, str]:
-    """Tags of the MLflow run: with nothing saved, another config or other data make another training and curve."""
-    learned = newest.state["config"] if newest is not None else config.semantic()
-    return {"ddpm.config_hash": digest(learned), "ddpm.dataset_id": dataset.dataset_id}
-
-
-def _kept(run: Location) -> str:
-    """What an interrupted training goes on from."""
-    try:
-        steps = CheckpointStore.open(run.uri).steps()
-    except StorageError:
-        return "run the same command to continue from the newest checkpoint"
-    if not steps:
-        return "nothing had been saved yet, run the same command to start again"
-    return f"step {steps[-1]:,} is kept, run the same command to continue"
 
 
 class _Driver:

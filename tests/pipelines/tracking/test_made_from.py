@@ -143,8 +143,9 @@ def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> 
     """The training's driver, without Ray: two attempts that saved nothing, the second one under another config."""
     from pipelines.data.ingest import ensure_embedded
     from pipelines.storage import Location
+    from pipelines.training.complete import made_from
     from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig
-    from pipelines.training.job import _Driver, made_from
+    from pipelines.training.job import _Driver
     from pipelines.training.loop import TrainJob
 
     root = Location.parse(tmp_path)

@@ -49,8 +49,10 @@ def test_only_the_commit_makes_a_checkpoint(tmp_path: Path) -> None:
     digests = store.write(100, files(100))
     assert store.steps() == []
     assert store.newest() is None
+    assert store.kept() == "nothing had been saved yet, run the same command to start again"
     store.commit(100, {**STATE, "format": 1, "step": 100, "files": digests})
     assert store.newest().step == 100
+    assert store.kept() == "step 100 is kept, run the same command to continue"
     store.write(100, files(1))  # a second upload to the same step takes the commit away before it begins
     assert store.newest() is None
 
