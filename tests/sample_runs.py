@@ -27,10 +27,11 @@ def save_tiny_model(
     timesteps: int = 20,
     scale: float = 0.1,
     step: int = 7,
+    extra: dict[str, Any] | None = None,
 ) -> str:
     """A model of `tiny_state`; returns the model id."""
     state = tiny_state(weights_seed, network, scale)
-    extra = {
+    extra = extra or {
         "step": step,
         "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9},
         "code_version": "0.0+src.abc",

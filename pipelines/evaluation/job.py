@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
     data = open_dataset(Location.parse(root), "data", config.data)
-    hold_out = _hold_out(config, model, data)
+    hold_out = hold_out_of(config, model, data)
     check_fit(config, model, data, len(hold_out.ids) if hold_out else data.num_rows)
     inputs = Inputs(found, model, data, _training_data(config, model, root), hold_out)
     require_apart(location, source_of(found), "the model")
@@ -157,7 +157,7 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _hold_out(config: EvaluateConfig, model: Model, data: PreparedDataset) -> HoldOut | None:
+def hold_out_of(config: EvaluateConfig, model: Model, data: PreparedDataset) -> HoldOut | None:
     """The rows that are asked for by `held_out`; says so if others are that the model has been trained on."""
     extra = model.config["extra"]
     trained_on, section = extra.get("dataset") or {}, extra.get("config")

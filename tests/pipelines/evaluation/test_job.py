@@ -288,6 +288,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_started(
     refused(DataError, "has no labels, which by_label needs", by_label=True)
     refused(DataError, r"train_data = .*: images are \(16, 8, 3\)", train_data=larger.location.uri)
     refused(ConfigError, "num_images = 71: .* holds 70", num_images=71)
+    refused(ConfigError, "held_out = True: needs the data set that the model was trained on, /data/tiny", held_out=True)
+    trained_here = {"dataset": {"id": data.dataset_id, "uri": "here"}, "config": {"data": {}}}
+    save_tiny_model(root / "none", extra=trained_here)
+    refused(ConfigError, "held_out = True: the model's .* held out no rows", model=str(root / "none"), held_out=True)
+    trained_here["config"]["data"] = {"hold_out": 40}
+    save_tiny_model(root / "few", extra=trained_here)
+    refused(DataError, "held-out rows: holds 1 image", model=str(root / "few"), held_out=True)
     refused(ConfigError, r"timesteps_per_image = 20: the model has T - 1 = 19 KL terms", timesteps_per_image=20)
     refused(ModelError, "holds neither a model .* nor the checkpoints of a training", model=str(tmp_path / "nothing"))
     (tmp_path / "model" / WEIGHTS_FILE).unlink()

@@ -21,6 +21,7 @@ from ddpm_core.model import Model, load_model
 from ddpm_core.sampling import ddim_timesteps
 from ddpm_core.schedule import NoiseSchedule
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 from pipelines.engine.shards import ShardedOutput
 from pipelines.evaluation import first_pass, results
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
@@ -31,21 +32,24 @@ from pipelines.models import find_model
 from pipelines.storage import Location
 
 
-def in_process(config: EvaluateConfig, data: PreparedDataset) -> tuple[Evaluation, pd.DataFrame, Model]:
+def in_process(
+    config: EvaluateConfig, data: PreparedDataset, hold_out: HoldOut | None = None
+) -> tuple[Evaluation, pd.DataFrame, Model]:
     """The job's computation, in this process: numbers, rows, model."""
     found, model = find_model(config.model, None, Path(config.root)), load_model(config.model)
     location = Location.parse(config.output)
-    request = request_of(config, Inputs(found, model, data, data))
+    inputs = Inputs(found, model, data, data, hold_out)
+    request = request_of(config, inputs)
     output = ShardedOutput(location, request, DIRECTORY, passes=(first_pass.DIRECTORY,))
     output.begin()
     found.keep(location / "model")
     first = first_pass.FirstPass(location, request, data, data, 1)
     output.compute(first, first.num_parts, into=first_pass.DIRECTORY, suffix=first_pass.SUFFIX)
-    num_shards = -(-len(order_of(request, data.num_rows)) // config.shard_size)
+    num_shards = -(-len(order_of(request, inputs.num_rows)) // config.shard_size)
     records = output.compute(TermShards(location, request, data, 1), num_shards)
     names = [record.name for record in records]
     rows = pd.concat(pd.read_parquet(io.BytesIO((output.shards / name).read_bytes())) for name in names)
-    return results.results(location, request, names, model.schedule, data.num_rows), rows, model
+    return results.results(location, request, names, model.schedule, inputs.num_rows), rows, model
 
 
 @pytest.fixture
@@ -182,6 +186,21 @@ def test_a_model_that_overflows_is_named_and_no_number_of_it_is_kept(tmp_path: P
     save_tiny_model(tmp_path / "model", scale=1e30)
     with pytest.raises(ModelError, match=r"no finite bits/dim .* for 16 of 16 images \(first ids 0, 1, 2\)"):
         in_process(tiny_evaluation(tmp_path, data), data)
+
+
+def test_only_the_rows_that_the_training_held_out_are_evaluated(tmp_path: Path, data: PreparedDataset) -> None:
+    hold_out, config = HoldOut(ROWS, 3), tiny_evaluation(tmp_path, data)
+    found, rows, _ = in_process(config, data, hold_out)
+    assert rows["id"].tolist() == hold_out.ids.tolist()
+    assert (found.summary["num_images"], found.summary["data_set_size"]) == (23, 23)
+    # the histogram that they are compared with has not seen them either
+    counts = first_pass.read_first_pass(Location.parse(config.output), 0)
+    assert (counts.sum(axis=1) == hold_out.num_trained).all()
+    some = replace(config, num_images=10, output=str(tmp_path / "some"))
+    found, rows, _ = in_process(some, data, hold_out)
+    assert set(rows["id"]) < set(hold_out.ids.tolist())
+    assert len(rows) == 10
+    assert found.summary["data_set_size"] == 23
 
 
 def test_the_ode_is_scored_for_the_first_images_only(tmp_path: Path, data: PreparedDataset) -> None:

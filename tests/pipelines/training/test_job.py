@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,15 @@ from train_runs import (
 )
 
 from ddpm_core.model import load_model
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.job import hold_out_of
 from pipelines.models import find_model
 from pipelines.tracking.champion import Validation
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import DataConfig, TrainConfig
 from pipelines.training.job import train
+from pipelines.training.network import NetworkConfig
 from pipelines.verify import verify
 from pipelines.verify_config import VerifyConfig
 
@@ -93,6 +99,35 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     baselines = result["validation"]["baselines"]
     assert run.data.metrics["validation/bits_per_dim_of_png"] == baselines["png"]
     assert f"PNG {baselines['png']:.4f}, independent pixels" in run.data.tags["mlflow.note.content"]
+
+
+def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable[..., PreparedDataset]) -> None:
+    """Nothing is given but the images: the network follows their size, and one of 39 is held out and validated on."""
+    data = make_dataset(39, (9, 6, 3), name="photos")
+    root = Path(data.location.path).parent / "root"
+    config = replace(tiny(root, "photos"), data=DataConfig(str(data.location.path)), network=NetworkConfig())
+    config = replace(config, train=replace(config.train, steps=6, batch_size=BATCH))
+    summary = train(config)
+    run = run_directory(config)
+    settled = json.loads((run / "config.json").read_bytes(), parse_constant=pytest.fail)
+    assert (settled["data"]["validation"], settled["data"]["hold_out"]) == ("held-out", 20)
+    assert settled["network"]["channel_multipliers"] == [1, 2]
+    assert settled["network"]["attention_resolutions"] == [5]  # of 9 pixels, padded to 10
+    (held_out,) = HoldOut(39, 20).ids.tolist()
+    used = ledger(config)
+    used.check(39, 6, BATCH, hold_out=20)
+    assert [used.rows(epoch) for epoch in used.epochs] == [38, 38, 20]
+    assert all(held_out not in used.ids(epoch) for epoch in used.epochs)
+    # one image has no standard error, and JSON no infinity
+    result = json.loads((run / "result.json").read_bytes(), parse_constant=pytest.fail)
+    assert (result["validation"]["num_images"], result["validation"]["standard_error"]) == (1, None)
+    assert "± n/a (standard error" in dict(summary.rows)["bits/dim"]
+    assert not any("standard_error" in key for key in mlflow_run(config)[1].data.metrics)
+    assert verify(VerifyConfig(run.uri)).problems == []
+    model = load_model(result["model"])
+    assert model.config["extra"]["config"]["data"]["hold_out"] == 20
+    evaluation = EvaluateConfig(result["model"], str(data.location.path), str(root / "evaluation"))
+    assert hold_out_of(replace(evaluation, held_out=True), model, data) == HoldOut(39, 20)
 
 
 def test_two_workers_train_on_the_same_rows_to_the_same_losses(
