@@ -32,7 +32,7 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
         raise _damaged(newest, "network", begun_with) from error
     every = None
     if newest is not None:
-        data = begun_with.get("data")
+        data = begun_with.get("data", {})
         every = data.get("hold_out", 0) if isinstance(data, dict) else None
         if type(every) is not int or every < 0 or every == 1:
             raise _damaged(newest, "data", begun_with)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 TrainLoop = Callable[[dict[str, TrainJob]], None]
+_RESTORE = "give the run another `name`, or restore what it was started with"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     require_own(run)
     train_set = open_dataset(root, "data.train", config.data.train)
     newest = CheckpointStore.open(run.uri).newest()
+    if newest is not None:
+        _check_same_data(newest, config, train_set)
     config, told = complete(config, train_set, newest)
     validation_set = _validation_set(config, root, train_set)
     if validation_set is not None and validation_set.image_shape != train_set.image_shape:
@@ -67,7 +70,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
             f"those of data.train are {train_set.image_shape}; ingest both with the same size and channels"
         )
     if newest is not None:
-        _check_resumable(newest, config, train_set)
+        _check_resumable(newest, config)
     config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     result = read_result(run)
     job = TrainJob(
@@ -106,23 +109,26 @@ def _validation_set(config: TrainConfig, root: Location, train_set: PreparedData
     return open_dataset(root, "data.validation", config.data.validation) if config.data.validation else None
 
 
-def _check_resumable(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:
-    """Refuse to continue a run with other data, under another config, or to fewer steps than it has."""
-    advice = "give the run another `name`, or restore what it was started with"
+def _check_same_data(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:
+    """Refuse to continue a run with other data."""
     stored = newest.state["dataset"]["id"]
     if stored != dataset.dataset_id:
         raise CheckpointError(
             f"data.train = {config.data.train}: the data set has changed since the run's checkpoint of step "
-            f"{newest.step} (id {stored[:12]} -> {dataset.dataset_id[:12]}); {advice}"
+            f"{newest.step} (id {stored[:12]} -> {dataset.dataset_id[:12]}); {_RESTORE}"
         )
+
+
+def _check_resumable(newest: Checkpoint, config: TrainConfig) -> None:
+    """Refuse to continue a run under another config, or to fewer steps than it has."""
     changed = differences(newest.state["config"], config.semantic())
     if changed:
         raise CheckpointError(
             f"name = {config.name!r}: the run's checkpoint of step {newest.step} was made with another config "
-            f"({'; '.join(changed)}); {advice}"
+            f"({'; '.join(changed)}); {_RESTORE}"
         )
     if newest.step > config.train.steps:
-        raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {advice}")
+        raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {_RESTORE}")
 
 
 class _Driver:
