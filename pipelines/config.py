@@ -9,19 +9,21 @@ import re
 import stat
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ddpm_core.errors import ConfigError, DDPMError
-from pipelines.paths import expand_home
+from pipelines.paths import absolute_path, expand_home, with_variables
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
 _MAX_RECIPE_BYTES = 2**20
+_RAYS_COPY = "/runtime_resources/working_dir_files/"
 _HELP = "; --help lists every field"
 
 
@@ -31,9 +33,21 @@ def require(holds: bool, field: str, value: object, rule: str) -> None:
         raise ConfigError(f"{field} = {value!r:.300}: {rule}")
 
 
+def require_place(field: str, place: str, rule: str = "must be a path or a URI") -> None:
+    """Raise a ConfigError unless something can be written to `place`, and outlives the job.
+
+    A job submitted with a working directory runs in a copy of it, which Ray removes.
+    """
+    require(bool(place), field, place, rule)
+    if _RAYS_COPY in f"{Path.cwd()}/" and "://" not in place and _RAYS_COPY in absolute_path(with_variables(place)):
+        lost = "would lie in Ray's temporary copy of the working directory, and be lost with it"
+        require(False, field, place, f"{lost}; give an absolute path or an s3:// prefix")
+
+
 def require_local(root: str) -> None:
     """Raise a ConfigError unless `root` can be a directory of this machine, as MLflow's database needs one."""
-    require(bool(root) and "://" not in root, "root", root, "must be a local directory")
+    require("://" not in root or root.startswith("file:/"), "root", root, "must be a local directory")
+    require_place("root", root, "must be a local directory")
 
 
 def parse(config_class: type[Config], argv: Sequence[str], description: str) -> Config:

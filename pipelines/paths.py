@@ -1,10 +1,14 @@
 """Paths of this machine as a user writes them, and what stands in for a home directory."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
-from ddpm_core.errors import ConfigError
+from ddpm_core.errors import ConfigError, StorageError
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 _lent: Path | None = None
 
@@ -24,6 +28,67 @@ def expand_home(path: str) -> Path:
             f"{path}: there is no such home directory; set HOME, or give an absolute path, such as --root /data/ddpm"
         )
     return expanded
+
+
+def with_variables(text: str) -> str:
+    """The text with `$NAME` and `${NAME}` replaced as a shell would; a local path that exists is left as it is.
+
+    Raises:
+        StorageError: A variable is not set: a place of that name is hardly what is meant.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        value = os.environ.get(name)
+        if not value or (name == "HOME" and _lent is not None):
+            raise StorageError(f"location = {shown!r}: {match[0]} is not set; set it, or write the place out")
+        return value
+
+    shown = re.sub("://[^/]*@", "://...@", text)  # without credentials
+    if "$" not in text or os.path.lexists(expand_home(text)):
+        return text
+    return _VARIABLE.sub(value_of, text)
+
+
+def absolute_path(text: str) -> str:
+    """The one name of a local path: absolute, `~` expanded, without `.`, doubled slashes and `..`.
+
+    A link that the user names stays what it is called, unless `..` follows it: that leads to the directory above the
+    one that the link leads to, as everywhere.
+
+    Raises:
+        StorageError: The path holds a NUL, which none can.
+        ConfigError: There is no such home directory.
+    """
+    if "\0" in text:
+        raise StorageError(f"location = {text!r}: holds a NUL character, which no path can; correct it")
+    parts = Path(f"/{Path(expand_home(text)).absolute()}".replace("//", "/")).parts
+    if ".." in parts:
+        climbed = len(parts) - parts[::-1].index("..")
+        parts = (os.path.realpath(Path(*parts[:climbed])), *parts[climbed:])
+    return str(Path(*parts))
+
+
+def path_of_file_uri(uri: str) -> str:
+    """The path that `file:/path`, `file:///path` or `file://localhost/path` names, percent-decoded (RFC 8089).
+
+    Raises:
+        StorageError: It names another host, or no path.
+    """
+    rest = uri.removeprefix("file:")
+    host, path = "", rest
+    if rest.startswith("//"):
+        host, separator, path = rest[2:].partition("/")
+        path = separator + path
+    if host.startswith("~"):  # no host, although RFC 8089 would have it so
+        host, path = "", host + path
+    if host not in ("", "localhost"):
+        raise StorageError(
+            f"location = {uri!r}: names the host {host!r}; for a path of this machine write file:///path"
+        )
+    if path in ("", "/") and rest != "///":
+        raise StorageError(f"location = {uri!r}: names no path; write file:///path")
+    return os.fsdecode(unquote_to_bytes(os.fsencode(path)))
 
 
 def lend_home() -> None:

@@ -15,12 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 import fsspec
 
 from ddpm_core.errors import StorageError
-from pipelines.paths import expand_home
+from pipelines.paths import absolute_path, path_of_file_uri, with_variables
 from pipelines.storage_errors import clear_errors, is_conditional_refusal
 
 S3_PROTOCOLS = ("s3", "s3a")
@@ -39,10 +38,13 @@ class Location:
 
     @classmethod
     def parse(cls, uri: "str | os.PathLike[str] | Location") -> "Location":
-        """Make a location from a path or URI: `~` is expanded and local paths become absolute.
+        """Make a location from a path or URI.
+
+        Local paths become absolute, `~` and variables are expanded (pipelines/paths.py).
 
         Raises:
-            StorageError: The URI is empty, of an unknown protocol, or carries credentials.
+            StorageError: The URI is empty, of an unknown protocol, carries credentials, or names a variable that is not
+                set.
             ConfigError: There is no home directory for `~` to stand for.
         """
         if isinstance(uri, Location):
@@ -50,10 +52,12 @@ class Location:
         text = os.fspath(uri)
         if not text:
             raise StorageError("location = '': must not be empty; give a path or a URI such as s3://bucket/prefix")
+        text = text if text.startswith("file:/") else with_variables(text)
+        if text.startswith("file:/"):
+            return cls(absolute_path(path_of_file_uri(text)))
         protocol, separator, rest = text.partition("://")
-        if not separator or protocol in ("file", "local"):
-            # Not resolve(): a symbolic link given by the user stays what it is called.
-            return cls(str(expand_home(rest if separator else text).absolute()))
+        if not separator or protocol == "local":
+            return cls(absolute_path(rest if separator else text))
         bucket = rest.split("/", 1)[0]
         if "@" in bucket:
             raise StorageError(
@@ -76,12 +80,24 @@ class Location:
     @property
     def protocol(self) -> str:
         """`file`, `s3`, ..."""
-        return urlsplit(self.uri).scheme if "://" in self.uri else "file"
+        protocol, separator, _ = self.uri.partition("://")
+        return protocol if separator else "file"
 
     @property
     def is_local(self) -> bool:
         """Whether this is a path of this machine's (or a mounted) file system."""
         return self.protocol == "file"
+
+    @property
+    def local_path(self) -> Path:
+        """The path of a local location.
+
+        Raises:
+            StorageError: It is none.
+        """
+        if not self.is_local:
+            raise StorageError(f"location = {self.uri}: must be a directory of this machine")
+        return Path(self.path)
 
     @property
     def fs(self) -> Any:
@@ -223,8 +239,12 @@ class Location:
     def find(self) -> dict[str, int]:
         """Path (as `fs` has it) and size in bytes of this file, or of every file below here at any depth."""
         with clear_errors("list", self.uri):
-            found = self.fs.find(self.path, detail=True)
-        return _files(found)
+            found = _files(self.fs.find(self.path, detail=True))
+        # Some stores take doubled slashes for one, and list what is there under the name with one.
+        listed = re.sub("/+", "/", self.path)
+        if listed == self.path or any(path.startswith(self.path) for path in found):
+            return found
+        return {self.path + path.removeprefix(listed): size for path, size in found.items()}
 
     def glob(self) -> dict[str, int]:
         """Path (as `fs` has it) and size in bytes of the files that match this location as a pattern."""
@@ -269,7 +289,7 @@ class Location:
             raise StorageError(f"{self.uri}: cannot read: does not exist; check the spelling")
         for path in files:
             name = path.removeprefix(self.path.rstrip("/") + "/")
-            Location.parse(Path(directory) / name).write_bytes((self / name).read_bytes())
+            Location(absolute_path(f"{directory}/{name}")).write_bytes((self / name).read_bytes())
 
     def _read(self) -> bytes:
         if self.is_local and Path(self.path).is_fifo():

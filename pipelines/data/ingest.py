@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import ImageColor
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.config import require
+from pipelines.config import require, require_place
 from pipelines.console import Interrupted, event
 from pipelines.data.dataset import (
     FORMAT,
@@ -82,7 +82,7 @@ class IngestConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.source), "source", self.source, "must be a path, a URI or a glob")
-        require(bool(self.output), "output", self.output, "must be a path or a URI")
+        require_place("output", self.output)
         size_holds = self.image_size is None or 1 <= self.image_size <= 4096
         require(size_holds, "image_size", self.image_size, "must be in 1..4096, or null to keep the size")
         _ = self.rules  # checks `background`

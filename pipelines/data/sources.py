@@ -1,6 +1,5 @@
 """Where images come from: finding a source's files, recognising its format, cutting it into units of work."""
 
-import glob
 import os
 import re
 import stat
@@ -13,6 +12,7 @@ from pipelines.data.decode import MAX_FILE_BYTES
 from pipelines.data.formats import Format, ImageFolder, Item, TarArchives, is_image, require_plain_name
 from pipelines.data.formats_arrays import EmbeddedDigits, IdxImages, is_idx_images
 from pipelines.data.formats_parquet import HuggingFaceParquet
+from pipelines.data.patterns import local_matches, matching, split_pattern
 from pipelines.storage import Location
 
 FORMATS: dict[str, Any] = {
@@ -28,7 +28,6 @@ _BELONGS = {
     "idx": is_idx_images,
     "folder": is_image,
 }
-_GLOB = re.compile(r"[*?\[]")
 _SPLIT = re.compile(r"^(.+)-\d{5}-of-\d{5}")
 
 
@@ -44,11 +43,8 @@ def source_place(uri: str) -> Location | None:
     if uri.startswith("embedded://"):
         return None
     location = Location.parse(uri)
-    match = _GLOB.search(location.uri)
-    if match is None or location.exists():
-        return location
-    base, pattern = location.uri[: match.start()].rsplit("/", 1)[0], location.uri[match.start() :]
-    return Location(base) if "/" in pattern or "**" in pattern else None
+    base, pattern = split_pattern(location)
+    return base if not pattern or "/" in pattern or "**" in pattern else None
 
 
 def open_source(uri: str, format: str = "auto") -> tuple[Format, dict[str, int]]:
@@ -114,13 +110,13 @@ def split_units(items: Iterable[Item], rows_per_unit: int) -> Iterator[list[Item
 
 def _list_files(uri: str, location: Location) -> tuple[Location, dict[str, int]]:
     """A base location, and path below it and size of every file that the URI names."""
-    if _GLOB.search(location.uri) and not (location.is_local and location.exists()):
-        base = Location(location.uri[: _GLOB.search(location.uri).start()].rsplit("/", 1)[0])  # type: ignore[union-attr]
-        found = location.glob()
+    base, pattern = split_pattern(location)
+    if pattern:
+        found = matching(base, pattern)
         if location.is_local:
-            _require_plain_files(uri, base.path, glob.iglob(location.path, recursive=True))  # noqa: PTH207
+            _require_plain_files(uri, base.path, local_matches(base, pattern))
     else:
-        base, found = location, location.find()
+        found = location.find()
         if location.is_local:
             _require_plain_files(uri, base.path, _walk(base.path))
         if list(found) == [location.path]:

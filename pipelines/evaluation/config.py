@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from pipelines.config import require, require_local
+from pipelines.config import require, require_local, require_place
 from pipelines.engine.actor_pool import ActorPool
 
 
@@ -86,7 +86,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
         require(bool(self.data), "data", self.data, "must be the URI of a prepared data set")
-        require(bool(self.output), "output", self.output, "must be a path or a URI")
+        require_place("output", self.output)
         for name, limit in (("draws", 1000), ("batch_size", 2**16)):
             require(1 <= getattr(self, name) <= limit, name, getattr(self, name), f"must be in 1..{limit}")
         k = self.timesteps_per_image

@@ -31,7 +31,6 @@ from pipelines.evaluation.report import make_report
 from pipelines.evaluation.results import half_width, results
 from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, held_out_of, order_of
 from pipelines.models import FoundModel, model_for, source_of
-from pipelines.paths import expand_home
 from pipelines.storage import Location
 from pipelines.storage_ownership import require_apart
 from pipelines.tracking.champion import check_promotable, promote_if_better
@@ -90,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         TrackingError: `promote` will not be able to compare with the champion; nothing is computed.
         ClusterError: Ray is out of reach, or gave up.
     """
-    root, location = expand_home(config.root), Location.parse(config.output)
+    root, location = Location.parse(config.root).local_path, Location.parse(config.output)
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
     data = open_dataset(Location.parse(root), "data", config.data)
@@ -238,7 +237,7 @@ def _evaluate(
         inputs.found,
         experiment=f"{inputs.found.name}/eval",
         name=config.name,
-        root=expand_home(config.root),
+        root=Location.parse(config.root).local_path,
         tracking_uri=config.tracking_uri,
     )
     return run.attempt(lambda: _compute(config, run, inputs))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
-from pipelines.config import require, require_local
+from pipelines.config import require, require_local, require_place
 from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.shards import MAX_SHARDS
 
@@ -65,7 +65,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
-        require(bool(self.output), "output", self.output, "must be a path or a URI")
+        require_place("output", self.output)
         for name in ("num_images", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.batch_size <= 2**16, "batch_size", self.batch_size, f"must be at most {2**16}")

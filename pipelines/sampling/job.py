@@ -19,7 +19,6 @@ from pipelines.console import event
 from pipelines.data.decode import decode_image
 from pipelines.engine.shards import ShardedOutput, begun_request
 from pipelines.models import FoundModel, model_for, source_of
-from pipelines.paths import expand_home
 from pipelines.pictures import grid_png
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.plan import plan, work_of
@@ -53,7 +52,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     config = config.with_date()
     location = Location.parse(config.output)
     config = _with_shard_size(config, location)
-    root = expand_home(config.root)
+    root = Location.parse(config.root).local_path
     found = model_for(location / "model", config.model, config.tracking_uri, root)
     model = model_from_bytes(found.files, where=found.uri)
     require_apart(location, source_of(found), "the model")
@@ -135,7 +134,7 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
         found,
         experiment=f"{found.name}/samples",
         name=config.name,
-        root=expand_home(config.root),
+        root=Location.parse(config.root).local_path,
         tracking_uri=config.tracking_uri,
     )
     manifest, closing = run.attempt(lambda: _compute(config, run, model))

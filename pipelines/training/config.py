@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_core.config import MAX_TIMESTEPS
-from pipelines.config import as_dict, require
+from pipelines.config import as_dict, require, require_place
 from pipelines.training.network import NetworkConfig
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class TrainConfig:
         plain = self.name.replace("-", "").replace("_", "").replace(".", "")
         name_holds = plain.isalnum() and len(self.name.encode()) <= 200
         require(name_holds, "name", self.name, "must consist of letters, digits, '.', '-' and '_', at most 200 bytes")
-        require(bool(self.root), "root", self.root, "must be a directory or an s3:// prefix")
+        require_place("root", self.root, "must be a directory or an s3:// prefix")
         high, num_timesteps = self.cluster.worker_range[1], self.diffusion.table_length
         require(
             self.train.batch_size >= high * self.train.accumulate,

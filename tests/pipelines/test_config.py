@@ -199,3 +199,30 @@ def test_differences_name_the_leaf() -> None:
 def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert len({digest(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, [1, 2], [2, 1], {"a": "1"})}) == 6
+
+
+@pytest.mark.parametrize("kind", ["root", "output of ingest", "output of sample", "output of evaluate"])
+def test_what_would_be_lost_with_rays_copy_of_the_working_directory_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipelines.data.ingest import IngestConfig
+    from pipelines.evaluation.config import EvaluateConfig
+    from pipelines.sampling.config import SampleConfig
+    from pipelines.training.config import TrainConfig
+
+    makers: dict[str, Callable[[str], object]] = {
+        "root": lambda place: TrainConfig(root=place),
+        "output of ingest": lambda place: IngestConfig("photos", place),
+        "output of sample": lambda place: SampleConfig("model", place, 1),
+        "output of evaluate": lambda place: EvaluateConfig("model", "data", place),
+    }
+    make = makers[kind]
+    copy = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    make("out")
+    monkeypatch.chdir(copy)
+    for place in ("out", "./out", "../out", str(copy / "out")):
+        with pytest.raises(ConfigError, match=rf"^{kind.split()[0]} = '.*out': would lie in Ray's temporary copy"):
+            make(place)
+    for place in (str(tmp_path / "out"), "s3://bucket/out", "~/out", "file:///data/out"):
+        make(place)

@@ -1,0 +1,77 @@
+"""Names and patterns: what is there under its very name is taken as it is, on a disk and in stores."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ddpm_core.errors import DataError
+from pipelines.data.patterns import matching, split_pattern
+from pipelines.data.sources import open_source
+from pipelines.storage import Location
+
+NAMES = ("runs [2024]/x", "what?", "star*", "[a-z]", "two  spaces", "100%25", "#1", "a+b=c&d")
+
+
+@pytest.fixture(params=["local", "s3", "gcs"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    return Location.parse(tmp_path if request.param == "local" else request.getfixturevalue(f"{request.param}_prefix"))
+
+
+def files_of(uri: str) -> list[str]:
+    """The paths that a source holds, all of which can be read."""
+    found, files = open_source(uri)[:2]
+    for file in files:
+        assert (found.base / file).read_bytes() == b"image"
+    return sorted(files)
+
+
+def test_directories_of_any_name_are_sources(root: Location) -> None:
+    for name in NAMES:
+        for file in ("0.png", "sub [1]/2?.png"):
+            (root / name / file).write_bytes(b"image")
+    (root / "what!" / "other.png").write_bytes(b"image")
+    for name in NAMES:
+        assert files_of((root / name).uri) == ["0.png", "sub [1]/2?.png"]
+        # One file by its name, and a pattern below a literal name that looks like one.
+        assert files_of((root / name / "sub [1]/2?.png").uri) == ["2?.png"]
+        assert files_of((root / name / "**/*.png").uri) == ["0.png", "sub [1]/2?.png"]
+        assert files_of((root / name / "sub [1]/?[?].png").uri) == ["2?.png"]
+    assert files_of((root / "what[!?]/*.png").uri) == ["other.png"] if root.is_local else True
+    with pytest.raises(DataError, match="nothing is there"):
+        files_of((root / "[0-9]").uri)
+
+
+def test_what_is_literal_ends_where_the_pattern_begins(tmp_path: Path) -> None:
+    (tmp_path / "a[1]" / "b").mkdir(parents=True)
+    (tmp_path / "a[1]" / "b" / "c.png").write_bytes(b"image")
+    base, pattern = split_pattern(Location.parse(tmp_path / "a[1]/*/c?png"))
+    assert (base.uri, pattern) == (str(tmp_path / "a[1]"), "*/c?png")
+    assert matching(base, pattern) == {str(tmp_path / "a[1]/b/c.png"): 5}
+    assert split_pattern(Location.parse(tmp_path / "a[1]")) == (Location.parse(tmp_path / "a[1]"), "")
+    assert split_pattern(Location("/*.png")) == (Location("/"), "*.png")
+
+
+def test_a_relative_pattern_works_in_a_directory_of_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "[old] *").mkdir()
+    (tmp_path / "[old] *" / "0.png").write_bytes(b"image")
+    monkeypatch.chdir(tmp_path / "[old] *")
+    assert files_of("*.png") == files_of(".") == ["0.png"]
+    os.symlink("0.png", "1.png")
+    with pytest.raises(DataError, match="'1.png' is a symbolic link"):
+        files_of("*.png")
+
+
+def test_doubled_slashes_in_a_key_are_read(root: Location) -> None:
+    """Stores of either kind: that keep them, and that take them for one."""
+    if root.is_local:
+        pytest.skip("a file system has no such names")
+    bucket = f"{root.protocol}://{root.path.split('/')[0]}"
+    (root / "plain/0.png").write_bytes(b"image")
+    Location(f"{bucket}//{root.name}/lead/1.png").write_bytes(b"image")
+    assert files_of(f"{bucket}//{root.name}/lead") == ["1.png"]
+    assert files_of(f"{bucket}//{root.name}/lead/*.png") == ["1.png"]
+    try:
+        assert files_of(f"{bucket}//{root.name}/plain") == ["0.png"]
+    except DataError as error:
+        assert "nothing is there" in str(error)
