@@ -62,7 +62,7 @@ def absolute_path(text: str) -> str:
     """
     if "\0" in text:
         raise StorageError(f"location = {text!r}: holds a NUL character, which no path can; correct it")
-    parts = Path(f"/{Path(expand_home(text)).absolute()}".replace("//", "/")).parts
+    parts = Path(f"/{str(expand_home(text).absolute()).lstrip('/')}").parts
     if ".." in parts:
         climbed = len(parts) - parts[::-1].index("..")
         parts = (os.path.realpath(Path(*parts[:climbed])), *parts[climbed:])

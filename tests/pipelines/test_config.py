@@ -1,5 +1,6 @@
 """Recipes and command lines become a config, or one line that names the field, the value and the rule."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
