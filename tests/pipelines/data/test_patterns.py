@@ -13,7 +13,7 @@ from pipelines.storage import Location
 NAMES = ("runs [2024]/x", "what?", "star*", "[a-z]", "two  spaces", "100%25", "#1", "a+b=c&d")
 
 
-@pytest.fixture(params=["local", "s3", "gcs"])
+@pytest.fixture(params=["local", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location.parse(tmp_path if request.param == "local" else request.getfixturevalue(f"{request.param}_prefix"))
 
