@@ -252,6 +252,19 @@ def test_running_again_is_a_no_op_even_without_the_source(tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
+def test_every_spelling_of_source_and_output_is_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "photos [1]", 4)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("PHOTOS", str(tmp_path / "photos [1]"))
+    first = ingest(IngestConfig(str(tmp_path / "photos [1]"), str(tmp_path / "out")))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for source in ("../photos [1]", "../elsewhere/../photos [1]/", "$PHOTOS", (tmp_path / "photos [1]").as_uri()):
+        again = ingest(IngestConfig(source, "../out"))
+        assert again.already_complete
+        assert again.dataset == first.dataset
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_another_request_or_a_changed_source_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 10)
     config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"))
