@@ -3,12 +3,17 @@
 import logging
 import os
 import re
+import secrets
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ddpm_core.errors import ClusterError
@@ -23,6 +28,14 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # Ray's C++ side otherwise prints advice about Ray Data's own actors on the terminal of every bulk job.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# A private Ray's first process gets more than 30 s to answer, for a busy machine.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
+_START_PATIENCE_S = 180.0
+
+# What Ray appends to its temporary directory for the longest name of a socket; no such name may have more bytes than
+# the system takes.
+_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+_MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 def connect(address: str | None = None, num_cpus: int | None = None) -> str:
@@ -35,7 +48,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
         num_cpus: CPUs a private Ray may schedule; None for all of the machine's.
 
     Raises:
-        ClusterError: No cluster answers at `address`.
+        ClusterError: No cluster answers at `address`, or a private Ray does not start.
     """
     import ray
 
@@ -43,22 +56,32 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     if ray.is_initialized():
         quiet_data()
         return f"Ray at {ray.get_runtime_context().gcs_address}"
-    address = address or os.environ.get("RAY_ADDRESS")
+    check(address)
+    source = source_of(address)
+    address = source and source[1]
     logging.getLogger("ray").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if address:
-            _probe(address)
         with _silence(), waiting(f"connecting to Ray at {address}" if address else "starting a local Ray"):
             if address:
                 ray.init(address=address, **_QUIET)
             else:
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
-    except Exception as error:  # Ray has a bare one too: a node that takes more than 30 s to start
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                _keep_token()
+                with _patience():
+                    ray.init(
+                        address="local",
+                        num_cpus=num_cpus,
+                        include_dashboard=False,
+                        _temp_dir=_short_directory(),
+                        **_QUIET,
+                    )
+    except Exception as error:  # Ray has a bare one too: a node that does not start
+        _remove_short_directory()
+        if source:
+            raise _unreachable(*source, _first_line(error)) from error
         raise ClusterError(
-            f"cluster.address = {address or 'local'}: cannot connect to Ray ({reason}); "
-            "start one with `ray start --head` or leave the address out"
+            f"a private Ray does not start on this machine ({_first_line(error)}); see that it has memory to spare and "
+            "that TMPDIR or RAY_TMPDIR can be written to, and run again"
         ) from error
     _connected_here = True
     # Otherwise a lost node prints pages of its raylet's log on stdout; the job says in one line what was lost.
@@ -74,10 +97,12 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
 def is_named() -> bool:
     """Whether there is a cluster to use: by RAY_ADDRESS, or as this process is connected to one."""
     ray = sys.modules.get("ray")  # not imported here: a job that needs no Ray must not wait for it
-    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return source_of(None) is not None or (ray is not None and ray.is_initialized())
 
 
 _connected_here = False
+_own_directory: str | None = None
+_HELLO_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
 
 
@@ -99,10 +124,141 @@ def _silence() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _probe(address: str) -> None:
-    """Raise OSError where nothing listens at a host:port address: Ray itself would go on trying for minutes."""
-    if match := re.fullmatch(r"([\w.-]+|\[[\w:]+\]):(\d+)", address):
-        socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=10).close()
+def source_of(address: str | None) -> tuple[str, str] | None:
+    """(name of what gives it, address) of the cluster that `connect` would connect to; None for a private Ray."""
+    for name, value in (("cluster.address", address), ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))):
+        if value:
+            return None if value == "local" else (name, value)
+    return None
+
+
+def check(address: str | None = None) -> None:
+    """Refuse an address at which no cluster answers that takes this process, in a moment and without connecting.
+
+    For before anything is written. Does nothing where `connect` would start a private Ray, or is connected.
+
+    Raises:
+        ClusterError: There is none; what gives the address is named.
+    """
+    source = source_of(address)
+    if source is None:
+        return
+    import ray
+
+    if ray.is_initialized():
+        return
+    name, value = source
+    if re.match(r"https?://", value):
+        raise ClusterError(
+            f"{name} = {value}: is the URL of a dashboard, which takes jobs (`ray job submit`) but no connections; "
+            f"give the cluster's own address, such as HOST:6379, or {_without(name)}"
+        )
+    if (match := re.fullmatch(r"(?:ray://)?([\w.-]+|\[[\w:]+\]):(\d+)", value)) is None:
+        return  # such as "auto": Ray finds it in a moment, or does not
+    host, port = match[1].strip("[]"), int(match[2])
+    try:
+        with socket.create_connection((host, port), timeout=10) as connection:
+            connection.settimeout(_HELLO_S)
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with suppress(TimeoutError):
+                if connection.recv(5) == b"HTTP/":
+                    raise _unreachable(name, value, "a web server answers there, such as the dashboard")
+    except OSError as error:
+        raise _unreachable(name, value, _first_line(error)) from error
+    if not value.startswith("ray://"):
+        _check_token(name, value)
+
+
+def _check_token(name: str, address: str) -> None:
+    """Refuse a cluster that does not take this process's token: Ray itself would go on trying, or end the process."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    try:
+        with _silence():
+            ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+            GcsClient(address=address)
+    except AuthenticationError as error:
+        if os.environ.get("RAY_AUTH_MODE") != "token":
+            reason = "the cluster asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        else:
+            reason = (
+                "the cluster does not take this token, or there is none; set RAY_AUTH_TOKEN or ~/.ray/auth_token to "
+                "what `ray get-auth-token` prints on its head"
+            )
+        raise ClusterError(f"{name} = {address}: {reason}") from error
+    except Exception as error:  # RPC errors of Ray's, which share no class of their own
+        raise _unreachable(name, address, _first_line(error)) from error
+
+
+def _unreachable(name: str, address: str, reason: str) -> ClusterError:
+    return ClusterError(
+        f"{name} = {address}: cannot connect to Ray ({reason}); start a cluster there with `ray start --head`, "
+        f"or {_without(name)}"
+    )
+
+
+def _without(name: str) -> str:
+    return "unset it to use this machine" if name == "RAY_ADDRESS" else "leave the address out to use this machine"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Give a private Ray minutes to start, while its process lives: Ray's 30 s are too few on a busy machine."""
+    import psutil
+    from ray._private import services
+
+    once = services.get_node
+    deadline = time.monotonic() + _START_PATIENCE_S
+
+    def patiently(*arguments: Any) -> Any:
+        while True:
+            try:
+                return once(*arguments)  # type: ignore[no-untyped-call]
+            except RuntimeError:
+                children = psutil.Process().children()
+                lives = any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
+                if not lives or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = patiently  # read as an attribute by the node that is being started
+    try:
+        yield
+    finally:
+        services.get_node = once
+
+
+def _keep_token() -> None:
+    """Make a private Ray's token where it cannot be kept: Ray writes it into ~/.ray, which a container may forbid."""
+    given = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    directory = Path.home() / ".ray"
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not given and not (directory / "auth_token").exists() and not os.access(there, os.W_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _short_directory() -> str | None:
+    """A temporary directory of our own where Ray's is too long for the names of sockets, as batch systems set it."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    global _own_directory
+    if len(os.fsencode(get_default_ray_temp_dir() + _SOCKET)) <= _MAX_SOCKET_BYTES:
+        return None
+    _own_directory = tempfile.mkdtemp(prefix="ddpm-ray-", dir="/tmp")
+    return _own_directory
+
+
+def _remove_short_directory() -> None:
+    global _own_directory
+    if _own_directory is not None:
+        shutil.rmtree(_own_directory, ignore_errors=True)
+    _own_directory = None
 
 
 def quiet_data() -> None:
@@ -123,4 +279,5 @@ def disconnect() -> None:
         import ray
 
         ray.shutdown()
+        _remove_short_directory()
     _connected_here = False

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ddpm_core.errors import ConfigError, DataError, DDPMError
 from ddpm_core.model import model_from_bytes
-from pipelines import cluster
+from pipelines import cluster, demand
 from pipelines.config import digest
 from pipelines.data import dataset
 from pipelines.engine.actor_pool import ActorPool
@@ -272,6 +272,8 @@ def _recompute(
     chosen = sorted(random.sample(range(num_shards), max(1, round(config.recompute * num_shards))))
     gpus = 1.0 if manifest["request"]["device"] == "cuda" else 0.0
     pool = ActorPool.of(config.num_workers, config.cpus_per_worker, gpus)
+    fields = {"CPU": ("cpus_per_worker", config.cpus_per_worker), "GPU": ("recompute", config.recompute)}
+    demand.check(1, pool.needs, fields)
     try:
         cluster.connect()
         different = [i for i, equal in output.recompute(factory, chosen, manifest, pool=pool) if not equal]

@@ -246,19 +246,22 @@ def _prepare(
     probed = (
         None if config.image_size else probe(config.source, images, items, config.rules, config.max_rejected_fraction)
     )
-    output.begin(source_content=content, decoding=_DECODING)
-
     height, width = probed or (config.image_size or 0, config.image_size or 0)
     unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
-    num_units = _write_units(output.work / "units.parquet", items, unit_rows)
     pool = ActorPool(config.num_workers or None)
+    # Pixels that need no decoding are copied in less time than actors take to start.
+    on_actors = images.is_encoded and total > unit_rows
+    if on_actors:
+        pool.check()
+    output.begin(source_content=content, decoding=_DECODING)
+
+    num_units = _write_units(output.work / "units.parquet", items, unit_rows)
     decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels, config.rules)
     units = output.compute(
         decoder,
         num_units,
         into="_work/decoded",
-        # Pixels that need no decoding are copied in less time than actors take to start.
-        pool=pool if images.is_encoded and num_units > 1 else None,
+        pool=pool if on_actors else None,
         on_progress=lambda progress: on_progress("decode", progress.rows, total, progress.rate),
     )
     accepted = [record.extra["accepted"] for record in units]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.errors import ClusterError, DDPMError
+from pipelines import demand
 from pipelines.cluster import is_named
 from pipelines.config import require
 
@@ -61,12 +62,25 @@ class ActorPool:
         asked_for = self.size is not None or self.num_gpus > 0 or is_named()
         return self if asked_for or flops() > _SMALL_FLOPS else None
 
+    @property
+    def needs(self) -> dict[str, float]:
+        """What one actor needs, by Ray's names."""
+        return {"CPU": self.num_cpus, "GPU": self.num_gpus}
+
+    def check(self) -> None:
+        """Refuse, before anything is written, actors that Ray can never start.
+
+        Raises:
+            ClusterError: See `pipelines.demand.check`.
+        """
+        fields = {"CPU": ("cpus_per_worker", self.num_cpus), "GPU": ("gpus_per_worker", self.num_gpus)}
+        demand.check(1, self.needs, fields)
+
     def bounds(self, cluster: Mapping[str, float]) -> tuple[int, int]:
         """(min, max) number of actors on a cluster with these resources."""
         if self.size is not None:
             return self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
-        size = max(1, int(min(cluster.get(kind, 0.0) // need for kind, need in needs.items() if need > 0)))
+        size = max(1, int(min(cluster.get(kind, 0.0) // need for kind, need in self.needs.items() if need > 0)))
         return size, size
 
 
@@ -163,13 +177,14 @@ def _run_once(
         )
     try:
         batch: Any
-        for batch in computed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for pickled in batch["result"].to_pylist():
-                # Written by our own actor a moment ago, over Ray's authenticated channels.
-                result = pickle.loads(pickled)
-                if isinstance(result, Exception):
-                    raise result
-                yield result
+        with demand.told(1, pool.needs):
+            for batch in computed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for pickled in batch["result"].to_pylist():
+                    # Written by our own actor a moment ago, over Ray's authenticated channels.
+                    result = pickle.loads(pickled)
+                    if isinstance(result, Exception):
+                        raise result
+                    yield result
     except RayError as error:
         # An actor that dies of its own task can be reported as unavailable, too.
         if isinstance(error, ActorUnavailableError | NodeDiedError | ObjectLostError) and _dead_nodes() - dead:

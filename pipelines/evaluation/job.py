@@ -103,6 +103,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     output = ShardedOutput(location, request_of(config, inputs), DIRECTORY, passes=(first_pass.DIRECTORY,))
     manifest = output.committed()
     if manifest is None:
+        config.pool.check()
         if config.promote:
             _check_promotable(config, output.request, found, data, root)
         manifest, closing = _evaluate(config, output, inputs)
@@ -111,6 +112,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         title, closing = "Evaluation, complete before", []
         lost = output.lost(manifest)
         if lost:
+            config.pool.check()
             event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
             try:
                 factory = TermShards(location, output.request, data, config.cpus_per_worker)

@@ -63,7 +63,11 @@ def sample(config: SampleConfig) -> SampleSummary:
     lost = output.lost(manifest) if manifest else []
     if config.dry_run:
         left = lost if manifest else _missing(config, output)
+        if left:
+            config.pool.check()
         return SampleSummary("Plan; nothing was written", plan(output, found, model, left, config.pool))
+    if manifest is None or lost:
+        config.pool.check()
     if manifest is None:
         return _generate(config, output, found, model)
     rows = _rows(config, output, _described(found, model), manifest)

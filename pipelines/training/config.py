@@ -220,6 +220,11 @@ class ClusterConfig:
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
 
     @property
+    def needs(self) -> dict[str, float]:
+        """What one worker needs, by Ray's names."""
+        return {"CPU": self.cpus_per_worker, "GPU": float(self.use_gpu)}
+
+    @property
     def worker_range(self) -> tuple[int, int]:
         """(min, max) number of workers."""
         if isinstance(self.num_workers, int):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
-from pipelines import cluster
+from pipelines import cluster, demand
 from pipelines.config import as_dict, differences, digest
 from pipelines.console import Interrupted, clock, event, interrupted_again, plus_minus, waiting
 from pipelines.data.dataset import PreparedDataset
@@ -73,6 +73,11 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
         _check_resumable(newest, config)
     config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     result = read_result(run)
+    finished = result is not None and result["step"] == config.train.steps
+    if not finished:
+        scaling = config.cluster
+        gpus = {"GPU": ("cluster.use_gpu", scaling.use_gpu)}
+        demand.check(scaling.worker_range[0], scaling.needs, gpus, scaling.address)
     job = TrainJob(
         config,
         run.uri,
@@ -84,7 +89,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     status = "FAILED"
     try:
         driver.announce(train_set, validation_set)
-        if result is None or result["step"] != config.train.steps:
+        if not finished:
             for line in told:
                 event(line)
             (run / "config.json").write_json(as_dict(config))
@@ -186,26 +191,20 @@ class _Driver:
         """Run Ray Train to the end in the background, while signals and fatal errors are watched for."""
         config = self.config
         low, high = config.cluster.worker_range
-        needed = config.cluster.cpus_per_worker
-        connected = cluster.connect(config.cluster.address, max(os.cpu_count() or 1, math.ceil(high * needed)))
+        private_cpus = max(os.cpu_count() or 1, math.ceil(high * config.cluster.cpus_per_worker))
+        connected = cluster.connect(config.cluster.address, private_cpus)
         import ray
 
         self.board = RayBoard()
         self.tracker.spool.append("tags", values={"ray.job_id": ray.get_runtime_context().get_job_id()})
         event(f"training {config.name} on {connected} with {_workers(low, high)}; run directory {self.run.uri}")
-        have = ray.cluster_resources()
-        for kind, each in (("CPU", needed), ("GPU", float(config.cluster.use_gpu))):
-            if have.get(kind, 0.0) < low * each:
-                event(
-                    f"waiting: {low} worker(s) need {low * each:g} {kind}, the cluster has {have.get(kind, 0.0):g}; "
-                    "it goes on when nodes join (or lower cluster.num_workers)"
-                )
         self.display = Display(config, f"starting {_workers(low, high)}")
         failure: list[BaseException] = []
         self.idle.clear()
         threading.Thread(target=self._fit, args=(loop, failure), name="ray-train", daemon=True).start()
-        while not self.idle.wait(0.2) and self.fatal is None:
-            pass  # a signal's handler runs between two waits
+        with demand.told(low, config.cluster.needs):
+            while not self.idle.wait(0.2) and self.fatal is None:
+                pass  # a signal's handler runs between two waits
         if self.fatal is None and failure:
             self.fatal = _own_error(failure[0]) or ClusterError(
                 f"cluster.max_failures = {config.cluster.max_failures}: gave up ({_first_line(failure[0])}); "

@@ -29,6 +29,8 @@ def _line(name: str, says: str, *command: str) -> Case:
 
 CASES = [
     _line("unknown option", "--nosuch", "train.py", "--nosuch", "1"),
+    _line("an abbreviated option", "did you mean --train.steps?", "train.py", "--train.step", "5"),
+    _line("a flag with a word that is none", "dry_run", "sample.py", *_SAMPLE, "--dry_run", "perhaps"),
     _line("an argument too many", "unrecognized", "train.py", "surplus"),
     _line("a required field is missing", "output", "ingest.py", "--source", "photos"),
     _line("ledger without a run", "give one run directory", "ledger"),

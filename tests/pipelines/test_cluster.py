@@ -1,6 +1,13 @@
 """Connecting to Ray."""
 
+import http.server
+import os
+import shutil
 import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +43,114 @@ def test_the_address_of_the_environment_is_used(not_connected: None, monkeypatch
     monkeypatch.setenv("RAY_ADDRESS", "host.invalid:6379")
     with pytest.raises(ClusterError, match=r"host\.invalid:6379: cannot connect to Ray"):
         cluster.connect()
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://127.0.0.1:8265", "is the URL of a dashboard, which takes jobs"),
+        ("https://ray.example:443/", "is the URL of a dashboard, which takes jobs"),
+        ("nobody", "cannot connect to Ray (Connection refused)"),
+        ("web server", "cannot connect to Ray (a web server answers there, such as the dashboard)"),
+    ],
+)
+def test_the_variable_is_named_that_gives_a_wrong_address(
+    not_connected: None, monkeypatch: pytest.MonkeyPatch, address: str, says: str
+) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = {"nobody": nobody_listens_at(), "web server": f"127.0.0.1:{server.server_port}"}.get(address, address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    try:
+        for refused in (cluster.check, cluster.connect):
+            with pytest.raises(ClusterError) as refusal:
+                refused()
+            line = str(refusal.value).replace("[Errno 111] ", "")
+            assert line.startswith(f"RAY_ADDRESS = {address}: {says}; ") or says.startswith("is the URL")
+            assert f"RAY_ADDRESS = {address}: {says}" in line
+            assert "cluster.address" not in line
+            assert "unset it to use this machine" in line
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_no_address_is_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", value)
+        cluster.check()
+        assert cluster.source_of(None) is None
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "the cluster asks for a token; set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "token"}, "the cluster does not take this token, or there is none; set RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x" * 64}, "the cluster does not take this token"),
+    ],
+)
+def test_a_cluster_with_a_token_says_what_is_missing(
+    ray_cluster: None, tmp_path: Path, environment: dict[str, str], says: str
+) -> None:
+    import ray
+
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    address = ray.get_runtime_context().gcs_address
+    asked = subprocess.run(
+        [sys.executable, "-c", "from pipelines import cluster; cluster.check()"],
+        env={**clean, "HOME": str(tmp_path), "RAY_ADDRESS": address, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert asked.returncode == 1
+    assert f"ClusterError: RAY_ADDRESS = {address}: {says}" in asked.stderr.splitlines()[-1]
+
+
+def test_a_long_temporary_directory_is_replaced_by_a_short_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert cluster._short_directory() is None
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
+    found = cluster._short_directory()
+    assert found is not None
+    assert Path(found).is_dir()
+    assert len(found) < 30
+    cluster._remove_short_directory()
+    assert not Path(found).exists()
+
+
+def test_a_private_ray_has_time_to_start_as_long_as_its_process_lives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._private import services
+
+    raylet = tmp_path / "raylet"
+    shutil.copy(shutil.which("sleep") or "", raylet)
+    starting = subprocess.Popen([raylet, "60"])
+    asked = []
+
+    def get_node(gcs_address: str, node_id: str) -> dict[str, str]:
+        asked.append(node_id)
+        if len(asked) < 4 or starting.poll() is not None:
+            raise RuntimeError("no such node")
+        return {"node_id": node_id}
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    try:
+        with cluster._patience():
+            assert services.get_node("address", "n") == {"node_id": "n"}
+            assert len(asked) == 4
+            starting.kill()
+            starting.wait()
+            with pytest.raises(RuntimeError, match="no such node"):
+                services.get_node("address", "n")
+            assert len(asked) == 5
+    finally:
+        starting.kill()
+        starting.wait()
+    assert services.get_node is get_node
 
 
 @pytest.mark.ray

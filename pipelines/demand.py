@@ -1,0 +1,126 @@
+"""What a job's workers need of Ray: refused where nothing can give it, waited for where nodes may join."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from ddpm_core.errors import ClusterError
+from pipelines import cluster
+from pipelines.console import event
+
+INTERVAL_S = 30.0
+# Classes of the actors in which Ray Data and Ray Train run a job's code.
+_WORKERS = ("MapWorker", "RayTrainWorker")
+
+
+def check(
+    workers: int, each: Mapping[str, float], fields: Mapping[str, tuple[str, object]], address: str | None = None
+) -> None:
+    """Refuse, before anything is written, a cluster that does not answer and what a private Ray here can never give.
+
+    No node joins a private Ray, so that the job would wait for ever; a cluster may grow.
+
+    Args:
+        workers: How many must run at the same time.
+        each: What one needs, by Ray's names (`CPU`, `GPU`).
+        fields: For the resources that are looked after, the field that asks for it and its value.
+        address: As of `cluster.connect`.
+
+    Raises:
+        ClusterError: No cluster answers at the address, or this machine has fewer.
+    """
+    if cluster.source_of(address) is not None:
+        cluster.check(address)
+        return
+    needs = {kind: workers * each[kind] for kind in fields if each[kind] > (1 if kind == "CPU" else 0)}
+    if not needs:  # as usual: Ray need not be imported to know
+        return
+    import ray
+
+    if ray.is_initialized():
+        return
+    for kind, needed in needs.items():
+        (field, value), has = fields[kind], _machine(kind)
+        if needed > has:
+            raise ClusterError(
+                f"{field} = {value}: {workers} worker(s) need {needed:g} {kind}, this machine has {has}, and no other "
+                "can join a private Ray; ask for less, or name a cluster by its address (RAY_ADDRESS=HOST:6379)"
+            )
+
+
+def _machine(kind: str) -> int:
+    """How many CPUs or GPUs a private Ray finds here."""
+    from ray._private import accelerators, utils
+
+    if kind == "CPU":
+        return int(utils.get_num_cpus())
+    manager = accelerators.get_accelerator_manager_for_resource(kind)
+    if manager is None:
+        return 0
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = int(manager.get_current_node_num_accelerators())
+    return found if visible is None else min(found, len(visible))
+
+
+@contextmanager
+def told(workers: int, each: Mapping[str, float]) -> Iterator[None]:
+    """While this job's workers find no place on the cluster, say what they wait for: at once, then every 30 s.
+
+    Args:
+        workers: How many must run at the same time.
+        each: What one needs, by Ray's names.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        with suppress(Exception):  # Ray is gone: so is the waiting
+            while True:
+                if not _placed() and (lacking := shortage(workers, each, *_resources())):
+                    event(lacking)
+                if over.wait(INTERVAL_S):
+                    return
+
+    watcher = threading.Thread(target=watch, name="demand", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def shortage(
+    workers: int, each: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]
+) -> str | None:
+    """What the cluster lacks for the workers, in a line; None when it has all.
+
+    >>> shortage(2, {"CPU": 4}, {"CPU": 8}, {"CPU": 3})
+    'waiting: 2 worker(s) need 4 CPU each; the cluster has 8 CPU (3 free); it goes on when others leave them'
+    """
+    needs = {kind: need for kind, need in each.items() if need > 0}
+    if all(free.get(kind, 0.0) >= workers * need for kind, need in needs.items()):
+        return None
+    fits = all(total.get(kind, 0.0) >= workers * need for kind, need in needs.items())
+    need_text = " and ".join(f"{need:g} {kind}" for kind, need in needs.items())
+    has_text = " and ".join(f"{total.get(kind, 0.0):g} {kind} ({free.get(kind, 0.0):g} free)" for kind in needs)
+    hope = "others leave them" if fits else "nodes join (or ask for less)"
+    return f"waiting: {workers} worker(s) need {need_text} each; the cluster has {has_text}; it goes on when {hope}"
+
+
+def _resources() -> tuple[dict[str, float], dict[str, float]]:
+    import ray
+
+    return ray.cluster_resources(), ray.available_resources()
+
+
+def _placed() -> bool:
+    """Whether a worker of this job has got its place, on which it may still be starting."""
+    import ray
+    from ray._private.state import state
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return any(
+        actor["ActorClassName"].startswith(_WORKERS)
+        and actor["State"] != "DEAD"
+        and actor["Address"]["Port"]  # of its process; before it has one, only the node is known that was asked for it
+        for actor in state.actor_table(None, job, None).values()
+    )
