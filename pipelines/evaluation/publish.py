@@ -53,27 +53,28 @@ def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, 
 def metric_of(name: str, sigma2: str) -> str:
     """The metric in MLflow that is a mean of `Evaluation.summary`, of an evaluation under `sigma2`.
 
-    MLflow cuts the titles of its charts after about a dozen characters and puts them in the order of the names: what
-    tells one from the others comes early, and the headline's name is the first of all.
+    MLflow puts metrics in the order of their names, and on a narrow page cuts the titles of their charts after seven
+    characters: what tells one from the others comes early, and the headline's name is the first of all.
 
     >>> metric_of("bits_per_dim.beta", "beta"), metric_of("bits_per_dim.beta", "beta_tilde")
     ('bits_per_dim/beta', 'bpd/beta')
     >>> metric_of("bits_per_dim.steps_50.beta_tilde", "beta"), metric_of("L_0.beta", "beta")
-    ('bpd/in_50_steps', 'terms/L_0')
+    ('bpd/50_steps', 'terms/decoder')
     >>> metric_of("L_0.beta.clipped", "beta"), metric_of("by_label.7.bits_per_dim.beta", "beta")
-    ('clipped/L_0', 'by_label/7')
+    ('clip/decoder', 'label/7')
     """
     what, *rest = name.split(".")
     if name == f"bits_per_dim.{sigma2}":
         return f"bits_per_dim/{sigma2}"
     if what in ("ode", "by_label"):
-        return f"{what}/{rest[0]}"
+        return f"{what.removeprefix('by_')}/{rest[0]}"
+    term = {"L_T": "prior", "L_t_sum": "kl_sum", "L_0": "decoder", "bits_per_dim": "bpd"}[what]
     if rest[-1:] == ["clipped"]:
-        return f"clipped/{'bpd' if what == 'bits_per_dim' else what}"
+        return f"clip/{term}"
     if what != "bits_per_dim":
-        return f"terms/{what}"
+        return f"terms/{term}"
     steps = re.fullmatch(r"steps_(\d+)", rest[0])
-    return f"bpd/in_{steps[1]}_steps" if steps else f"bpd/{rest[0]}"
+    return f"bpd/{steps[1]}_steps" if steps else f"bpd/{rest[0]}"
 
 
 def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], target: float | None) -> list[str]:

@@ -244,7 +244,7 @@ def _mlflow_errors() -> Iterator[None]:
 
 def interval_metrics(kind: str, sigma2: str) -> tuple[str, str]:
     """Names of the two metrics that are the ends of a 95% interval of bits/dim."""
-    return f"ci_low/{kind}.{sigma2}", f"ci_high/{kind}.{sigma2}"
+    return f"low/{kind}.{sigma2}", f"high/{kind}.{sigma2}"
 
 
 def _interval(metrics: Mapping[str, float], kind: str, sigma2: str) -> tuple[float, float] | None:

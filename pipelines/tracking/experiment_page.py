@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NOTE_TAG = "mlflow.note.content"
 _VIEW = "ddpm"
 _VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
+_FIRST_COLUMNS = ("attributes.`Run Name`", "runDateAndNestInfo", "duration")  # are always there
 # What opens the table of runs; without it MLflow 3 opens its pages for language models.
 _QUERY = f"compareRunsMode=TABLE&viewStateShareKey={_VIEW}&workflowType=machine_learning"
 
@@ -96,5 +97,7 @@ def write_page(client: "MlflowClient", experiment: "Experiment", job: str) -> No
         text = text.replace("{runs}", table_link(experiment.experiment_id).removeprefix("/"))
         client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, text)
     if _VIEW_TAG not in experiment.tags:
-        view = json.dumps({"selectedColumns": page.columns})
-        client.set_experiment_tag(experiment.experiment_id, _VIEW_TAG, view)
+        columns = page.columns
+        widths = {column: max(100, 9 * len(column.split("`")[1])) for column in columns}
+        view = {"selectedColumns": columns, "columnOrder": [*_FIRST_COLUMNS, *columns], "columnWidths": widths}
+        client.set_experiment_tag(experiment.experiment_id, _VIEW_TAG, json.dumps(view))

@@ -30,6 +30,11 @@ _FORMER_NAMES = {
         name: f"perf/{name}"
         for name in ("images_per_second", "data_wait_seconds", "data_wait_fraction", "workers", "eta_seconds")
     },
+    **{
+        f"validation/{sigma2}/terms/{name}": f"validation/{sigma2}/{former}"
+        for sigma2 in ("beta", "beta_tilde")
+        for name, former in (("prior", "L_T"), ("kl_sum", "L_t_sum"), ("decoder", "L_0"))
+    },
 }
 
 Item = TypeVar("Item")
@@ -221,7 +226,7 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 def _name_in(known: Mapping[str, int], name: str) -> str:
     """The name under which a run that has the metrics `known` goes on with a metric."""
-    former = _FORMER_NAMES.get(name, name.replace("/terms/", "/"))
+    former = _FORMER_NAMES.get(name, name)
     return former if former in known else name
 
 

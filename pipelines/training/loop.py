@@ -252,9 +252,9 @@ class Worker:
         prefix = f"validation/{result.sigma2}"
         values = {
             f"{prefix}/bits_per_dim": result.total,
-            f"{prefix}/terms/L_T": result.prior,
-            f"{prefix}/terms/L_t_sum": result.kl_sum,
-            f"{prefix}/terms/L_0": result.decoder,
+            f"{prefix}/terms/prior": result.prior,
+            f"{prefix}/terms/kl_sum": result.kl_sum,
+            f"{prefix}/terms/decoder": result.decoder,
         }
         if not np.isfinite(list(values.values())).all():
             raise NonFiniteLossError(

@@ -229,10 +229,10 @@ def evaluated(client, run, name, model_id, **metrics):
 
 
 NOW = {
-    "ci_low/data_set.beta": 3.0,
-    "ci_high/data_set.beta": 3.2,
-    "ci_low/population.beta": 2.9,
-    "ci_high/population.beta": 3.3,
+    "low/data_set.beta": 3.0,
+    "high/data_set.beta": 3.2,
+    "low/population.beta": 2.9,
+    "high/population.beta": 3.3,
 }
 FORMER = {
     "eval_ci/data_set.beta.low": 3.0,
@@ -240,7 +240,7 @@ FORMER = {
     "eval_ci/population.beta.low": 2.9,
     "eval_ci/population.beta.high": 3.3,
 }
-GIVEN = {"ci_low/given_images.beta": 3.09, "ci_high/given_images.beta": 3.11}
+GIVEN = {"low/given_images.beta": 3.09, "high/given_images.beta": 3.11}
 
 
 @pytest.mark.parametrize("metrics", [NOW, FORMER], ids=["now", "of version 0.1"])

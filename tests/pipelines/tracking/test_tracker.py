@@ -112,7 +112,7 @@ def test_everything_a_run_records_is_in_mlflow_with_the_times_of_the_spool(tmp_p
 
 def test_a_run_begun_under_former_names_of_metrics_keeps_them(tmp_path, database):
     former = {"train/loss": 1.0, "train/grad_norm": 2.0, "perf/workers": 3.0, "validation/beta/L_0": 4.0}
-    now = {"train/loss": 5.0, "grad_norm": 6.0, "workers": 7.0, "validation/beta/terms/L_0": 8.0, "epoch": 9.0}
+    now = {"train/loss": 5.0, "grad_norm": 6.0, "workers": 7.0, "validation/beta/terms/decoder": 8.0, "epoch": 9.0}
     for step, values in ((1, former), (2, now)):
         tracker = start(tmp_path, database)
         tracker.spool.append("metrics", step=step, values=values)
@@ -138,6 +138,8 @@ def test_an_experiment_has_a_description_and_a_table_with_the_columns_that_matte
     assert f"**{tmp_path.name}**" in found.tags["mlflow.note.content"]
     assert f"({link}" in found.tags["mlflow.note.content"]
     columns = json.loads(found.tags["mlflow.sharedViewState.ddpm"])["selectedColumns"]
+    view = json.loads(found.tags["mlflow.sharedViewState.ddpm"])
+    assert (view["columnOrder"][-len(columns) :], set(view["columnWidths"])) == (columns, set(columns))
     assert "metrics.`images_per_second`" in columns
     assert [
         column for column in columns if "bits_per_dim/beta" in column or "beta/bits_per_dim" in column
