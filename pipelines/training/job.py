@@ -100,7 +100,7 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
         status = "FINISHED"
     except Interrupted as interruption:
         status = "KILLED"
-        driver.stop(str(interruption))
+        driver.stop()
         interruption.kept = CheckpointStore.open(run.uri).kept()
         raise
     finally:
@@ -213,18 +213,17 @@ class _Driver:
         if self.fatal is not None:
             raise self.fatal
 
-    def stop(self, signal_name: str) -> None:
+    def stop(self) -> None:
         """Have the workers save the step they are at and end; a second signal ends the waiting for them."""
         if self.board is None or self.idle.is_set():
             return
         # Whoever sent the signal may have no patience: MLflow is told now, in the background, and again at the end.
         self.tracker.spool.append("finish", status="KILLED")
-        event(f"{signal_name}: saving a checkpoint; a second signal ends the job at once")
         with suppress(Exception):  # Ray may be what has ended: then nobody is there to save
             ask_to_stop(
                 self.board,
                 lambda seconds: self.idle.wait(seconds) or self.fatal is not None or interrupted_again(),
-                lambda step: event(f"step {step:,} is saved"),
+                event,
             )
 
     def _fit(self, loop: TrainLoop, failure: list[BaseException]) -> None:

@@ -119,7 +119,7 @@ class StopWatch:
 def ask_to_stop(
     board: Board,
     wait: Callable[[float], bool],
-    on_saved: Callable[[int], None],
+    say: Callable[[str], None],
     *,
     answer_s: float = 5.0,
     save_s: float = 120.0,
@@ -130,19 +130,20 @@ def ask_to_stop(
     Args:
         board: Of this job.
         wait: Waits so many seconds; true when there is nothing to wait for any more.
-        on_saved: Called with the step that has been committed.
+        say: Called with a line for the user when there is something to wait for, and when it is committed.
         answer_s: Seconds for the ranks to answer at all.
         save_s: Seconds for the running step and the checkpoint.
         leave_s: Seconds after the commit for the last records to arrive.
     """
     if board.get("running") is None:
         return  # no rank has begun to train
+    say("saving a checkpoint; a second signal ends the job at once")
     board.put("asked", "1")
     heard = saved = False
     deadline = time.monotonic() + answer_s
     while time.monotonic() < deadline and not wait(0.1):
         if not saved and (step := board.get("saved")) is not None:
             saved, deadline = True, time.monotonic() + leave_s
-            on_saved(int(step))
+            say(f"step {int(step):,} is saved")
         elif not heard and board.get("heard") is not None:
             heard, deadline = True, time.monotonic() + save_s

@@ -115,15 +115,16 @@ def test_the_driver_learns_which_step_was_saved() -> None:
 
     done = train(board, 2, 100_000, on_step)
     driver.join(PATIENCE_S)
-    assert found == [done[0]]
+    assert found == ["saving a checkpoint; a second signal ends the job at once", f"step {done[0]:,} is saved"]
 
 
 def test_the_driver_does_not_wait_for_ranks_that_are_not_there() -> None:
-    board, saved = Entries(), pytest.fail
-    ask_to_stop(board, lambda seconds: pytest.fail("waits for nobody"), saved)
-    assert board.values == {}
+    board, said = Entries(), []
+    ask_to_stop(board, lambda seconds: pytest.fail("waits for nobody"), said.append)
+    assert (board.values, said) == ({}, [])
     board.put("running", "lost")  # they were lost, and nobody answers
-    ask_to_stop(board, threading.Event().wait, saved, answer_s=0.2)
+    ask_to_stop(board, threading.Event().wait, said.append, answer_s=0.2)
     board.put("heard", "lost")  # or they hang afterwards
-    ask_to_stop(board, threading.Event().wait, saved, save_s=0.2)
-    ask_to_stop(board, lambda seconds: True, saved)  # a second signal
+    ask_to_stop(board, threading.Event().wait, said.append, save_s=0.2)
+    ask_to_stop(board, lambda seconds: True, said.append)  # a second signal
+    assert not any("is saved" in line for line in said)
