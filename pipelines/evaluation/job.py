@@ -98,6 +98,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     inputs = Inputs(found, model, data, _training_data(config, model, root), hold_out)
     require_apart(location, source_of(found), "the model")
     require_apart(location, data.location, "the data set")
+    if inputs.train is not None:
+        require_apart(location, inputs.train.location, "the training data")
     event(f"model {found.described(inputs.step)}")
     config = replace(config, dtype=settled_dtype(config.dtype, location, config.gpus_per_worker))
     output = ShardedOutput(location, request_of(config, inputs), DIRECTORY, passes=(first_pass.DIRECTORY,))

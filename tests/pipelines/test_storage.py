@@ -20,7 +20,7 @@ from small_disk import small_disk
 
 from ddpm_core.errors import StorageError
 from pipelines.storage import Location, forget_connections, json_bytes
-from pipelines.storage_ownership import delete_files, discard_temporaries
+from pipelines.storage_ownership import delete_files, discard_temporaries, first_file
 
 
 @pytest.fixture(params=["local", "s3", "gcs"])
@@ -58,9 +58,12 @@ def test_deleting_is_idempotent(root: Location) -> None:
     (root / "tree/a").delete()
     (root / "tree/a").delete()
     assert [path.rsplit("/", 1)[1] for path in (root / "tree").find()] == ["c"]
+    assert first_file(root / "tree") in ("b/c", "b"), "a store may name the first level only"
+    assert first_file(root / "nothing") is None
     for _ in range(2):
         delete_files(root / "tree", ["a", "b/c", "gone", "no/such/place"])
         assert (root / "tree").find() == {}
+        assert first_file(root / "tree") is None
         assert not root.is_local or not (root / "tree").exists(), "directories that are empty then go, too"
 
 

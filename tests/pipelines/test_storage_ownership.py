@@ -98,3 +98,19 @@ def test_names_to_delete_are_no_patterns_and_links_are_not_followed(tmp_path: Pa
     (tmp_path / "out" / "link").symlink_to(tmp_path / "kept")
     delete_files(Location.parse(tmp_path / "out"), ["a[1]/x*", "link"])
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a[1]", "kept", "out", "xy"]
+
+
+def test_one_bounded_request_tells_that_a_prefix_is_taken(s3_prefix: str) -> None:
+    place, asked = Location.parse(s3_prefix), []
+    for index in range(3):
+        (place / "taken" / f"{index}").write_bytes(b"")
+    (Location.parse(f"{s3_prefix}/taken-too") / "x").write_bytes(b"")
+    events = place.fs.connect().meta.events
+    events.register("before-call.s3", lambda model, params, **more: asked.append((model.name, params)), unique_id="ask")
+    try:
+        assert first_file(place / "taken") == "0"
+        assert first_file(place / "take") is None
+    finally:
+        events.unregister("before-call.s3", unique_id="ask")
+    assert [name for name, _ in asked] == ["ListObjectsV2"] * 2
+    assert all(int(params["query_string"]["max-keys"]) <= 100 for _, params in asked)

@@ -1,5 +1,6 @@
 """Files of somebody else's in and around an output survive everything that the engine does there."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -223,6 +224,23 @@ def test_an_unrecorded_shard_with_the_right_bytes_is_taken_for_what_it_is(tmp_pa
     write(tmp_path / "out", {"data/part-00001.parquet": compute(1).data})
     output.commit({}, output.compute(lambda: compute, SHARDS))
     assert len(contents(tmp_path / "out")) == SHARDS + 1
+
+
+def test_racing_runs_that_make_other_bytes_leave_a_record_that_is_true(tmp_path: Path) -> None:
+    """As on other hardware: neither takes the other's shard for somebody else's file."""
+    output = LAYOUTS["sample"].output(tmp_path / "out")
+    output.begin()
+
+    def other(index: int) -> ShardOutput:
+        return ShardOutput(b"other", rows=10)
+
+    def overtaken(index: int) -> ShardOutput:
+        Store(lambda: other, output.location, "data", ".parquet")(index)
+        return compute(index)
+
+    (record,) = output.compute(lambda: overtaken, 1)
+    assert record.sha256 == hashlib.sha256((tmp_path / "out/data/part-00000.parquet").read_bytes()).hexdigest()
+    assert ShardRecord.read(output.work / "records" / "data" / "part-00000.json") == record
 
 
 def test_a_killed_run_leaves_no_temporaries_behind(tmp_path: Path) -> None:
