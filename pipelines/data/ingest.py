@@ -172,7 +172,8 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         if finished is None or output.lost(finished):
             raise
     except Interrupted as interruption:
-        interruption.kept = output.kept()
+        again = "the lost shards are not all made again, run the same command to make them"
+        interruption.kept = output.kept() if manifest is None else again
         raise
     return _summary(output, already_complete=manifest is not None, restored=len(lost))
 

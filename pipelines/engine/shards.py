@@ -336,8 +336,10 @@ class ShardedOutput:
         try:
             if (self.location / MANIFEST).exists():
                 return "everything had been finished"
-            records = self.work / "records"
-            shards = sum(len((records / name).list()) for name in records.list())
+            shards = 0
+            for into in (self.directory, *self.passes):
+                stored = {name.partition(".")[0] for name in (self.location / into).list()}
+                shards += sum(name.partition(".")[0] in stored for name in self._record_names(into))
         except StorageError:
             return "run the same command to continue"
         if not shards:

@@ -217,6 +217,17 @@ def test_a_file_that_comes_to_stand_there_while_the_shard_is_computed_is_kept(tm
     assert not list((tmp_path / "out/_work/records").rglob("*.json"))
 
 
+def test_what_is_kept_of_an_interrupted_run_is_what_was_stored(tmp_path: Path) -> None:
+    output = LAYOUTS["ingest"].output(tmp_path / "out")
+    output.begin()
+    assert output.kept().startswith("nothing had been saved yet")
+    output.compute(lambda: compute, 2, into="_work/decoded")
+    output.compute(lambda: compute, 1)
+    # killed before its object was there, and files of somebody else's
+    write(tmp_path / "out", {"_work/records/data/part-00001.json": b"{}", "data/part-9.parquet": b"", "x.json": b""})
+    assert output.kept() == "3 finished shard(s) are kept, run the same command to continue"
+
+
 def test_an_unrecorded_shard_with_the_right_bytes_is_taken_for_what_it_is(tmp_path: Path) -> None:
     """As earlier versions, which stored the object before its record, leave it when they are killed between the two."""
     output = LAYOUTS["sample"].output(tmp_path / "out")
