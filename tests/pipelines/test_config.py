@@ -1,9 +1,10 @@
 """Recipes and command lines become a config, or one line that names the field, the value and the rule."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, is_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,11 @@ from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
 from pipelines.config import as_dict, differences, digest, parse, require
+from pipelines.data.ingest import IngestConfig
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.sampling.config import SampleConfig
+from pipelines.training.config import TrainConfig
+from pipelines.verify_config import VerifyConfig
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,34 @@ def test_a_recipe_and_later_overrides(tmp_path: Path) -> None:
 def test_a_boolean_is_a_flag_that_also_takes_a_value(words: list[str], value: bool, flag: str) -> None:
     config = read(*(word.replace("FLAG", flag) for word in words))
     assert (config.dry_run if flag == "dry_run" else config.section.mirror) is value
+
+
+def booleans(config_class: type, prefix: str = "") -> Iterator[str]:
+    """Names of the boolean fields of a job, also of its sections."""
+    for name, kind in get_type_hints(config_class).items():
+        if is_dataclass(kind):
+            yield from booleans(cast(type, kind), f"{prefix}{name}.")
+        elif kind is bool:
+            yield prefix + name
+
+
+@pytest.mark.parametrize(
+    ("config_class", "required"),
+    [
+        (TrainConfig, []),
+        (IngestConfig, ["--source", "a", "--output", "b"]),
+        (SampleConfig, ["--model", "a", "--output", "b", "--num_images", "1"]),
+        (EvaluateConfig, ["--model", "a", "--data", "b", "--output", "c"]),
+        (VerifyConfig, ["--uri", "a"]),
+    ],
+)
+def test_every_boolean_of_every_job_is_a_flag(config_class: type[Any], required: list[str]) -> None:
+    names = [*booleans(config_class)]
+    assert names or config_class in (IngestConfig, VerifyConfig)
+    for words, value in ([], True), (["true"], True), (["false"], False):
+        options = [word for name in names for word in (f"--{name}", *words)]
+        config = parse(config_class, [*required, *options], "")
+        assert [attrgetter(name)(config) for name in names] == [value] * len(names)
 
 
 @pytest.mark.parametrize(
