@@ -52,7 +52,9 @@ def interrupted_again() -> bool:
 
 def event(message: str) -> None:
     """Print one line about something that happened."""
+    global _last_said
     with _lock:
+        _last_said = time.monotonic()
         console.print(printable(message), markup=False, emoji=False)
 
 
@@ -145,9 +147,12 @@ def printing_to(descriptor: int) -> Iterator[None]:
         stream.close()
 
 
+_last_said = 0.0
+
+
 class Waiting:
     """Says what is waited for until it is closed: a line that counts the seconds on a terminal, elsewhere (job logs) a
-    line every 5 s.
+    line whenever nothing has been said for 5 s.
 
     Args:
         what: Such as "starting 2 workers".
@@ -165,7 +170,11 @@ class Waiting:
 
     def _tick(self) -> None:
         while not self._over.wait(max(0.0, self._began + self._next_s - time.monotonic())):
-            self._say()
+            silence = time.monotonic() - _last_said
+            if self._said and silence < HEARTBEAT_S / 2:  # another wait, of which this is a part, or a part of it
+                self._next_s += HEARTBEAT_S - silence
+            else:
+                self._say()
 
     def _say(self) -> None:
         seconds = time.monotonic() - self._began
