@@ -103,7 +103,7 @@ class BulkRun:
 
     def show(self, progress: Progress, total: int, label: str, detail: str = "", **metrics: float) -> None:
         """Update the progress line and, now and then, the metrics."""
-        self._line = self._line or ProgressLine(label, total, "images", first="starting the workers")
+        self._line = self._line or ProgressLine(label, total, "images", first="waiting for the first images")
         self.rate = progress.rate
         done = progress.rows + int(progress.making)
         self._line.update(done, progress.rate, detail)

@@ -66,6 +66,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
             if address:
                 ray.init(address=address, **_QUIET)
             else:
+                # No node of a private Ray is drained: a process that looks out for it need not be started.
+                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
                 _keep_token()
                 with _patience():
                     ray.init(

@@ -15,9 +15,9 @@ from pipelines import demand
 from pipelines.cluster import is_named
 from pipelines.config import require
 
-# About a minute of one core (of a small network, fp32). A private Ray and its actors take 20 to 40 s to start, and are
-# then faster by the number of cores at most.
-_SMALL_FLOPS = 4e12
+# Half a minute to a minute of one core. A private Ray and its actors take 20 to 40 s to start, and are then faster by
+# the number of cores at most.
+_SMALL_WORK = 4e12
 # An actor that dies on the same task this often is killed by the task (memory), not by its machine.
 _MAX_TASK_RETRIES = 5
 # Ray Data gives up when a node is lost at certain moments; so many times without a result in between we do, too.
@@ -55,12 +55,15 @@ class ActorPool:
         require(gpus_hold, "gpus_per_worker", gpus_per_worker, "must be in [0, 1) or whole")
         return cls(num_workers or None, cpus_per_worker, gpus_per_worker)
 
-    def unless_small(self, flops: Callable[[], float]) -> "ActorPool | None":
-        """The pool, or None for work of few floating-point operations that nobody has asked actors for: this process
-        has done it before they would have started. They are asked for by a number of workers, by GPUs, or by a cluster.
+    def unless_small(self, work: Callable[[], float]) -> "ActorPool | None":
+        """The pool, or None for little work that nobody has asked actors for: this process has done it before they
+        would have started. They are asked for by a number of workers, by GPUs, or by a cluster.
+
+        Args:
+            work: Evaluations of a network times its `pixel_weights`.
         """
         asked_for = self.size is not None or self.num_gpus > 0 or is_named()
-        return self if asked_for or flops() > _SMALL_FLOPS else None
+        return self if asked_for or work() > _SMALL_WORK else None
 
     @property
     def needs(self) -> dict[str, float]:

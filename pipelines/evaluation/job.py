@@ -10,11 +10,11 @@ from typing import Any
 from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
-from ddpm_core.unet import forward_flops
+from ddpm_core.unet import pixel_weights
 from pipelines import cluster
 from pipelines.bulk_run import BulkRun, settled_dtype
 from pipelines.config import require
-from pipelines.console import event
+from pipelines.console import event, waiting
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ingest import open_dataset
@@ -90,9 +90,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         ClusterError: Ray is out of reach, or gave up.
     """
     root, location = Location.parse(config.root).local_path, Location.parse(config.output)
-    found = model_for(location / "model", config.model, config.tracking_uri, root)
-    model = model_from_bytes(found.files, where=found.uri)
-    data = open_dataset(Location.parse(root), "data", config.data)
+    with waiting("reading model and data"):
+        found = model_for(location / "model", config.model, config.tracking_uri, root)
+        model = model_from_bytes(found.files, where=found.uri)
+        data = open_dataset(Location.parse(root), "data", config.data)
     hold_out = hold_out_of(config, model, data)
     check_fit(config, model, data, len(hold_out.ids) if hold_out else data.num_rows)
     inputs = Inputs(found, model, data, _training_data(config, model, root), hold_out)
@@ -119,7 +120,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
             try:
                 factory = TermShards(location, output.request, data, config.cpus_per_worker)
                 images = len(lost) * config.shard_size
-                pool = config.pool.unless_small(lambda: _flops(output.request, model, images))
+                pool = config.pool.unless_small(lambda: _work(output.request, model, images))
                 output.restore(factory, lost, manifest, pool)
             finally:
                 cluster.disconnect()
@@ -254,17 +255,19 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     name = f"{data.location.uri} (held-out rows)" if inputs.hold_out else data.location.uri
     run.record("dataset", name=name, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
     num_images = len(order_of(request, data.num_rows))
-    pool = config.pool.unless_small(lambda: _flops(request, inputs.model, num_images))
-    where = f"on {cluster.connect()}" if pool else "in this process"
+    with waiting("preparing the output"):
+        pool = config.pool.unless_small(lambda: _work(request, inputs.model, num_images))
+        where = f"on {cluster.connect()}" if pool else "in this process"
     event(f"evaluating {num_images:,} images {where} into {output.location}")
     first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
-    fitted = output.compute(
-        first,
-        first.num_parts,
-        into=first_pass.DIRECTORY,
-        suffix=first_pass.SUFFIX,
-        pool=None if first.is_small else pool,
-    )
+    with waiting("counting the levels of training images"):
+        fitted = output.compute(
+            first,
+            first.num_parts,
+            into=first_pass.DIRECTORY,
+            suffix=first_pass.SUFFIX,
+            pool=None if first.is_small else pool,
+        )
     enough = _Enough(config.target_halfwidth, inputs.num_rows)
     records = output.compute(
         TermShards(output.location, request, data, config.cpus_per_worker),
@@ -274,14 +277,15 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
         enough=enough,
     )
     run.leave_ray()
-    evaluation = results(
-        output.location, request, [record.name for record in records], inputs.model.schedule, inputs.num_rows
-    )
-    notes = calibration_notes(request, evaluation.summary, config.target_halfwidth)
-    made_with = provenance(inputs.found, inputs.model, data, inputs.train)
-    title = f"{inputs.found.name}: {output.location.name}"
-    for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
-        (output.location / "report" / name).write_bytes(content)
+    with waiting("making the report"):
+        evaluation = results(
+            output.location, request, [record.name for record in records], inputs.model.schedule, inputs.num_rows
+        )
+        notes = calibration_notes(request, evaluation.summary, config.target_halfwidth)
+        made_with = provenance(inputs.found, inputs.model, data, inputs.train)
+        title = f"{inputs.found.name}: {output.location.name}"
+        for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
+            (output.location / "report" / name).write_bytes(content)
     fields = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -305,13 +309,13 @@ def measured_on(request: Mapping[str, Any]) -> str:
     return held_out.name_of(request["dataset_id"]) if held_out else request["dataset_id"]
 
 
-def _flops(request: Mapping[str, Any], model: Model, num_images: int) -> float:
-    """Floating-point operations that the terms of so many images take, the ODE and the first pass at most."""
+def _work(request: Mapping[str, Any], model: Model, num_images: int) -> float:
+    """Evaluations times `pixel_weights` for the terms of so many images; of the ODE and the first pass at most."""
     by_all, ode = request["estimator"] == "all", request["ode"]
     each = model.schedule.num_timesteps * request["draws"] if by_all else request["timesteps_per_image"] + 2
     of_ode = 3 * ode["steps"] * (1 + 2 * ode["probes"]) * min(ode["num_images"], num_images)
     of_first_pass = first_pass.PILOT_EVALUATIONS if request["estimator"] == "importance" else 0
-    return float(num_images * each + of_ode + of_first_pass) * forward_flops(model.unet.config)
+    return float(num_images * each + of_ode + of_first_pass) * pixel_weights(model.unet)
 
 
 class _Enough:

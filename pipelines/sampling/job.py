@@ -15,7 +15,7 @@ from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model, model_from_bytes
 from pipelines import cluster
 from pipelines.bulk_run import BulkRun, settled_dtype
-from pipelines.console import event
+from pipelines.console import event, waiting
 from pipelines.data.decode import decode_image
 from pipelines.engine.shards import ShardedOutput, begun_request
 from pipelines.models import FoundModel, model_for, source_of
@@ -53,8 +53,9 @@ def sample(config: SampleConfig) -> SampleSummary:
     location = Location.parse(config.output)
     config = _with_shard_size(config, location)
     root = Location.parse(config.root).local_path
-    found = model_for(location / "model", config.model, config.tracking_uri, root)
-    model = model_from_bytes(found.files, where=found.uri)
+    with waiting("reading the model"):
+        found = model_for(location / "model", config.model, config.tracking_uri, root)
+        model = model_from_bytes(found.files, where=found.uri)
     require_apart(location, source_of(found), "the model")
     event(f"model {_described(found, model)}")
     config = replace(config, dtype=settled_dtype(config.dtype, location, config.gpus_per_worker))
@@ -75,7 +76,7 @@ def sample(config: SampleConfig) -> SampleSummary:
         event(f"{location} is already complete: nothing to do")
         return SampleSummary("Sample set, complete before", rows)
     event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
-    pool = config.pool.unless_small(lambda: work_of(output.request, model, lost).flops)
+    pool = config.pool.unless_small(lambda: work_of(output.request, model, lost).weights)
     try:
         output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, pool)
     finally:
@@ -148,9 +149,10 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
 def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]:
     """Compute what is missing, commit; returns the manifest."""
     output = run.output
-    run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
-    pool = config.pool.unless_small(lambda: work_of(output.request, model, _missing(config, output)).flops)
-    where = f"on {cluster.connect()}" if pool else "in this process"
+    with waiting("preparing the output"):
+        run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
+        pool = config.pool.unless_small(lambda: work_of(output.request, model, _missing(config, output)).weights)
+        where = f"on {cluster.connect()}" if pool else "in this process"
     event(f"sampling {config.num_images:,} images {where} into {output.location}")
     records = output.compute(
         SampleShards(output.location, output.request, config.cpus_per_worker),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ddpm_core.model import Model, model_from_bytes
-from ddpm_core.unet import forward_flops
+from ddpm_core.unet import pixel_weights
 from pipelines import cluster
 from pipelines.console import clock, waiting
 from pipelines.engine.actor_pool import ActorPool, run_on_actors
@@ -66,11 +66,11 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Work:
-    """What making shards takes: images kept, calls of the network with a batch, floating-point operations."""
+    """What making shards takes: images kept, calls of the network with a batch, its `pixel_weights` in all of them."""
 
     images: int
     calls: int
-    flops: float
+    weights: float
 
 
 def work_of(request: Mapping[str, Any], model: Model, shards_left: Sequence[int]) -> Work:
@@ -78,7 +78,7 @@ def work_of(request: Mapping[str, Any], model: Model, shards_left: Sequence[int]
     shard_size, batch_size, num_images = request["shard_size"], request["batch_size"], request["num_images"]
     sizes = [min(shard_size, num_images - index * shard_size) for index in shards_left]
     calls = sum(-(-size // batch_size) for size in sizes) * request["steps"]
-    return Work(sum(sizes), calls, float(calls) * batch_size * forward_flops(model.unet.config))
+    return Work(sum(sizes), calls, float(calls) * batch_size * pixel_weights(model.unet))
 
 
 def plan(

@@ -58,8 +58,9 @@ def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
     root = Location.parse(config.root)
     run = root / "runs" / config.name
     require_own(run)
-    train_set = open_dataset(root, "data.train", config.data.train)
-    newest = CheckpointStore.open(run.uri).newest()
+    with waiting("reading data set and checkpoints"):
+        train_set = open_dataset(root, "data.train", config.data.train)
+        newest = CheckpointStore.open(run.uri).newest()
     if newest is not None:
         _check_same_data(newest, config, train_set)
     config, told = complete(config, train_set, newest)
@@ -192,7 +193,8 @@ class _Driver:
         config = self.config
         low, high = config.cluster.worker_range
         private_cpus = max(os.cpu_count() or 1, math.ceil(high * config.cluster.cpus_per_worker))
-        connected = cluster.connect(config.cluster.address, private_cpus)
+        with waiting("loading Ray"):
+            connected = cluster.connect(config.cluster.address, private_cpus)
         import ray
 
         self.board = RayBoard()

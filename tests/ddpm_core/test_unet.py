@@ -12,7 +12,16 @@ from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood import estimate_bpd
 from ddpm_core.ode import ode_bpd
 from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import Attention, UNet, UNetConfig, Upsample, count_parameters, forward_flops, timestep_embedding
+from ddpm_core.unet import (
+    Attention,
+    UNet,
+    UNetConfig,
+    Upsample,
+    count_parameters,
+    forward_flops,
+    pixel_weights,
+    timestep_embedding,
+)
 
 SMALL = UNetConfig(
     image_size=8,
@@ -277,3 +286,9 @@ def test_forward_flops_by_hand():
     linears = sum(m.weight.numel() for m in unet.modules() if isinstance(m, torch.nn.Linear))
     attention = 2 * 2 * 16 * 16 * 8
     assert forward_flops(config) == 2 * 16 * convolutions + 2 * linears + attention
+
+
+def test_pixel_weights_bound_the_multiply_adds() -> None:
+    config = UNetConfig(8, 1, 32, (1, 2), 1, (4,), num_heads=4, dropout=0.0, num_groups=8)
+    bound = pixel_weights(UNet(config))
+    assert bound / 8 < forward_flops(config) / 2 < bound
