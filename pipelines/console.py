@@ -99,16 +99,19 @@ def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
     its stack trace is printed when the environment has DDPM_DEBUG=1.
     """
 
-    first: list[float] = []
+    requests: list[float] = []
     _again.clear()
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        # A second signal ends the waiting, but must not interrupt the cleaning up after the first.
-        first.append(time.monotonic())
-        if len(first) == 1:
+        # A second request ends the waiting, but must not interrupt the cleaning up after the first; a third is a kill.
+        if requests and time.monotonic() - requests[-1] < _SAME_REQUEST_S:
+            return
+        requests.append(time.monotonic())
+        if len(requests) == 1:
             raise Interrupted(signum)
-        if first[-1] - first[0] >= _SAME_REQUEST_S:
-            _again.set()
+        if len(requests) > 2:
+            os._exit(128 + signum)
+        _again.set()
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)

@@ -137,7 +137,7 @@ def ask_to_stop(
     """
     if board.get("running") is None:
         return  # no rank has begun to train
-    say("saving a checkpoint; a second signal ends the job at once")
+    say("saving a checkpoint; a second signal ends the job without it")
     board.put("asked", "1")
     heard = saved = False
     deadline = time.monotonic() + answer_s

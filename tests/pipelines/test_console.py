@@ -114,6 +114,23 @@ def test_a_second_request_to_stop_is_told_from_the_same_one_sent_twice(monkeypat
     assert seen == [False, False, True]
 
 
+def test_a_third_request_to_stop_does_not_wait_for_the_cleaning_up(monkeypatch) -> None:
+    now, ended = [100.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.os, "_exit", ended.append)
+
+    def main(argv: Sequence[str]) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            for expected in ([], [130]):
+                now[0] += 2
+                signal.raise_signal(signal.SIGINT)
+                assert ended == expected
+
+    assert exit_code_of(main) == 143
+
+
 def test_progress_in_a_log_is_a_line_every_few_percent_with_rate_and_eta(capsys) -> None:
     progress = ProgressLine("digits", 1000, "steps")
     for done in range(1, 1001):
