@@ -128,7 +128,6 @@ def test_hugging_face_datasets_show_images_and_pandas_their_png_files(tmp_path: 
 def test_ingest_reads_the_samples_back(tmp_path: Path, kind: str) -> None:
     shards, count, output = shards_of(tmp_path, format=kind)
     result = ShardedOutput(Location.parse(output), {})
-    result.begin()
     result.compute(lambda: shards(), count, suffix=SUFFIXES[kind])
     ingest(IngestConfig(f"{output}/data/*{SUFFIXES[kind]}", str(tmp_path / "data set")))
     _, images, _ = PreparedDataset.open(str(tmp_path / "data set")).read_images(0, 22)
