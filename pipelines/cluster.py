@@ -52,7 +52,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     """
     import ray
 
-    global _connected_here
+    global _connected_here, _unwatched
     if ray.is_initialized():
         quiet_data()
         return f"Ray at {ray.get_runtime_context().gcs_address}"
@@ -67,7 +67,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
                 ray.init(address=address, **_QUIET)
             else:
                 # No node of a private Ray is drained: a process that looks out for it need not be started.
-                os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+                _unwatched = os.environ.setdefault(_WATCHER, "0") == "0"
                 _keep_token()
                 with _patience():
                     ray.init(
@@ -102,7 +102,8 @@ def is_named() -> bool:
     return source_of(None) is not None or (ray is not None and ray.is_initialized())
 
 
-_connected_here = False
+_connected_here = _unwatched = False
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _own_directory: str | None = None
 _HELLO_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -276,10 +277,12 @@ def quiet_data() -> None:
 
 def disconnect() -> None:
     """Leave the Ray that `connect` connected to; a private local Ray ends. Does nothing when it did not."""
-    global _connected_here
+    global _connected_here, _unwatched
     if _connected_here:
         import ray
 
         ray.shutdown()
         _remove_short_directory()
-    _connected_here = False
+        if _unwatched:
+            os.environ.pop(_WATCHER, None)
+    _connected_here = _unwatched = False
