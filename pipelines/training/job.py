@@ -258,7 +258,7 @@ class _Driver:
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
                 callbacks=[_controller_callback(self.tracker.spool)],  # type: ignore[list-item]
                 # Ray Train's workers load torch before they load `pipelines`.
-                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}},  # type: ignore[call-arg]
+                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}},  # type: ignore[call-arg]
             ),
         )
         try:

@@ -37,7 +37,7 @@ def dying_loop(marks: Path) -> Loop:
 
         commit, step, clip = CheckpointStore.commit, Learner.step, torch.nn.utils.clip_grad_norm_
         now = {"step": -1, "rank": -1}
-        # By Ray Data, and one stream after the other: neither must be seen beside the run whose workers read themselves.
+        # By Ray Data, and one stream after the other: neither must be seen beside the run whose workers read.
         stream.StreamPlan.is_one_window = property(lambda plan: False)  # type: ignore[assignment,method-assign]
         stream.MAX_WINDOWS = 1
 
