@@ -8,8 +8,10 @@ from contextlib import closing
 
 from pipelines.config import parse
 from pipelines.console import ProgressLine, Waiting, event, run_job, summary
+from pipelines.data.account import account_rows
 from pipelines.data.decode import ADAPTATIONS
-from pipelines.data.ingest import IngestConfig, ingest
+from pipelines.data.ingest import ingest
+from pipelines.data.ingest_config import IngestConfig
 
 _DESCRIPTION = (
     "Turn images into a prepared data set: 8 bits, grey or sRGB. Colours of an embedded ICC profile are converted to "
@@ -46,12 +48,14 @@ def main(argv: Sequence[str]) -> None:
     if result.restored:
         event(f"{data.location}: {result.restored} lost shard(s) made again, equal to what the manifest records")
     elif result.already_complete:
-        event(f"{data.location} is already complete: nothing to do")
+        trouble = "" if result.not_compared is None else f" (its source could not be compared: {result.not_compared})"
+        event(f"{data.location} is already complete: nothing to do{trouble}")
     rows = [
         ("images", f"{data.num_rows:,} of {'x'.join(map(str, data.image_shape))} (H x W x C)"),
         ("classes", "none named" if data.label_names is None else ", ".join(data.label_names[:20])),
         ("rejected", f"{data.rejected:,} (reasons in {data.location / 'rejected.parquet'})"),
         *[("adapted", f"{count:,} {ADAPTATIONS[kind]}") for kind, count in sorted((result.adapted or {}).items())],
+        *(account_rows(result.account) if result.account is not None else ()),
         ("shards", f"{len(data.shards)}, {sum(shard.bytes for shard in data.shards) / 2**20:,.1f} MiB"),
         ("data set id", data.dataset_id[:12]),
         ("output", data.location.uri),

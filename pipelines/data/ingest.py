@@ -6,23 +6,20 @@ usable images, with dense ids. Rows keep the order of the source, so the bytes o
 request alone. The manifest is written last; the work objects are removed after it.
 """
 
-import hashlib
 import importlib.metadata
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import ImageColor
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.config import require, require_place
 from pipelines.console import Interrupted, event
+from pipelines.data.account import account_of, require_unchanged, source_content, source_files
 from pipelines.data.dataset import (
     FORMAT,
     FORMAT_VERSION,
@@ -35,8 +32,9 @@ from pipelines.data.dataset import (
 )
 from pipelines.data.decode import PixelRules, RejectedImage, decode_image, with_channels
 from pipelines.data.formats import Format, Item
+from pipelines.data.ingest_config import IngestConfig
 from pipelines.data.sizes import mixed_sizes, probe, sizes_of
-from pipelines.data.sources import canonical_source, open_source, source_place, split_units
+from pipelines.data.sources import open_source, source_place, split_units
 from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.manifest import read_manifest
 from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, shard_name
@@ -56,72 +54,6 @@ OnProgress = Callable[[str, int, int, float], None]
 
 
 @dataclass(frozen=True)
-class IngestConfig:
-    """Which images to prepare, how, and where to."""
-
-    source: str
-    """Image file folder, Parquet file(s), IDX file, tar file(s): path, URI or glob; or embedded://digits/train."""
-    output: str
-    """Path or URI of the prepared data set; must be empty, or hold an unfinished run of the same request."""
-    format: Literal["auto", "folder", "parquet", "idx", "tar"] = "auto"
-    """Format of the source; auto recognises it by the files' names."""
-    image_size: int | None = None
-    """Side in pixels: the centred square is resized to it (antialiased). Null keeps the source's one size."""
-    channels: Literal[1, 3] | None = None
-    """1 (grey) or 3 (RGB); null makes grey images of all-grey sources and RGB of all others."""
-    background: str = "white"
-    """What shows through transparent pixels: a colour's name, or '#rrggbb'."""
-    sixteen_bit: Literal["scale", "refuse"] = "scale"
-    """Grey of 16 bits: scale makes round(v * 255 / 65535) of it, refuse rejects such images."""
-    max_rejected_fraction: float = 0.01
-    """Largest fraction of unreadable images, in [0, 1], with which the job still succeeds."""
-    num_workers: int | tuple[int, int] = 0
-    """Decoding actors of one CPU each: a number, [min, max] on an autoscaling cluster, 0 for all CPUs."""
-    shard_mib: int = 64
-    """Image bytes (MiB) per object of the prepared data set."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.source), "source", self.source, "must be a path, a URI or a glob")
-        require_place("output", self.output)
-        size_holds = self.image_size is None or 1 <= self.image_size <= 4096
-        require(size_holds, "image_size", self.image_size, "must be in 1..4096, or null to keep the size")
-        _ = self.rules  # checks `background`
-        fraction_holds = 0 <= self.max_rejected_fraction <= 1
-        require(fraction_holds, "max_rejected_fraction", self.max_rejected_fraction, "must be in [0, 1]")
-        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
-        pool_holds = low == high == 0 or 1 <= low <= high
-        require(pool_holds, "num_workers", self.num_workers, "must be 0, a positive number, or [min, max]")
-        require(1 <= self.shard_mib <= 2048, "shard_mib", self.shard_mib, "must be in 1..2048")
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """The values that determine the bytes of the result."""
-        request = {
-            "source": canonical_source(self.source),
-            "format": self.format,
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "shard_mib": self.shard_mib,
-        }
-        # Only where they are not the default: requests from before there were such fields stay the same.
-        if self.rules.background != PixelRules.background:
-            request["background"] = "#{:02x}{:02x}{:02x}".format(*self.rules.background)
-        if self.sixteen_bit != PixelRules.sixteen_bit:
-            request["sixteen_bit"] = self.sixteen_bit
-        return request
-
-    @property
-    def rules(self) -> PixelRules:
-        """What is done to pixels where there is a choice."""
-        try:
-            red, green, blue, *alpha = ImageColor.getrgb(self.background)
-        except ValueError:
-            red, green, blue, alpha = 0, 0, 0, [0]
-        require(not alpha, "background", self.background, "must be a colour's name, or '#rrggbb'")
-        return PixelRules((red, green, blue), self.sixteen_bit)
-
-
-@dataclass(frozen=True)
 class IngestSummary:
     """What an ingest made, or found.
 
@@ -130,12 +62,16 @@ class IngestSummary:
         already_complete: Whether it was complete before.
         adapted: How many images needed which of `decode.ADAPTATIONS`; None where an older version did not count.
         restored: How many lost shards of it were made again.
+        account: What became of all that the source holds, see `account`; None where an older version kept none.
+        not_compared: Why it is not known whether a complete data set's source has changed since; None where it has not.
     """
 
     dataset: PreparedDataset
     already_complete: bool
     adapted: Mapping[str, int] | None
     restored: int
+    account: Mapping[str, Any] | None
+    not_compared: str | None
 
 
 def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, total, rate: None) -> IngestSummary:
@@ -147,8 +83,8 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
 
     Raises:
         ConfigError: The output overlaps the source, or holds files of something else.
-        DataError: The source cannot be used, or too many of its images cannot; shards are lost, and the source is gone
-            or has changed.
+        DataError: The source cannot be used, or too many of its images cannot; it has changed since the data set was
+            finished; shards are lost, and the source is gone or has changed.
         RequestMismatchError: The output belongs to another request.
         StorageError: The source or the output cannot be read or written.
         ClusterError: Ray gave up.
@@ -160,7 +96,9 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
     manifest = output.committed()
     lost = output.lost(manifest) if manifest is not None else []
     if manifest is not None and not lost:
-        return _summary(output, already_complete=True)
+        place = output.location.uri
+        trouble = require_unchanged(config.source, config.format, config.split, config.options, manifest, place)
+        return _summary(output, already_complete=True, not_compared=trouble)
     try:
         if manifest is None:
             _prepare(config, output, on_progress)
@@ -207,9 +145,12 @@ def open_dataset(root: Location, field: str, uri: str) -> PreparedDataset:
     return dataset
 
 
-def _summary(output: ShardedOutput, already_complete: bool, restored: int = 0) -> IngestSummary:
-    dataset, adapted = PreparedDataset.open(output.location), read_manifest(output.location).get("adapted")
-    return IngestSummary(dataset, already_complete, adapted, restored)
+def _summary(
+    output: ShardedOutput, already_complete: bool, restored: int = 0, not_compared: str | None = None
+) -> IngestSummary:
+    dataset, manifest = PreparedDataset.open(output.location), read_manifest(output.location)
+    adapted, account = manifest.get("adapted"), manifest.get("account")
+    return IngestSummary(dataset, already_complete, adapted, restored, account, not_compared)
 
 
 def _restore(
@@ -236,12 +177,14 @@ def _prepare(
     lost: tuple[Mapping[str, Any], Sequence[int]] | None = None,
 ) -> None:
     """Make and commit the data set, or of a finished one, by its manifest, the shards that are `lost`."""
-    images, files = open_source(config.source, config.format)
-    items, label_names = images.scan(list(files))
+    source = open_source(config.source, config.format, config.split, config.options)
+    images, scan = source.format, source.format.scan(list(source.files))
+    items = scan.items
     total = sum(item.stop - item.start for item in items)
     if total == 0:
-        raise DataError(f"source = {config.source}: holds no images; check the path and `format`")
-    content = hashlib.sha256(json.dumps([files, items]).encode()).hexdigest()
+        told = f" but {scan.left_out}" if scan.left_out.count else ""
+        raise DataError(f"source = {config.source}: holds no images{told}; check the path and `format`")
+    content = source_content(source, scan)
     if lost and content != lost[0].get("source_content"):
         raise DataError(f"source = {config.source}: has changed since; restore it, or the shard, or ingest it anew")
     probed = (
@@ -257,7 +200,8 @@ def _prepare(
     output.begin(source_content=content, decoding=_DECODING)
 
     num_units = _write_units(output.work / "units.parquet", items, unit_rows)
-    decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels, config.rules)
+    names = scan.label_names
+    decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels, config.rules, names)
     units = output.compute(
         decoder,
         num_units,
@@ -291,11 +235,15 @@ def _prepare(
         "dataset_id": dataset_id(shape, shards),
         "num_rows": num_rows,
         "image_shape": list(shape),
-        "label_names": None if label_names is None else list(label_names),
+        "label_names": None if scan.label_names is None else list(scan.label_names),
         "rows_per_group": group,
         "rejected": total - num_rows,
         "adapted": dict(sum((Counter(record.extra["adapted"]) for record in units), Counter())),
+        "account": account_of(
+            scan, source.left_out, num_rows, total - num_rows, sum(record.extra["unlabelled"] for record in units)
+        ),
         "source_content": content,
+        "source_files": source_files(source),
         "code_version": code_version(),
         "decoded_by": {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow")},
     }
@@ -307,8 +255,8 @@ class DecodeUnits:
     """First pass: decode unit `index` of the source into a work object.
 
     The object is Parquet: image (fixed-size binary), label, source, reason; first the rows of usable images,
-    in order, then those of rejected ones, without image. Its record says how many are `accepted`, how
-    many `channels` they have, and how many of them were `adapted` in which way.
+    in order, then those of rejected ones, without image. Its record says how many are `accepted`, how many of those
+    are `unlabelled`, how many `channels` they have, and how many of them were `adapted` in which way.
     """
 
     images: Format
@@ -317,6 +265,7 @@ class DecodeUnits:
     shape: tuple[int, int] | None
     channels: int | None
     rules: PixelRules
+    label_names: tuple[str, ...] | None
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Make the compute function: the engine calls this once per actor."""
@@ -326,13 +275,16 @@ class DecodeUnits:
     def _decode(self, unit: Sequence[Item]) -> ShardOutput:
         accepted, labels, sources, rejected = [], [], [], []
         adapted: Counter[str] = Counter()
+        numbers = {name: number for number, name in enumerate(self.label_names or ())}
         for image in self.images.read(unit):
             try:
                 accepted.append(decode_image(image.payload, self.image_size, self.shape, self.rules, adapted))
             except RejectedImage as reason:
                 rejected.append((image.source, str(reason)))
                 continue
-            labels.append(image.label)
+            if isinstance(image.label, str) and image.label not in numbers:
+                raise DataError(f"{image.source}: the label {image.label!r} is new: the source changes; run again")
+            labels.append(numbers[image.label] if isinstance(image.label, str) else image.label)
             sources.append(image.source)
         channels = self.channels or max((pixels.shape[-1] for pixels in accepted), default=1)
         stacked = [with_channels(pixels, channels) for pixels in accepted]
@@ -348,7 +300,8 @@ class DecodeUnits:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
-        extra = {"accepted": len(accepted), "channels": channels, "adapted": dict(adapted)}
+        unlabelled = sum(label is None or label < 0 for label in labels)
+        extra = {"accepted": len(accepted), "channels": channels, "adapted": dict(adapted), "unlabelled": unlabelled}
         return ShardOutput(sink.getvalue(), len(accepted) + len(rejected), extra)
 
 

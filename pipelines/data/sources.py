@@ -1,18 +1,31 @@
 """Where images come from: finding a source's files, recognising its format, cutting it into units of work."""
 
+import dataclasses
 import os
-import re
 import stat
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from ddpm_core.errors import ConfigError, DataError
+from pipelines.config import require
 from pipelines.data.decode import MAX_FILE_BYTES
-from pipelines.data.formats import Format, ImageFolder, Item, TarArchives, is_image, require_plain_name
+from pipelines.data.formats import NO_OPTIONS, PARALLEL_REQUESTS, Format, ImageFolder, Item, Options
 from pipelines.data.formats_arrays import EmbeddedDigits, IdxImages, is_idx_images
 from pipelines.data.formats_parquet import HuggingFaceParquet
+from pipelines.data.formats_tar import TarArchives
+from pipelines.data.hub_cache import blob_size, without_internals
 from pipelines.data.patterns import local_matches, matching, split_pattern
+from pipelines.data.recognise import (
+    HEAD_BYTES,
+    LeftOut,
+    is_image,
+    no_image,
+    no_image_bytes,
+    require_plain_name,
+    unwanted,
+)
+from pipelines.data.splits import choose_split
 from pipelines.storage import Location
 
 FORMATS: dict[str, Any] = {
@@ -28,7 +41,14 @@ _BELONGS = {
     "idx": is_idx_images,
     "folder": is_image,
 }
-_SPLIT = re.compile(r"^(.+)-\d{5}-of-\d{5}")
+
+
+class Source(NamedTuple):
+    """A source's format, the size in bytes of each of its files by path below the format's base, sorted; the rest."""
+
+    format: Format
+    files: dict[str, int]
+    left_out: LeftOut
 
 
 def canonical_source(uri: str) -> str:
@@ -47,47 +67,65 @@ def source_place(uri: str) -> Location | None:
     return base if not pattern or "/" in pattern or "**" in pattern else None
 
 
-def open_source(uri: str, format: str = "auto") -> tuple[Format, dict[str, int]]:
+def open_source(uri: str, format: str = "auto", split: str | None = None, options: Options = NO_OPTIONS) -> Source:
     """Find a source's files and its format.
 
     Args:
         uri: A file, a directory, a glob, or one of `EMBEDDED`; local or any URI that fsspec knows.
-        format: A key of `FORMATS`, or `auto` to recognise it by the files' names.
-
-    Returns:
-        The format, and the size in bytes of each of its files by path below the format's base, sorted.
+        format: A key of `FORMATS`, or `auto` to recognise it by the files' names and, of those whose names say
+            nothing, their first bytes.
+        split: Which of several splits (`train`, ...) to take, or `splits.ALL`.
+        options: For the format.
 
     Raises:
-        ConfigError: Unknown embedded data set.
+        ConfigError: Unknown embedded data set; an option that the format does not have.
         DataError: Nothing is there, the format cannot be told, several splits are mixed, or it holds what is no plain
-            file: symbolic links, pipes, names with control characters, images of more than 256 MiB.
+            file: symbolic links (but those of a Hugging Face cache), pipes, names with control characters, images of
+            more than 256 MiB.
         StorageError: The source cannot be listed.
     """
     if uri.startswith("embedded://"):
         if uri not in EMBEDDED:
             raise ConfigError(f"source = {uri!r}: unknown embedded data set; choose {' or '.join(EMBEDDED)}")
-        return EmbeddedDigits(Location(uri)), {}
+        _require_none(uri, {"split": split, "image_column": options.image_column, "label_column": options.label_column})
+        return Source(EmbeddedDigits(Location(uri)), {}, LeftOut())
+    where, left_out = f"source = {uri}", LeftOut()
     base, files = _list_files(uri, Location.parse(uri))
     if not files:
-        raise DataError(f"source = {uri}: nothing is there; check the spelling")
-    chosen = _detect(uri, files) if format == "auto" else format
-    # The split of a Hugging Face data set is part of the files' names: none must leak into another.
-    splits = sorted({match[1] for file in files if (match := _SPLIT.match(PurePosixPath(file).name))})
-    if chosen == "parquet" and len(splits) > 1:
-        raise DataError(
-            f"source = {uri}: holds the splits {', '.join(splits)}; name one by a glob such as "
-            f"{base.uri}/{'**/' if any('/' in file for file in files) else ''}{splits[-1]}-*.parquet"
-        )
-    kept = {file: size for file, size in files.items() if _BELONGS[chosen](file)}
+        raise DataError(f"{where}: nothing is there; check the spelling")
+    candidates = _without_unwanted(files, left_out)
+    candidates = without_internals(where, base.path, candidates, left_out)
+    chosen = _detect(where, candidates) if format == "auto" else format
+    kept: list[str] = []
+    rest: list[str] = []
+    for file in candidates:
+        (kept if _BELONGS[chosen](file) else rest).append(file)
+    if chosen == "folder":
+        images = _recognise(base, rest, left_out)
+        kept, rest = sorted(kept + images), []
     if not kept:
-        raise DataError(f"source = {uri}: no file of format {chosen!r} among {len(files)} files; correct `format`")
-    for file, size in kept.items():
-        require_plain_name(f"source = {uri}", file)
-        if chosen == "folder" and size > MAX_FILE_BYTES:
+        wanted = "images" if format == "auto" else f"file of format {format!r}"
+        told = str(left_out) or f"such as {next(iter(files))}"
+        raise DataError(
+            f"{where}: no {wanted} among its {len(files)} file(s) ({told}); it must hold image files, Parquet, IDX or "
+            "tar (unpack compressed archives)"
+        )
+    for file in kept:
+        require_plain_name(where, file)
+    kept, split_folder = choose_split(where, kept, chosen, split, left_out)
+    for file in kept:
+        if chosen == "folder" and files[file] > MAX_FILE_BYTES:
             allowed = f"an image file at most {MAX_FILE_BYTES:,}"
-            raise DataError(f"source = {uri}: {file}: has {size:,} bytes, {allowed}; remove it")
-    found: Format = FORMATS[chosen](base)
-    return found, kept
+            raise DataError(f"{where}: {file}: has {files[file]:,} bytes, {allowed}; remove it")
+    if chosen in ("folder", "idx"):
+        labels = None if options.no_labels else options.label_column
+        _require_none(f"a source of format {chosen}", {"image_column": options.image_column, "label_column": labels})
+    found: Format = FORMATS[chosen](base, dataclasses.replace(options, split_folder=split_folder))
+    labels_of = found.label_file(base / kept[0]) if isinstance(found, IdxImages) else None
+    for file in rest:
+        if labels_of is None or labels_of != base / file:
+            left_out.add(f"of another format than {chosen}", file)
+    return Source(found, {file: files[file] for file in kept}, left_out)
 
 
 def split_units(items: Iterable[Item], rows_per_unit: int) -> Iterator[list[Item]]:
@@ -114,11 +152,11 @@ def _list_files(uri: str, location: Location) -> tuple[Location, dict[str, int]]
     if pattern:
         found = matching(base, pattern)
         if location.is_local:
-            _require_plain_files(uri, base.path, local_matches(base, pattern))
+            found |= _require_plain_files(uri, base.path, local_matches(base, pattern))
     else:
         found = location.find()
         if location.is_local:
-            _require_plain_files(uri, base.path, _walk(base.path))
+            found |= _require_plain_files(uri, base.path, _walk(base.path))
         if list(found) == [location.path]:
             base = location.parent
     prefix = base.path.rstrip("/") + "/"
@@ -131,8 +169,13 @@ def _walk(root: str) -> Iterator[str]:
         yield from (os.path.join(directory, name) for name in (*folders, *files))  # noqa: PTH118  for each of millions
 
 
-def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> None:
-    """Refuse what a listing leaves out: a link, which may lead anywhere, and what would be waited for when read."""
+def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> dict[str, int]:
+    """Refuse what a listing leaves out: a link, which may lead anywhere, and what would be waited for when read.
+
+    Returns:
+        Path and size of what links of the Hugging Face cache lead to, which a listing leaves out, too.
+    """
+    followed = {}
     for path in paths:
         mode = os.lstat(path).st_mode
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
@@ -141,6 +184,9 @@ def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> None:
         if any(part.startswith(".") for part in name.split("/")):  # hidden, so no image of the source
             continue
         if stat.S_ISLNK(mode):
+            if (size := blob_size(path)) is not None:
+                followed[path] = size
+                continue
             target = os.readlink(path)  # noqa: PTH115
             raise DataError(
                 f"source = {uri}: {name!r} is a symbolic link (to {target!r}), which is not followed; put the file "
@@ -148,16 +194,47 @@ def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> None:
             )
         kind = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
         raise DataError(f"source = {uri}: {name!r} is a {kind}, no file; remove it")
+    return followed
 
 
-def _detect(uri: str, files: dict[str, int]) -> str:
+def _detect(where: str, files: Sequence[str]) -> str:
+    """The format by the files' names; image files where no name tells."""
     formats = [name for name, belongs in _BELONGS.items() if any(belongs(file) for file in files)]
-    if len(formats) == 1:
-        return formats[0]
-    if not formats:
-        example = next(iter(files))
-        raise DataError(
-            f"source = {uri}: no images among its {len(files)} file(s), such as {example}; it must hold image "
-            "files, Parquet, IDX or tar (unpack compressed archives)"
-        )
-    raise DataError(f"source = {uri}: holds files of the formats {', '.join(formats)}; choose one with `format`")
+    if len(formats) > 1:
+        raise DataError(f"{where}: holds files of the formats {', '.join(formats)}; choose one with `format`")
+    return formats[0] if formats else "folder"
+
+
+def _without_unwanted(files: Iterable[str], left_out: LeftOut) -> list[str]:
+    kept = []
+    for file in files:
+        if (reason := unwanted(file)) is None:
+            kept.append(file)
+        else:
+            left_out.add(reason, file)
+    return kept
+
+
+def _recognise(base: Location, files: Sequence[str], left_out: LeftOut) -> list[str]:
+    """Which of the files, whose names are not those of images, are some by their first bytes."""
+    unknown = [file for file in files if no_image(file) is None]
+
+    def head(file: str) -> bytes:
+        with (base / file).open("rb") as stream:
+            return bytes(stream.read(HEAD_BYTES))
+
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as readers:
+        heads = dict(zip(unknown, readers.map(head, unknown), strict=True))
+    images = []
+    for file in files:
+        reason = no_image_bytes(file, heads[file]) if file in heads else no_image(file)
+        if reason is None:
+            images.append(file)
+        else:
+            left_out.add(reason, file)
+    return images
+
+
+def _require_none(what: str, options: Mapping[str, str | None]) -> None:
+    for name, value in options.items():
+        require(value is None, name, value, f"{what} has no such choice; leave it out")

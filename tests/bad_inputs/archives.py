@@ -54,6 +54,10 @@ def _sparse(source: Path) -> None:
         file.truncate(member.size + 10240)
 
 
+def _mixed_labels(source: Path) -> None:
+    write_tar(source / "a.tar", [("1.png", png(1)), ("1.cls", b"cat"), ("2.png", png(2)), ("2.cls", b"2")])
+
+
 def _case(name: str, make: Callable[[Path], None], *says: str) -> Case:
     return source_case("Tar archive", name, make, *says)
 
@@ -87,14 +91,24 @@ CASES = [
     _case("member declared longer than the archive", _declared(10**6), _UNREADABLE, "unexpected end of data"),
     _case("member declared as 8 EiB", _declared(2**63 - 1), "source/a.tar"),
     _case("member of 100 GiB (sparse file)", _sparse, "'9.png' has 107,374,182,400 bytes, more than 268,435,456"),
+    _case("another file appended", _changed(lambda content: content + b"x" * 512), _UNREADABLE, "byte 10,240"),
+    _case("the same archive appended", _changed(lambda content: content * 2), "holds '1.png' twice; repack it"),
     _case(
-        "label that is a word", _tar(("0.cls", b"cat")), "source/a.tar/0.cls: 'cat' gives no integer label; correct it"
+        "two images of one key",
+        _tar(("0.jpg", png(5))),
+        "'0.png' and '0.jpg' are images of one key; choose with image_column = png, jpg or all",
     ),
-    _case("label that is a fraction", _tar(("0.json", b'{"label": 3.7}')), "3.7", "gives no integer label"),
-    _case("label that is infinite", _tar(("0.json", b'{"label": Infinity}')), "Infinity", "gives no integer label"),
-    _case("label beyond 64 bits", _tar(("0.cls", b"9" * 30)), "gives no integer label"),
-    _case("label in malformed JSON", _tar(("0.json", b'{"label": 3')), "gives no integer label"),
-    _case("label in JSON 100,000 brackets deep", _tar(("0.json", b"[" * 100_000)), "gives no integer label"),
+    _case(
+        "label that is a text",
+        _tar(("0.cls", b"cat" * 99)),
+        "gives no label, an integer or a word; correct it, or give",
+    ),
+    _case("labels that are words and numbers", _mixed_labels, "words (1.png: 'cat') and numbers (2.png: 2)"),
+    _case("label that is a fraction", _tar(("0.json", b'{"label": 3.7}')), "3.7", "gives no label"),
+    _case("label that is infinite", _tar(("0.json", b'{"label": Infinity}')), "Infinity", "gives no label"),
+    _case("label beyond 64 bits", _tar(("0.cls", b"9" * 30)), "gives no label"),
+    _case("label in malformed JSON", _tar(("0.json", b'{"label": 3')), "gives no label"),
+    _case("label in JSON 100,000 brackets deep", _tar(("0.json", b"[" * 100_000)), "gives no label"),
     _case(
         "label of 20 MiB", _tar(("0.json", bytes(20 * 2**20))), "'0.json' has 20,971,520 bytes, more than 16,777,216"
     ),

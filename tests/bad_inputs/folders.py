@@ -1,11 +1,14 @@
 """Bad image folders, bad names in them, and bad image files that are all a source has."""
 
+import json
 import os
 import socket
 from pathlib import Path
 
-from bad_inputs.files import REJECTED, images, ingest, png, png_of_header, source_case, write
+from bad_inputs.files import REJECTED, images, ingest, png, png_of_header, prepared, source_case, write
 from bad_inputs.harness import Case
+
+from pipelines.config import digest
 
 
 def _link(name: str, target: str):
@@ -69,6 +72,26 @@ def _mixed_sizes(source: Path) -> None:
     write(source, {"b.png": png(1, 9, 7), "c.png": png(2, 9, 7)})
 
 
+def _splits(source: Path) -> None:
+    for split in ("train", "test"):
+        images(source / split / "cat")
+
+
+def _snapshots(source: Path) -> None:
+    for revision in ("0123abcd", "4567cdef"):
+        images(source / "datasets--someone--digits" / "snapshots" / revision)
+
+
+def _added(at: Path) -> list[str]:
+    write(at / "out", prepared())
+    images(at / "source", 21)
+    manifest = json.loads((at / "out/manifest.json").read_text())
+    manifest["request"]["source"] = str(at / "source")
+    manifest["request_sha256"] = digest(manifest["request"])
+    (at / "out/manifest.json").write_text(json.dumps(manifest))
+    return ingest("source")
+
+
 def _output_inside(at: Path) -> list[str]:
     images(at / "source")
     return ["ingest.py", "--source", "source", "--output", "source/prepared"]
@@ -102,6 +125,32 @@ CASES = [
         "images and archives",
         lambda source: write(source, {"a.png": png(), "b.tar": b""}),
         "holds files of the formats tar, folder; choose one with `format`",
+    ),
+    _folder(
+        "images that are not read",
+        lambda source: write(source, {"a.heic": b"x", "b.CR2": b"x"}),
+        "no images among its 2 file(s) (1 CR2 image, which is not read; convert it to JPEG or PNG: b.CR2",
+    ),
+    _folder("folders of two splits", _splits, "holds the splits test, train; choose one with split = train"),
+    Case(
+        "Image folder",
+        "a split that is not there",
+        lambda at: (_splits(at / "source"), ingest("source", "--split", "dev"))[1],
+        ("holds no split 'dev', but the splits test, train; correct `split`",),
+    ),
+    Case(
+        "Image folder",
+        "a column of a folder",
+        lambda at: (images(at / "source"), ingest("source", "--image_column", "x"))[1],
+        ("image_column = 'x': a source of format folder has no such choice; leave it out",),
+        2,
+    ),
+    _folder("two snapshots of the Hub's cache", _snapshots, "holds 2 snapshots of the Hub's; name one, such as"),
+    Case(
+        "Image folder",
+        "images added since it was ingested",
+        _added,
+        ("source = source: has changed since ", "out was made from it (20 files then, 21 now); ingest it into another"),
     ),
     _folder("symbolic link to a file outside", _link("b.png", "../elsewhere/000.png"), "'b.png'", _LINK, _NOT_FOLLOWED),
     _folder("symbolic link to a system file", _link("b.png", "/etc/passwd"), f"'b.png' {_LINK} '/etc/passwd')"),

@@ -83,6 +83,19 @@ def _dictionary() -> bytes:
     return sink.getvalue()
 
 
+def _labels() -> bytes:
+    """Labels of 300 MiB, all zeros, written plainly."""
+    sink = io.BytesIO()
+    columns = {"image": pa.array([png()] * 300), "label": pa.array(["\0" * 2**20] * 300)}
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table(columns), sink, **options)
+    return sink.getvalue()
+
+
+def _words_and_numbers(source: Path) -> None:
+    write(source, {"a.parquet": parquet(), "b.parquet": parquet(label=["a", "b", "c", "d"])})
+
+
 def _two_files(source: Path) -> None:
     write(source, {"a.parquet": parquet(), "b.parquet": parquet(image=["a", "b", "c", "d"])})
 
@@ -136,7 +149,11 @@ CASES = [
     _parquet("length of the footer that lies", lambda: parquet()[:-8] + b"\xff\xff\xff\x7fPAR1", _UNREADABLE),
     _parquet("damaged footer", lambda: parquet()[:-200] + bytes(100) + parquet()[-100:], _UNREADABLE),
     _parquet("damaged page", _damaged_page, _UNREADABLE),
-    _parquet("no image column", lambda: parquet(image=None), "no column `image` or `img` among label; rename one"),
+    _parquet(
+        "no image column",
+        lambda: parquet(image=None),
+        "no column `image` or `img` among label; choose one with image_column",
+    ),
     _parquet(
         "images as text", lambda: parquet(image=["a", "b", "c", "d"]), "column image is string; it must be binary"
     ),
@@ -150,8 +167,25 @@ CASES = [
         "a.parquet#3: empty (zero bytes)",
     ),
     _parquet("paths without bytes", lambda: parquet(image=[{"bytes": b"", "path": "/etc/passwd"}] * 4), _ALL, "empty"),
-    _parquet("labels as words", lambda: parquet(label=["a", "b", "c", "d"]), "labels must be integers"),
-    _parquet("labels as fractions", lambda: parquet(label=[0.5, 1, 2, 3]), "column label is double; labels must be"),
+    _parquet(
+        "labels as captions", lambda: parquet(label=["a" * 201, "b", "c", "d"]), "column label holds texts that are no"
+    ),
+    _parquet(
+        "labels that write to the terminal",
+        lambda: parquet(label=["a\x1b[2J", "b", "c", "d"]),
+        "column label: the name 'a\\x1b[2J' holds control characters",
+    ),
+    _parquet(
+        "labels as fractions",
+        lambda: parquet(label=[0, 0.5, 2, 3]),
+        "row 1: label = 0.5: labels must be integers or words; choose another with label_column, or none",
+    ),
+    _parquet(
+        "two columns of labels",
+        lambda: parquet(label=None, fine_label=[0, 1, 2, 3], coarse_label=[0, 0, 1, 1]),
+        "columns fine_label, coarse_label all look like labels; choose one with label_column = fine_label",
+    ),
+    _parquet("bomb of labels (300 MiB)", _labels, "column label of row group 0 expands from", "replace it"),
     _parquet(
         "labels beyond 64 bits",
         lambda: parquet(label=pa.array([2**64 - 1] * 4, pa.uint64())),
@@ -164,5 +198,11 @@ CASES = [
     _parquet("bomb of zeros (300 MiB)", _zeros, "column image of row group 0 expands from", "replace it"),
     _parquet("bomb of one value 256 times (4 GiB)", _dictionary, _ALL, "not an image of a known format"),
     source_case("Parquet file", "second file of another type", _two_files, "source/b.parquet: column image is string"),
-    source_case("Parquet file", "two splits", _splits, "holds the splits test, train; name one by a glob"),
+    source_case(
+        "Parquet file",
+        "labels that are words in the second file",
+        _words_and_numbers,
+        "labels are numbers in a.parquet and words in b.parquet",
+    ),
+    source_case("Parquet file", "two splits", _splits, "holds the splits test, train; choose one with split = train"),
 ]

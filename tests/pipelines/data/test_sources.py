@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import struct
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from source_reading import labels_of, read, scan
 
 from ddpm_core.errors import ConfigError, DataError
-from pipelines.data.formats import Item, RawImage
+from pipelines.data.formats import Item
 from pipelines.data.sources import open_source, split_units
 
 RNG = np.random.default_rng(0)
@@ -27,19 +27,6 @@ def png(index: int) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(PIXELS[index]).save(sink, "PNG")
     return sink.getvalue()
-
-
-def read(
-    uri: str | Path, format: str = "auto", rows_per_unit: int = 3
-) -> tuple[list[RawImage], tuple[str, ...] | None]:
-    """All images of a source, read unit by unit as the ingest does."""
-    source, files = open_source(str(uri), format)
-    items, names = source.scan(list(files))
-    return [image for unit in split_units(items, rows_per_unit) for image in source.read(unit)], names
-
-
-def labels_of(images: list[RawImage]) -> list[int | None]:
-    return [image.label for image in images]
 
 
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
@@ -104,7 +91,9 @@ def test_plain_binary_parquet_without_labels(tmp_path: Path) -> None:
 def test_mixed_splits_are_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         hugging_face(tmp_path / f"{split}-00000-of-00001.parquet", range(2))
-    with pytest.raises(DataError, match=r"splits test, train; name one by a glob such as .*/train-\*\.parquet"):
+    with pytest.raises(
+        DataError, match=r"holds the splits test, train; choose one with split = train, or .* split = all"
+    ):
         open_source(str(tmp_path))
 
 
@@ -113,7 +102,7 @@ def test_mixed_splits_are_refused(tmp_path: Path) -> None:
     [
         ({"pixels": [b"1"]}, "no column `image` or `img` among pixels"),
         ({"image": ["text"]}, "must be binary"),
-        ({"image": [b"1"], "label": ["cat"]}, "labels must be integers"),
+        ({"image": [b"1"], "label": [0.5]}, "row 0: label = 0.5: labels must be integers or words; .* label_column"),
     ],
 )
 def test_unsuitable_parquet_is_named(tmp_path: Path, columns: dict[str, list[object]], match: str) -> None:
@@ -158,6 +147,49 @@ def test_damaged_idx_is_named(tmp_path: Path, content: bytes, match: str) -> Non
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "shape"),
+    [
+        ("images/train-images-idx3-ubyte", "labels/train-labels-idx1-ubyte.gz", ()),
+        ("train-images/a-images.idx3-ubyte", "train-labels/a-labels.idx1-ubyte", ()),
+        ("qmnist-train-images-idx3-ubyte", "qmnist-train-labels-idx2-int.gz", (8,)),
+    ],
+)
+def test_idx_labels_in_a_folder_beside_and_as_a_table(
+    tmp_path: Path, images: str, labels: str, shape: tuple[int, ...]
+) -> None:
+    values = np.arange(10).reshape(10, *[1 for _ in shape]) + 100 * np.arange(*shape or (1,))
+    content = struct.pack(f">BBBB{1 + len(shape)}I", 0, 0, 12 if shape else 8, 1 + len(shape), 10, *shape)
+    content += values.astype(">i4" if shape else np.uint8).tobytes()
+    for name, data in ((images, idx(PIXELS[..., 0])), (labels, content)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    for source in (tmp_path, tmp_path / images):
+        found, left_out = scan(source)
+        assert labels_of(read(source)[0]) == list(range(10))
+        assert found.labels_from == f"the file {Path(labels).name}"
+        assert (found.label_files, left_out.count) == (1, 0)
+    assert labels_of(read(tmp_path, label_column="none")[0]) == [None] * 10
+
+
+def test_idx_without_labels_says_what_it_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.arange(10, dtype=np.uint8)))
+    found, left_out = scan(tmp_path)
+    assert found.labels_from == "none: there is no train-labels-idx1-ubyte beside the images"
+    assert left_out.reasons == {"of another format than idx": (1, "t10k-labels-idx1-ubyte")}
+
+
+def test_options_that_a_format_does_not_have_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    with pytest.raises(ConfigError, match="image_column = 'jpg': a source of format folder has no such choice"):
+        read(tmp_path, image_column="jpg")
+    with pytest.raises(ConfigError, match="label_column = 'x': a source of format folder"):
+        read(tmp_path, label_column="x")
+    with pytest.raises(ConfigError, match="split = 'train': embedded://digits/test has no such choice"):
+        read("embedded://digits/test", split="train")
+
+
 def test_idx_labels_must_match_and_one_file_must_be_named(tmp_path: Path) -> None:
     (tmp_path / "a-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
     (tmp_path / "a-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8)))
@@ -165,44 +197,6 @@ def test_idx_labels_must_match_and_one_file_must_be_named(tmp_path: Path) -> Non
         read(tmp_path)
     (tmp_path / "b-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
     with pytest.raises(DataError, match=r"2 image files .*name one"):
-        read(tmp_path)
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
-def test_web_dataset_tars_with_their_labels(tmp_path: Path) -> None:
-    write_tar(
-        tmp_path / "shard-1.tar",
-        [
-            ("c/003.cls", b"7"),
-            ("c/003.png", png(3)),
-            ("c/004.png", png(4)),
-            ("c/004.mask.png", png(9)),
-            ("c/004.json", b'{"label": 5, "text": "x"}'),
-            ("c/005.txt", b"no image"),
-            ("c/006.v2.png", png(6)),
-        ],
-    )
-    write_tar(tmp_path / "shard-0.tar", [("a.png", png(0)), ("a.json", b"{}"), ("b.png", png(1)), ("b.cls", b" 2\n")])
-    images, names = read(tmp_path)
-    assert [image.payload for image in images] == [png(0), png(1), png(3), png(4), png(6)]
-    assert labels_of(images) == [None, 2, 7, 5, None]
-    assert [image.source for image in images][1:3] == ["shard-0.tar/b.png", "shard-1.tar/c/003.png"]
-    assert names is None
-
-
-def test_damaged_tars_and_labels_are_named(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [("a.png", png(0)), ("a.cls", b"cat")])
-    with pytest.raises(DataError, match=r"x.tar/a.cls: 'cat' gives no integer label"):
-        read(tmp_path)
-    (tmp_path / "x.tar").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
-    with pytest.raises(DataError, match=r"x.tar: not a readable uncompressed tar"):
         read(tmp_path)
 
 
@@ -228,14 +222,14 @@ def test_unusable_sources_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nothing is there"):
             open_source(str(uri))
     (tmp_path / "notes.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no images among its 1 file\(s\), such as notes.zip"):
+    with pytest.raises(DataError, match=r"no images among its 1 file\(s\) \(1 no image \(\*.zip\): notes.zip\)"):
         open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.tar").write_bytes(b"")
     with pytest.raises(DataError, match="formats tar, folder; choose one with `format`"):
         open_source(str(tmp_path))
-    assert list(open_source(str(tmp_path), "folder")[1]) == ["a.png"]
-    with pytest.raises(DataError, match="no file of format 'parquet' among 3"):
+    assert list(open_source(str(tmp_path), "folder").files) == ["a.png"]
+    with pytest.raises(DataError, match="no file of format 'parquet' among its 3"):
         open_source(str(tmp_path), "parquet")
 
 
