@@ -79,7 +79,7 @@ def unwanted(file: str) -> str | None:
     parts = PurePosixPath(file).parts
     if any(part.lower() in _SYSTEM_NAMES or part.startswith("._") for part in parts):
         return _SYSTEM
-    return _HIDDEN if any(part.startswith(".") for part in parts) else None
+    return _HIDDEN if any(part.startswith(".") and part != ".." for part in parts) else None
 
 
 def no_image(file: str) -> str | None:
