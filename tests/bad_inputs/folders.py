@@ -129,7 +129,7 @@ CASES = [
     _folder(
         "images that are not read",
         lambda source: write(source, {"a.heic": b"x", "b.CR2": b"x"}),
-        "no images among its 2 file(s) (1 HEIC image, which is not read; convert it to JPEG or PNG: a.heic; 1 CR2 image",
+        "no images among its 2 file(s) (1 HEIC image, which is not read; convert it to JPEG or PNG: a.heic; 1 CR2",
     ),
     _folder("folders of two splits", _splits, "holds the splits test, train; choose one with split = train"),
     Case(
