@@ -1,7 +1,7 @@
 """What a job's workers need of Ray: refused where nothing can give it, waited for where nodes may join."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ddpm_core.errors import ClusterError
@@ -86,30 +86,43 @@ def told(workers: int, each: Mapping[str, float]) -> Iterator[None]:
         yield
     finally:
         over.set()
+        watcher.join(1.0)  # Ray may be left next, and should not be while it is asked
 
 
 def shortage(
-    workers: int, each: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]
+    workers: int, each: Mapping[str, float], total: Sequence[Mapping[str, float]], free: Sequence[Mapping[str, float]]
 ) -> str | None:
-    """What the cluster lacks for the workers, in a line; None when it has all.
+    """What the cluster lacks for the workers, in a line; None when it has all. `total` and `free` are by node.
 
-    >>> shortage(2, {"CPU": 4}, {"CPU": 8}, {"CPU": 3})
-    'waiting: 2 worker(s) need 4 CPU each; the cluster has 8 CPU (3 free); it goes on when others leave them'
+    >>> shortage(2, {"CPU": 4}, [{"CPU": 8}, {"CPU": 1}], [{"CPU": 3}, {"CPU": 1}])
+    'waiting: 2 worker(s) need 4 CPU each; 2 node(s) have 9 CPU (4 free); it goes on when others leave them'
     """
     needs = {kind: need for kind, need in each.items() if need > 0}
-    if all(free.get(kind, 0.0) >= workers * need for kind, need in needs.items()):
+    if _places(free, needs) >= workers:
         return None
-    fits = all(total.get(kind, 0.0) >= workers * need for kind, need in needs.items())
+    hope = "others leave them" if _places(total, needs) >= workers else "nodes join (or ask for less)"
     need_text = " and ".join(f"{need:g} {kind}" for kind, need in needs.items())
-    has_text = " and ".join(f"{total.get(kind, 0.0):g} {kind} ({free.get(kind, 0.0):g} free)" for kind in needs)
-    hope = "others leave them" if fits else "nodes join (or ask for less)"
-    return f"waiting: {workers} worker(s) need {need_text} each; the cluster has {has_text}; it goes on when {hope}"
+    has_text = " and ".join(f"{_sum(total, kind):g} {kind} ({_sum(free, kind):g} free)" for kind in needs)
+    return (
+        f"waiting: {workers} worker(s) need {need_text} each; {len(total)} node(s) have {has_text}; "
+        f"it goes on when {hope}"
+    )
 
 
-def _resources() -> tuple[dict[str, float], dict[str, float]]:
-    import ray
+def _places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many workers the nodes hold: each one needs a node to itself or a part of one."""
+    return sum(int(min(node.get(kind, 0.0) / need + 1e-9 for kind, need in needs.items())) for node in nodes)
 
-    return ray.cluster_resources(), ray.available_resources()
+
+def _sum(nodes: Sequence[Mapping[str, float]], kind: str) -> float:
+    return sum(node.get(kind, 0.0) for node in nodes)
+
+
+def _resources() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    """What the nodes have, and what of it is free."""
+    from ray._private.state import state
+
+    return [*state.total_resources_per_node().values()], [*state.available_resources_per_node().values()]
 
 
 def _placed() -> bool:

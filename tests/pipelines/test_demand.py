@@ -57,13 +57,21 @@ def test_a_job_is_refused_before_it_writes(no_cluster: None, tmp_path, dry_run: 
 @pytest.mark.parametrize(
     ("each", "total", "free", "says"),
     [
-        ({"CPU": 1, "GPU": 0}, {"CPU": 2}, {"CPU": 2}, None),
-        ({"CPU": 1, "GPU": 1}, {"CPU": 8}, {"CPU": 8}, "8 CPU (8 free) and 0 GPU (0 free); it goes on when nodes join"),
-        ({"CPU": 4, "GPU": 0}, {"CPU": 8}, {}, "8 CPU (0 free); it goes on when others leave them"),
+        ({"CPU": 1, "GPU": 0}, [2], [2], None),
+        ({"CPU": 0.5, "GPU": 0}, [1], [1], None),
+        ({"CPU": 2, "GPU": 0}, [2, 2], [2, 2], None),
+        (
+            {"CPU": 1, "GPU": 1},
+            [8],
+            [8],
+            "1 node(s) have 8 CPU (8 free) and 0 GPU (0 free); it goes on when nodes",
+        ),
+        ({"CPU": 4, "GPU": 0}, [4, 4], [4, 0], "have 8 CPU (4 free); it goes on when others leave them"),
+        ({"CPU": 4, "GPU": 0}, [2, 2, 2, 2], [2, 2, 2, 2], "4 node(s) have 8 CPU (8 free); it goes on when nodes join"),
     ],
 )
 def test_the_line_says_what_is_there_and_what_is_hoped_for(each, total, free, says: str | None) -> None:
-    line = demand.shortage(2, each, total, free)
+    line = demand.shortage(2, each, [{"CPU": cpus} for cpus in total], [{"CPU": cpus} for cpus in free])
     assert line is None if says is None else says in str(line)
 
 
@@ -90,5 +98,5 @@ def test_workers_that_find_no_place_are_waited_for_with_a_word(
     monkeypatch.setattr(demand, "INTERVAL_S", 0.2)
     assert sorted(run_on_actors(str, [3, 5], ActorPool(1, 1, 0), "here")) == [(3, "3"), (5, "5")]
     assert len(said) >= 2
-    line = "waiting: 1 worker(s) need 1 CPU each; the cluster has 4 CPU (0 free); it goes on when others leave them"
+    line = "waiting: 1 worker(s) need 1 CPU each; 1 node(s) have 4 CPU (0 free); it goes on when others leave them"
     assert said[:2] == [line, line]
