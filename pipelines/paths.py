@@ -100,6 +100,8 @@ def lend_home() -> None:
         ConfigError: It belongs to somebody else.
     """
     global _lent
+    if os.environ.get("HOME") == "":
+        del os.environ["HOME"]  # it would stand for the root directory
     try:
         Path.home()
     except RuntimeError:

@@ -1,6 +1,7 @@
 """Paths as users write them, also users without a home directory."""
 
 import os
+import pwd
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_a_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths.expand_home("~/ddpm") == Path("/home/ann/ddpm")
     assert paths.expand_home("data/~x") == Path("data/~x")
     assert os.environ["HOME"] == "/home/ann"
+
+
+def test_an_empty_home_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    paths.lend_home()
+    assert paths.expand_home("~/ddpm") == Path(pwd.getpwuid(os.getuid()).pw_dir) / "ddpm"
 
 
 @pytest.mark.parametrize("lent", [False, True])
