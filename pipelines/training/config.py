@@ -315,3 +315,14 @@ class TrainConfig:
         if not values["data"]["hold_out"]:  # also in checkpoints made before it could be anything else
             del values["data"]["hold_out"]
         return values
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a worker needs to know; `run`, `train` and `validation` are URIs."""
+
+    config: TrainConfig
+    run: str
+    train: str
+    validation: str | None
+    code_version: str

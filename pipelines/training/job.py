@@ -1,5 +1,6 @@
 """The training job's driver: check everything that can be checked, run Ray Train, register the model."""
 
+import importlib
 import math
 import os
 import threading
@@ -21,9 +22,8 @@ from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete, made_from
-from pipelines.training.config import HELD_OUT, TrainConfig
+from pipelines.training.config import HELD_OUT, TrainConfig, TrainJob
 from pipelines.training.display import Display
-from pipelines.training.loop import TrainJob, train_loop
 from pipelines.training.run_directory import read_result, require_own
 from pipelines.training.stop import RayBoard, ask_to_stop
 from pipelines.version import code_version, git_commit
@@ -43,7 +43,7 @@ class TrainSummary:
     rows: list[tuple[str, str]]
 
 
-def train(config: TrainConfig, loop: TrainLoop = train_loop) -> TrainSummary:
+def train(config: TrainConfig, loop: TrainLoop | None = None) -> TrainSummary:
     """Train from scratch or from the newest checkpoint of the run of that name; a finished run is left alone.
 
     Raises:
@@ -188,11 +188,13 @@ class _Driver:
             tags["mlflow.source.git.commit"] = commit
         spool.append("tags", values=tags)
 
-    def fit(self, loop: TrainLoop) -> None:
+    def fit(self, loop: TrainLoop | None) -> None:
         """Run Ray Train to the end in the background, while signals and fatal errors are watched for."""
         config = self.config
         low, high = config.cluster.worker_range
         private_cpus = max(os.cpu_count() or 1, math.ceil(high * config.cluster.cpus_per_worker))
+        # Ray's processes start meanwhile. Not before: a finished training needs neither, nor does a refused one.
+        threading.Thread(target=lambda: importlib.import_module("torch"), name="loading", daemon=True).start()
         with waiting("loading Ray"):
             connected = cluster.connect(config.cluster.address, private_cpus)
         import ray
@@ -228,10 +230,12 @@ class _Driver:
                 event,
             )
 
-    def _fit(self, loop: TrainLoop, failure: list[BaseException]) -> None:
+    def _fit(self, loop: TrainLoop | None, failure: list[BaseException]) -> None:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
+
+        from pipelines.training.loop import train_loop
 
         class Trainer(TorchTrainer):
             # One of them asks the dashboard whether the controller lives, to free its resources when it does not;
@@ -244,7 +248,7 @@ class _Driver:
         # Ray's own files; our checkpoints and their commit are not among them (docs/adr/0003).
         storage = self.run / "ray"
         trainer = Trainer(
-            loop,
+            loop or train_loop,
             train_loop_config={"job": self.job},
             scaling_config=ScalingConfig(
                 num_workers=scaling.num_workers,  # type: ignore[arg-type]  # (min, max) is Ray Train v2's

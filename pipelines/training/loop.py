@@ -4,7 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from pipelines.data.stream import MicroBatch, StreamPlan, micro_batches, read_he
 from pipelines.pictures import grid_png
 from pipelines.storage import Location
 from pipelines.training.checkpoint import CheckpointStore, CheckpointWriter
-from pipelines.training.config import HELD_OUT, TrainConfig
+from pipelines.training.config import HELD_OUT, TrainJob
 from pipelines.training.learner import Learner, StepResult
 from pipelines.training.node_metrics import NodeMetrics
 from pipelines.training.run_directory import RESULT
@@ -33,17 +33,6 @@ Record = dict[str, Any]
 # Reports that may be lost with the controller or another rank: Ray holds one, and one can be on its way, half
 # arrived, with the next one taken already.
 _UNSURE_REPORTS = 3
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """Everything a worker needs to know; `run`, `train` and `validation` are URIs."""
-
-    config: TrainConfig
-    run: str
-    train: str
-    validation: str | None
-    code_version: str
 
 
 def train_loop(loop_config: dict[str, TrainJob]) -> None:

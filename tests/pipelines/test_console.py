@@ -251,3 +251,13 @@ print("loaded:", *sorted({{"torch", "ray", "mlflow", "sklearn", "scipy", "matplo
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_a_training_is_checked_before_torch_ray_or_mlflow_are_loaded() -> None:
+    """So that a finished or refused one is told of at once."""
+    program = """
+import sys, pipelines.training.job
+print("loaded:", *sorted({"torch", "ray", "mlflow"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout == "loaded:\n"
