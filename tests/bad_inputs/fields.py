@@ -61,6 +61,8 @@ CASES = [
     _case("train.py", "network.base_channels", "1000000", "network.base_channels", "1000000"),
     _case("train.py", "network.num_res_blocks", "1000000000", "network.num_res_blocks", "1000000000"),
     _network("network.channel_multipliers", "[1, 2, 2, 2, 2, 2, 2, 2]", "network.image_size", "use fewer"),
+    _network("data.hold_out", "2000", "data.validation = 'held-out': holds out none of 1,498 rows", "at most 1498"),
+    _case("train.py", "data.hold_out", "1", "data.hold_out = 1: must be at least 2, or 0"),
     _network("network.attention_resolutions", "[3]", "network.attention_resolutions", "a height that no level has"),
     _case("train.py", "network.num_groups", "7", "network.base_channels", "num_groups (7)"),
     _case("train.py", "network.dropout", ".nan", "network.dropout", "nan"),

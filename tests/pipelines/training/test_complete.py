@@ -1,6 +1,7 @@
 """What a configuration leaves open: what is validated on and held out, on a new run and on one that goes on."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,48 @@ def test_a_resumed_run_keeps_its_rule_its_network_and_its_rows(make_dataset) -> 
     assert other.semantic() == config.semantic()
     changed, _ = complete(parse(TrainConfig, [*PHOTOS, "--data.hold_out", "8"], ""), dataset, checkpoint(config))
     assert differences(config.semantic(), changed.semantic()) == ["data.hold_out: 7 -> 8"]
+
+
+# What a checkpoint of the default training recorded before fields could be left open.
+VERSION_1: dict[str, Any] = {
+    "data": {"random_flip": False, "window_mib": 64},
+    "network": {
+        "base_channels": 32,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [4],
+        "num_heads": 4,
+        "num_groups": 8,
+        "dropout": 0.0,
+    },
+    "diffusion": {
+        "schedule": "linear",
+        "num_timesteps": 1000,
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "betas": None,
+    },
+    "train": {
+        "batch_size": 64,
+        "loss": "simple",
+        "min_snr_gamma": 5.0,
+        "optimizer": "adam",
+        "learning_rate": 0.001,
+        "warmup_steps": 100,
+        "weight_decay": 0.0,
+        "grad_clip": 1.0,
+        "ema_decay": 0.999,
+        "precision": "fp32",
+        "seed": 0,
+    },
+}
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_the_default_training_is_the_one_it_always_was(make_dataset, resumed: bool) -> None:
+    newest = Checkpoint(Location.parse("/run"), {"step": 100, "config": VERSION_1}) if resumed else None
+    argv = [] if resumed else ["--train.precision", "fp32"]
+    assert complete(parse(TrainConfig, argv, ""), make_dataset(100), newest)[0].semantic() == VERSION_1
 
 
 def test_a_run_of_before_anything_could_be_held_out_goes_on_without(make_dataset) -> None:
