@@ -1,7 +1,7 @@
 """Whose files lie where: places that overlap, places that are taken, and the removal of named files only.
 
-Nothing here, and nothing elsewhere in the tree, removes a directory with what is in it: what is removed is always a
-list of names that the caller's own records give, so that a file of somebody else's outlives everything.
+Nothing here, and nothing that writes outputs or runs, removes a directory with what is in it: what is removed is always
+a list of names that the caller's own records give, so that a file of somebody else's outlives everything.
 """
 
 import os

@@ -109,7 +109,7 @@ def _verify_run(config: VerifyConfig, run: Location) -> VerifyResult:
             f"recompute = {config.recompute}: {run} is a training run; leave it out, no step is made again"
         )
     rows, problems = check_run(run)
-    advice = "restore it from a copy, or delete the checkpoint: training goes on from the newest one that is intact"
+    advice = "restore it from a copy, or delete that checkpoint and result.json: training goes on from an intact one"
     return VerifyResult(f"Training run {run}", rows, problems, advice).conclude()
 
 

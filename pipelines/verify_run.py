@@ -116,7 +116,8 @@ def _rows(
         ),
         ("state", state),
         ("model", f"{newest.state.get('model_id')} ({newest.model}, step {newest.step})"),
-        ("trained on", _data(newest.state)),
+        ("trained on", f"data set {newest.state['dataset'].get('id')} ({newest.state['dataset'].get('uri')})"),
+        ("ledger", _used(newest)),
         ("code", str(newest.state.get("code_version"))),
     ]
     if result is not None and (scores := result["validation"]):
@@ -124,6 +125,12 @@ def _rows(
     return rows
 
 
-def _data(state: Mapping[str, Any]) -> str:
-    data = state["dataset"]
-    return f"data set {data.get('id')} ({data.get('uri')}), every row of a finished epoch once"
+def _used(newest: Checkpoint) -> str:
+    """What the newest ledger proves."""
+    try:
+        ledger = Ledger.from_bytes(newest.read("ledger.parquet"))
+        trained = ledger.check_state(newest.state).num_trained
+    except (CheckpointError, LedgerError, KeyError):
+        return "is not right"
+    finished = sum(rows == trained for _, rows in ledger)
+    return f"{ledger.total():,} rows used, each once in its epoch; {finished} finished epoch(s) of {trained:,} rows"

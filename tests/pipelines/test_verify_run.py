@@ -78,6 +78,7 @@ def test_a_finished_run_passes_and_its_lineage_is_told(run: Path, tmp_path: Path
     assert rows["state"] == "finished: 6 steps"
     assert rows["model"].startswith(json.loads((run / "result.json").read_bytes())["model_id"])
     assert rows["trained on"].startswith(f"data set {'d' * 64} (/data/images)")
+    assert rows["ledger"] == "24 rows used, each once in its epoch; 2 finished epoch(s) of 10 rows"
     assert rows["code"] == "1.2+src.abc"
     assert rows["validation"] == "5.2500 ± 0.1250 bits/dim"
     assert rows["verdict"] == "everything is right"
