@@ -57,8 +57,10 @@ def settle(field: str, asked: str, begun_with: object, on_gpu: bool, names: tupl
     value, reasons = asked, []
     if asked == "auto" and begun_with in names:
         value, reasons = str(begun_with), ["as it was begun with"]
+    elif asked == "auto" and cpu.slower:
+        value, reasons = float32, [f"{where}: {bfloat16} would take {cpu.slower} times as long"]
     elif asked == "auto":
-        value, reasons = float32 if cpu.slower else bfloat16, [where]
+        value, reasons = bfloat16, [where]
     if value == bfloat16 and cpu.slower:
         reasons.append(f"{where}: expect {cpu.slower} times the time of {float32}")
     return value, f"{field}: {value} ({'; '.join(reasons)})" if reasons else None

@@ -68,7 +68,7 @@ def test_the_units_of_this_machine_are_those_that_pytorch_finds() -> None:
     [
         (SAPPHIRE, "auto", None, False, "bf16", "train.precision: bf16 (this CPU (x86) has AMX)"),
         (SKYLAKE, "auto", None, False, "fp32", "train.precision: fp32 (this CPU (x86) has no bf16 units (AMX, "),
-        (COOPER, "auto", None, False, "fp32", "fp32 (this CPU (x86) has avx512_bf16 without AMX)"),
+        (COOPER, "auto", None, False, "fp32", "fp32 (this CPU (x86) has avx512_bf16 without AMX: bf16 would"),
         (ZEN_4, "auto", None, False, "bf16", "bf16 (this CPU (x86) has avx512_bf16)"),
         (COOPER, "bf16", None, False, "bf16", "expect 1.2 to 1.5 times the time of fp32"),
         (SKYLAKE, "auto", None, True, "bf16", "train.precision: bf16 (on GPUs)"),
