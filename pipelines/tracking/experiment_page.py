@@ -7,7 +7,7 @@ from the beginning.
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,59 +23,70 @@ _QUERY = f"compareRunsMode=TABLE&viewStateShareKey={_VIEW}&workflowType=machine_
 
 @dataclass(frozen=True)
 class ExperimentPage:
-    """Description in Markdown, where {name} is the model's and {runs} the link to the table; metrics, tags and
-    parameters that are columns of the table, in their order. A column that no run has is not shown."""
+    """Description in Markdown, where {name} is the model's and {runs} the link to the table; columns of the table, in
+    their order, as kind and name. A column that no run has is not shown."""
 
     description: str
-    metrics: tuple[str, ...]
-    tags: tuple[str, ...] = ()
-    params: tuple[str, ...] = ()
+    columns: tuple[str, ...]
 
     @property
-    def columns(self) -> list[str]:
-        """As MLflow names them."""
-        kinds = {"metrics": self.metrics, "tags": self.tags, "params": self.params}
-        return [f"{kind}.`{name}`" for kind, names in kinds.items() for name in names]
+    def view(self) -> dict[str, Any]:
+        """The table as MLflow stores it: which columns, their order and widths (pixels)."""
+        kinds_and_names = [column.split(" ", 1) for column in self.columns]
+        columns = {f"{kind}.`{name}`": min(190, max(90, 6 * len(name) + 24)) for kind, name in kinds_and_names}
+        return {
+            "selectedColumns": list(columns),
+            "columnOrder": [*_FIRST_COLUMNS, *columns],
+            "columnWidths": columns,
+        }
 
 
 PAGES = {
     "train": ExperimentPage(
         "Trainings of **{name}** (`jobs/train.py`), one run each, whatever interrupted it. "
-        "[Their table]({runs}) shows bits/dim of the validation images (lower is better), beside what the same images "
-        "take as PNG files and as independent pixels, steps and images/s. A run's description has its result and "
-        "samples; `{name}/eval` holds evaluations of its models, `{name}/samples` sample sets.",
+        "[Their table]({runs}) shows bits/dim of the validation images (lower is better), steps, images/s, and what the "
+        "same images take without a model: as PNG files and as independent pixels. A run's description has its result "
+        "and samples; `{name}/eval` holds evaluations of its models, `{name}/samples` sample sets.",
         (
-            "validation/beta_tilde/bits_per_dim",
-            "validation/beta/bits_per_dim",
-            "validation/bits_per_dim_of_png",
-            "validation/bits_per_dim_of_independent_pixels",
-            "train/loss",
-            "images_per_second",
+            "metrics validation/beta_tilde/bits_per_dim",
+            "metrics validation/beta/bits_per_dim",
+            "tags ddpm.step",
+            "metrics images_per_second",
+            "metrics without_model/png",
+            "metrics without_model/independent_pixels",
+            "metrics train/loss",
+            "params train.batch_size",
+            "params train.learning_rate",
         ),
-        ("ddpm.step",),
-        ("train.batch_size", "train.learning_rate"),
     ),
     "evaluate": ExperimentPage(
         "Evaluations of models of **{name}** (`jobs/evaluate.py`), one run each. [Their table]({runs}) shows bits/dim "
-        "(lower is better), beside what the same images take as PNG files and as independent pixels, and the step of "
-        "the model. A run's description and its artifact `report/index.html` have the whole result.",
+        "(lower is better), the step of the model, how many images, images/s, and what the same images take without a "
+        "model: as PNG files and as independent pixels (histogram). A run's description and its artifact "
+        "`report/index.html` have the whole result.",
         (
-            "bits_per_dim/beta_tilde",
-            "bits_per_dim/beta",
-            "bpd/png",
-            "bpd/histogram",
-            "eval/num_images",
-            "images_per_second",
+            "metrics bits_per_dim/beta_tilde",
+            "metrics bits_per_dim/beta",
+            "tags ddpm.step",
+            "metrics eval/num_images",
+            "metrics images_per_second",
+            "metrics bpd/png",
+            "metrics bpd/histogram",
+            "tags ddpm.model",
+            "params estimator",
         ),
-        ("ddpm.step", "ddpm.model"),
-        ("estimator",),
     ),
     "sample": ExperimentPage(
         "Sample sets by models of **{name}** (`jobs/sample.py`), one run each. [Their table]({runs}) shows how many "
-        "images, how they were made, and images/s. A run's description has a preview.",
-        ("sample/images", "images_per_second"),
-        ("ddpm.model",),
-        ("sampler", "steps", "seed"),
+        "images, images/s, and how they were made. A run's description has a preview.",
+        (
+            "metrics sample/images",
+            "metrics images_per_second",
+            "params sampler",
+            "params steps",
+            "params seed",
+            "tags ddpm.model",
+        ),
     ),
 }
 
@@ -97,7 +108,4 @@ def write_page(client: "MlflowClient", experiment: "Experiment", job: str) -> No
         text = text.replace("{runs}", table_link(experiment.experiment_id).removeprefix("/"))
         client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, text)
     if _VIEW_TAG not in experiment.tags:
-        columns = page.columns
-        widths = {column: max(100, 9 * len(column.split("`")[1])) for column in columns}
-        view = {"selectedColumns": columns, "columnOrder": [*_FIRST_COLUMNS, *columns], "columnWidths": widths}
-        client.set_experiment_tag(experiment.experiment_id, _VIEW_TAG, json.dumps(view))
+        client.set_experiment_tag(experiment.experiment_id, _VIEW_TAG, json.dumps(page.view))

@@ -299,7 +299,7 @@ class _Driver:
             )
             if baselines := scores.get("baselines"):
                 headline += f"; without a model the same images take: {_baselines(baselines)}"
-                values = {f"validation/bits_per_dim_of_{name}": value for name, value in baselines.items()}
+                values = {f"without_model/{name}": value for name, value in baselines.items()}
                 spool.append("metrics", step=result["step"], values=values)
         spool.append("tags", values={"ddpm.step": result["step"]})
         spool.append("artifact", path=result["grid"], artifact_path="grids")
