@@ -13,6 +13,7 @@ from pipelines.data.account import account_rows, source_content
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import IngestConfig, IngestSummary, ensure_embedded, ingest
 from pipelines.data.sources import open_source
+from pipelines.storage import Location
 
 
 def run(at: Path, **options: Any) -> IngestSummary:
@@ -164,3 +165,19 @@ def test_choices_are_part_of_the_request_where_they_are_given() -> None:
         "image_column": "x",
         "label_column": "none",
     }
+
+
+def test_object_storage_is_recognised_and_compared_in_the_same_way(s3_prefix: str, tmp_path: Path) -> None:
+    source = Location.parse(s3_prefix) / "in"
+    for name, content in (("train/0.png", png(0)), ("train/1", png(1)), ("train/2.txt", b"x"), ("test/3.png", png(3))):
+        (source / name).write_bytes(content)
+    config = IngestConfig(source.uri, s3_prefix + "/out", split="train")
+    account = ingest(config).account
+    assert account is not None
+    assert (account["found"], account["used"]) == (4, 2)
+    assert {entry["first"] for entry in account["left_out"]} == {"train/2.txt", "test/3.png"}
+    (source / "test/4.png").write_bytes(png(4))
+    assert ingest(config).already_complete, "of another split"
+    (source / "train/4.png").write_bytes(png(4))
+    with pytest.raises(DataError, match=r"has changed since .*/out was made from it \(2 files then, 3 now\)"):
+        ingest(config)
