@@ -34,10 +34,10 @@ from pipelines.data.decode import PixelRules, RejectedImage, decode_image, with_
 from pipelines.data.formats import Format, Item
 from pipelines.data.ingest_config import IngestConfig
 from pipelines.data.sizes import mixed_sizes, probe, sizes_of
-from pipelines.data.sources import open_source, source_place, split_units
+from pipelines.data.sources import canonical_source, open_source, source_place, split_units
 from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.manifest import read_manifest
-from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, shard_name
+from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, begun_request, shard_name
 from pipelines.storage import Location
 from pipelines.storage_ownership import require_apart
 from pipelines.version import code_version
@@ -89,9 +89,12 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         StorageError: The source or the output cannot be read or written.
         ClusterError: Ray gave up.
     """
-    output = ShardedOutput(
-        Location.parse(config.output), config.request, passes=("_work/decoded",), scratch=("units.parquet",)
-    )
+    location = Location.parse(config.output)
+    request, begun = config.request, begun_request(location).get("source")
+    # Before `..` was resolved, it was recorded: the same source is the same request still.
+    if isinstance(begun, str) and ".." in begun.split("/") and canonical_source(begun) == request["source"]:
+        request["source"] = begun
+    output = ShardedOutput(location, request, passes=("_work/decoded",), scratch=("units.parquet",))
     require_apart(output.location, source_place(config.source), "the source")
     manifest = output.committed()
     lost = output.lost(manifest) if manifest is not None else []

@@ -19,6 +19,7 @@ import ray
 from PIL import Image
 
 from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, StorageError
+from pipelines.config import digest
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import IngestConfig, ensure_embedded, ingest
 from pipelines.storage import Location
@@ -263,6 +264,14 @@ def test_every_spelling_of_source_and_output_is_one_request(tmp_path: Path, monk
         assert again.already_complete
         assert again.dataset == first.dataset
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    # What older versions recorded of a relative source.
+    stored = json.loads((tmp_path / "out/manifest.json").read_text())
+    stored["request"]["source"] = f"{tmp_path}/elsewhere/../photos [1]"
+    stored["request_sha256"] = digest(stored["request"])
+    (tmp_path / "out/manifest.json").write_text(json.dumps(stored))
+    assert ingest(IngestConfig("../photos [1]", "../out")).already_complete
+    with pytest.raises(RequestMismatchError, match="source: "):
+        ingest(IngestConfig("../photos", "../out"))
 
 
 def test_another_request_or_a_changed_source_is_refused(tmp_path: Path) -> None:
