@@ -100,10 +100,15 @@ def settle_champion(client: "MlflowClient", version: "ModelVersion") -> str:
         decision = f"now version {number}, was {holder}: {why}" if better else f"stays version {holder}: {why}"
     if better:
         client.set_registered_model_alias(name, CHAMPION, number)
-    measured = str(version.description).split(". Champion: ")[0]
-    client.update_model_version(name, number, description=f"{measured}. Champion: {decision}")
-    client.set_model_version_tag(name, number, DECISION_TAG, decision)
+    _note(client, version, decision)
     return decision
+
+
+def _note(client: "MlflowClient", version: "ModelVersion", decision: str) -> None:
+    """Keep in the version's description, and last in its tag, what was decided of it."""
+    measured = str(version.description).split(". Champion: ")[0]
+    client.update_model_version(version.name, str(version.version), description=f"{measured}. Champion: {decision}")
+    client.set_model_version_tag(version.name, str(version.version), DECISION_TAG, decision)
 
 
 def _is_better(version: "ModelVersion", holder: "ModelVersion") -> tuple[bool, str]:
@@ -211,9 +216,11 @@ def promote_if_better(
         if not interval[1] < its[0]:
             mine_shown, other = (f"{low:.4f}..{high:.4f}" for low, high in (interval, its))
             return f"stays version {holder.version}: {mine_shown} is not below its {other}"
+    decision = f"now version {mine.version}" + (f", was {holder.version}" if holder else "")
     with _mlflow_errors():
         contest.client.set_registered_model_alias(name, CHAMPION, str(mine.version))
-    return f"now version {mine.version}" + (f", was {holder.version}" if holder else "")
+        _note(contest.client, mine, f"{decision}: by an evaluation on data set {dataset_id[:12]}")
+    return decision
 
 
 def _contest(tracking_uri: str, name: str, model_id: str, dataset_id: str, sigma2: str) -> _Contest:

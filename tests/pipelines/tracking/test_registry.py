@@ -266,6 +266,9 @@ def test_promotion_compares_with_the_champions_evaluation(client, run, directory
         check_promotable(*asked, "two", "d", 64, "beta", draws_known=False)
     intervals = {"given_images": (3.06, 3.08), "data_set": (2.9, 3.1)}
     assert promote_if_better(*asked, "two", "d", 64, "beta", intervals) == "now version 2, was 1"
+    decided = "now version 2, was 1: by an evaluation on data set d"
+    assert client.get_model_version(name, "2").tags["ddpm.champion"] == decided
+    assert client.get_model_version(name, "2").description == f"step 100. Champion: {decided}"
     assert inventory(client, run, name)["aliases"] == {"champion": 2}
 
 
