@@ -66,7 +66,8 @@ def source_content(source: Source, scan: Scan) -> str:
 
 def source_files(source: Source) -> dict[str, Any]:
     """The manifest's `source_files`."""
-    return {"count": len(source.files), "sha256": hashlib.sha256(json.dumps(source.files).encode()).hexdigest()}
+    files = [source.files] if source.label_file is None else [source.files, source.label_file]
+    return {"count": len(source.files), "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
 
 
 def require_unchanged(

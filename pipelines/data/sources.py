@@ -44,11 +44,15 @@ _BELONGS = {
 
 
 class Source(NamedTuple):
-    """A source's format, the size in bytes of each of its files by path below the format's base, sorted; the rest."""
+    """A source's format, the size in bytes of each of its files by path below the format's base, sorted; the rest.
+
+    `label_file` is the name and size of a file beside them that is read for labels alone.
+    """
 
     format: Format
     files: dict[str, int]
     left_out: LeftOut
+    label_file: tuple[str, int] | None = None
 
 
 def canonical_source(uri: str) -> str:
@@ -125,7 +129,8 @@ def open_source(uri: str, format: str = "auto", split: str | None = None, option
     for file in rest:
         if labels_of is None or labels_of != base / file:
             left_out.add(f"of another format than {chosen}", file)
-    return Source(found, {file: files[file] for file in kept}, left_out)
+    label_file = None if labels_of is None else (labels_of.name, labels_of.size())
+    return Source(found, {file: files[file] for file in kept}, left_out, label_file)
 
 
 def split_units(items: Iterable[Item], rows_per_unit: int) -> Iterator[list[Item]]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ def test_a_source_that_has_changed_since_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in", {"notes.txt": b"what is no image is no change"})
     assert run(tmp_path).already_complete
     write(tmp_path / "in", {"0.png": png(0, 16, 16)})
+    with pytest.raises(DataError, match="has changed since"):
+        run(tmp_path)
+
+
+def test_labels_that_came_later_are_a_change(tmp_path: Path) -> None:
+    pixels = struct.pack(">BBBB3I", 0, 0, 8, 3, 4, 8, 8) + bytes(256)
+    write(tmp_path / "in", {"train-images-idx3-ubyte": pixels})
+    run(tmp_path)
+    assert run(tmp_path).already_complete
+    write(tmp_path / "in", {"train-labels-idx1-ubyte": struct.pack(">BBBBI", 0, 0, 8, 1, 4) + bytes(4)})
     with pytest.raises(DataError, match="has changed since"):
         run(tmp_path)
 
