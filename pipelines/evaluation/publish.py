@@ -89,11 +89,12 @@ def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], ta
         "replicates; L_0 twice.",
     }[request["estimator"]]
     whole = request["num_images"] is None and target is None
+    which = f"the {'rows that the training held out' if 'hold_out' in request else 'images'} of the data set"
     notes = [
         how,
         f"{done:,} network evaluations; every t once for the same images would have taken {full:,} "
         f"({full / done:.1f} times as many).",
-        "All images of the data set, in its order." if whole else "Images in a fixed pseudo-random order.",
+        f"All {which}, in its order." if whole else f"A part of {which}, in a fixed pseudo-random order.",
         "L_T is exact. ELBO = L_T + sum of L_{t-1} + L_0, an upper bound of -log2 p per dimension; the decoder is the "
         "discretised Gaussian.",
         "σ² = optimal: estimated on one half of the images and scored on the other, both ways; for L_0 the best of a "

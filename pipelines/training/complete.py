@@ -69,7 +69,7 @@ def _data(data: DataConfig, num_rows: int, begun_with: int | None) -> tuple[Data
             f"they are never trained on{', and validated on' if validation == HELD_OUT else ''}"
         )
     elif validation is None and data.validation == "auto":
-        few = f"{num_rows:,} rows are too few to hold any out" if begun_with is None else "the run holds out no rows"
+        few = f"{num_rows:,} row(s) are too few to hold any out" if begun_with is None else "the run holds out no rows"
         line = f"no validation: {few}; name a data set with --data.validation"
     else:
         line = f"validation: {validation or 'none'}"

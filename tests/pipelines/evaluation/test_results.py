@@ -26,6 +26,7 @@ from pipelines.engine.shards import ShardedOutput
 from pipelines.evaluation import first_pass, results
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import Inputs, request_of
+from pipelines.evaluation.publish import calibration_notes
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.shard import DIRECTORY, TermShards, order_of
 from pipelines.models import find_model
@@ -190,9 +191,12 @@ def test_a_model_that_overflows_is_named_and_no_number_of_it_is_kept(tmp_path: P
 
 def test_only_the_rows_that_the_training_held_out_are_evaluated(tmp_path: Path, data: PreparedDataset) -> None:
     hold_out, config = HoldOut(ROWS, 3), tiny_evaluation(tmp_path, data)
-    found, rows, _ = in_process(config, data, hold_out)
+    found, rows, model = in_process(config, data, hold_out)
     assert rows["id"].tolist() == hold_out.ids.tolist()
     assert (found.summary["num_images"], found.summary["data_set_size"]) == (23, 23)
+    request = request_of(config, Inputs(find_model(config.model, None, tmp_path), model, data, data, hold_out))
+    notes = calibration_notes(request, found.summary, None)
+    assert "All the rows that the training held out of the data set, in its order." in notes
     # the histogram that they are compared with has not seen them either
     counts = first_pass.read_first_pass(Location.parse(config.output), 0)
     assert (counts.sum(axis=1) == hold_out.num_trained).all()
