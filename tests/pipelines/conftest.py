@@ -2,8 +2,10 @@
 
 import json
 import os
+import threading
 import urllib.request
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +53,8 @@ def s3_prefix(s3_server: S3Store | ExternalStore, monkeypatch: pytest.MonkeyPatc
 def gcs_server() -> Iterator[str]:
     """The URL of a Google Cloud Storage server with one bucket, `test-bucket`."""
     with FakeGCSServer() as server:
+        # It logs every request to a pipe that nobody reads, and stops for ever when that is full.
+        threading.Thread(target=deque, args=(server._process.stderr, 0), daemon=True).start()
         body = json.dumps({"name": "test-bucket"}).encode()
         headers = {"Content-Type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{server.url}/storage/v1/b?project=test", body, headers)).close()
