@@ -52,6 +52,7 @@ class MlflowRun:
         self._client: MlflowClient | None = None
         self._warned: set[str] = set()
         self._replays = False  # whether earlier attempts of the spool were sent before, and are sent again
+        self._entered: set[str] = set()  # runs that have been written to since
 
     def connect(self) -> None:
         """Find or create the run; raises whatever MLflow raises when it cannot be reached."""
@@ -121,7 +122,10 @@ class MlflowRun:
         sent_before = [
             record for record in later[:-1] if not _contradicts(record.payload.get("made_from", {}), made_from)
         ]
-        seen = int(run.data.tags.get(ATTEMPT_TAG, 0)) - self._replays * len(sent_before)
+        seen = int(run.data.tags.get(ATTEMPT_TAG, 0))
+        if self._replays and run.info.run_id not in self._entered:
+            seen -= len(sent_before)  # they are about to be counted again
+        self._entered.add(run.info.run_id)
         state.run_id, state.last_step, state.attempts, state.deferred = run.info.run_id, last_step, max(0, seen), []
         state.save(self._spool)
 
@@ -176,6 +180,7 @@ class MlflowRun:
             waiting = []
             if record.kind == "start":
                 self._change_run(record)
+                self.state.start = record.start
             self._send_one(record)
         self._send_metrics(waiting)
         self._acknowledge(end)

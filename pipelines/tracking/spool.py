@@ -199,6 +199,7 @@ class SpoolState:
 
     `offset`: every record before this byte is in MLflow, except those that start at the bytes in `deferred`.
     `last_step`: highest step stored per metric, so that steps reported again after a resume are skipped.
+    `start`: byte of the last `start` record that was sent; it says whose records come next.
     `champion`: which version of the run's registered model is champion and why, as of the last `model` record.
     `tracking_uri` holds no credentials; another URI means another server, which has none of the records.
     """
@@ -210,6 +211,7 @@ class SpoolState:
     attempts: int = 0
     last_step: dict[str, int] = field(default_factory=dict)
     deferred: list[int] = field(default_factory=list)
+    start: int = 0
     champion: str | None = None
 
     @staticmethod

@@ -278,7 +278,8 @@ class Tracker:
         with suppress(StorageError, OSError):  # the run's storage is away too: the spool still has everything
             if pending:
                 with self._path.open("rb") as file:
-                    for offset in state.deferred:
+                    begun = [state.start] if state.start < state.offset else []
+                    for offset in [*begun, *state.deferred]:
                         file.seek(offset)
                         unsent += file.readline()
                     file.seek(state.offset)

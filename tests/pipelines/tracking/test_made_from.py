@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow_store import (
@@ -14,8 +14,10 @@ from mlflow_store import (
     report_steps,
     start,
     the_run,
+    write_png,
 )
 
+from pipelines.storage import Location
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import RUN_KEY_TAG, MlflowRun
 from pipelines.tracking.spool import Spool, SpoolState
@@ -101,6 +103,21 @@ def test_another_machine_finds_the_run_of_the_same_config(tmp_path, database):
     assert curve(client, found["0.2"]) == [(step, step / 4) for step in range(20)]
 
 
+def test_what_waits_in_the_mirror_goes_to_the_run_that_it_belongs_to(tmp_path, database):
+    blocked = tmp_path / "mlartifacts"
+    blocked.write_text("a file where the store's directory should be")
+    options = {"mirror": Location.parse(tmp_path / "run" / "spool.jsonl")}
+    tracker = start(tmp_path, database, made_from={TAG: "0.1"}, spool=tmp_path / "a" / "spool.jsonl", **options)
+    tracker.spool.append("image", key="grid", step=0, path=write_png(tmp_path / "grid.png"))
+    assert tracker.finish("KILLED").pending == 1
+    blocked.unlink()
+    attempt(tmp_path, database, "0.2", 0, 10, "FINISHED", spool=tmp_path / "b" / "spool.jsonl", **options)
+    client, found = runs(tmp_path, database)
+    pictures = {name: len(client.list_artifacts(run.info.run_id, "images")) for name, run in found.items()}
+    assert pictures == {"0.1": 2, "0.2": 0}  # the picture and its thumbnail
+    assert {run.data.tags["ddpm.attempt"] for run in found.values()} == {"1"}
+
+
 def test_a_run_of_a_version_that_did_not_say_what_it_was_made_from_is_continued(tmp_path, database):
     tracker = start(tmp_path, database)
     report_steps(tracker.spool, 0, 10)
@@ -113,10 +130,11 @@ def test_a_run_of_a_version_that_did_not_say_what_it_was_made_from_is_continued(
     assert run.data.tags[RUN_KEY_TAG] == f"key of {tmp_path.name}"
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     attempts=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 30), st.booleans()), min_size=1, max_size=5),
 )
+@example([("b", 1, False), ("a", 1, False), ("a", 1, False), ("b", 1, False), ("a", 1, True)])
 def test_any_history_of_configs_and_lost_states_gives_each_its_own_curve(tmp_path_factory, database, attempts):
     """Each attempt begins at step 0, and perhaps loses what it knew of the server."""
     tmp_path = tmp_path_factory.mktemp("history")
@@ -142,7 +160,6 @@ def test_any_history_of_configs_and_lost_states_gives_each_its_own_curve(tmp_pat
 def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> None:
     """The training's driver, without Ray: two attempts that saved nothing, the second one under another config."""
     from pipelines.data.ingest import ensure_embedded
-    from pipelines.storage import Location
     from pipelines.training.complete import made_from
     from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig
     from pipelines.training.job import _Driver
