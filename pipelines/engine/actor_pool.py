@@ -55,15 +55,19 @@ class ActorPool:
         require(gpus_hold, "gpus_per_worker", gpus_per_worker, "must be in [0, 1) or whole")
         return cls(num_workers or None, cpus_per_worker, gpus_per_worker)
 
-    def unless_small(self, work: Callable[[], float]) -> "ActorPool | None":
+    def unless_small(self, work: Callable[[], tuple[int, float]]) -> "ActorPool | None":
         """The pool, or None for little work that nobody has asked actors for: this process has done it before they
         would have started. They are asked for by a number of workers, by GPUs, or by a cluster.
 
         Args:
-            work: Evaluations of a network times its `pixel_weights`.
+            work: Gives the number of shards (a single one would keep a single actor busy, no faster than this process),
+                and the evaluations of a network times its `pixel_weights`.
         """
         asked_for = self.size is not None or self.num_gpus > 0 or is_named()
-        return self if asked_for or work() > _SMALL_WORK else None
+        if asked_for:
+            return self
+        shards, weights = work()
+        return self if shards > 1 and weights > _SMALL_WORK else None
 
     @property
     def needs(self) -> dict[str, float]:

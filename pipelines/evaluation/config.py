@@ -71,7 +71,7 @@ class EvaluateConfig:
     """Give the model the alias `champion` if its interval is below the champion's on the same data."""
     num_workers: int | tuple[int, int] = 0
     """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now; 0 without a
-    cluster and with less than about a minute of work: none, this process does it."""
+    cluster and with one shard or less than about a minute of work: none, this process does it."""
     cpus_per_worker: int = 1
     """CPUs, and threads, of each actor."""
     gpus_per_worker: float = 0.0

@@ -309,13 +309,14 @@ def measured_on(request: Mapping[str, Any]) -> str:
     return held_out.name_of(request["dataset_id"]) if held_out else request["dataset_id"]
 
 
-def _work(request: Mapping[str, Any], model: Model, num_images: int) -> float:
-    """Evaluations times `pixel_weights` for the terms of so many images; of the ODE and the first pass at most."""
+def _work(request: Mapping[str, Any], model: Model, num_images: int) -> tuple[int, float]:
+    """What so many images take, see `ActorPool.unless_small`; of the ODE and the first pass at most."""
     by_all, ode = request["estimator"] == "all", request["ode"]
     each = model.schedule.num_timesteps * request["draws"] if by_all else request["timesteps_per_image"] + 2
     of_ode = 3 * ode["steps"] * (1 + 2 * ode["probes"]) * min(ode["num_images"], num_images)
     of_first_pass = first_pass.PILOT_EVALUATIONS if request["estimator"] == "importance" else 0
-    return float(num_images * each + of_ode + of_first_pass) * pixel_weights(model.unet)
+    evaluations = num_images * each + of_ode + of_first_pass
+    return math.ceil(num_images / request["shard_size"]), float(evaluations) * pixel_weights(model.unet)
 
 
 class _Enough:

@@ -76,7 +76,7 @@ def sample(config: SampleConfig) -> SampleSummary:
         event(f"{location} is already complete: nothing to do")
         return SampleSummary("Sample set, complete before", rows)
     event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
-    pool = config.pool.unless_small(lambda: work_of(output.request, model, lost).weights)
+    pool = config.pool.unless_small(lambda: (len(lost), work_of(output.request, model, lost).weights))
     try:
         output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, pool)
     finally:
@@ -130,6 +130,12 @@ def _missing(config: SampleConfig, output: ShardedOutput) -> list[int]:
     return [index for index in range(_num_shards(config)) if index not in found]
 
 
+def _work(config: SampleConfig, output: ShardedOutput, model: Model) -> tuple[int, float]:
+    """What is left to do, see `ActorPool.unless_small`."""
+    missing = _missing(config, output)
+    return len(missing), work_of(output.request, model, missing).weights
+
+
 def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> SampleSummary:
     output.begin()
     found.keep(output.location / "model")
@@ -151,7 +157,7 @@ def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]
     output = run.output
     with waiting("preparing the output"):
         run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
-        pool = config.pool.unless_small(lambda: work_of(output.request, model, _missing(config, output)).weights)
+        pool = config.pool.unless_small(lambda: _work(config, output, model))
         where = f"on {cluster.connect()}" if pool else "in this process"
     event(f"sampling {config.num_images:,} images {where} into {output.location}")
     records = output.compute(
