@@ -239,10 +239,12 @@ class _Driver:
 
         class Trainer(TorchTrainer):
             # One of them asks the dashboard whether the controller lives, to free its resources when it does not;
-            # those of a dead driver are free anyway, and without a dashboard every training waits 12 s at its end.
+            # those of a dead driver are free anyway, and without a dashboard every training waits 12 s at its end. The
+            # other starts a process for data sets given to the trainer: there are none.
             def _create_default_callbacks(self) -> list[Any]:
                 callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray Train v2's
-                return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+                unused = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+                return [each for each in callbacks if type(each).__name__ not in unused]
 
         scaling = self.config.cluster
         # Ray's own files; our checkpoints and their commit are not among them (docs/adr/0003).
