@@ -24,7 +24,8 @@ from pipelines.paths import lend_home
 # stderr, so that what a job prints on stdout can be piped; a fixed width where there is no terminal to ask.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _lock = threading.Lock()
-HEARTBEAT_S = 5.0
+# Between two lines that say what is waited for: five seconds, and something in hand for a busy interpreter.
+HEARTBEAT_S = 4.0
 
 
 class Interrupted(BaseException):
@@ -155,7 +156,7 @@ _last_said = 0.0
 
 class Waiting:
     """Says what is waited for until it is closed: a line that counts the seconds on a terminal, elsewhere (job logs) a
-    line whenever nothing has been said for 5 s.
+    line whenever nothing has been said for some seconds.
 
     Args:
         what: Such as "starting 2 workers".
