@@ -41,7 +41,7 @@ COMMANDS = [
     Command("train", "train", "--tracking.every_steps 1 --train.steps 20", "first", 25.0),
     Command("train-whole", "train", "--name whole", "end", 150.0),
     Command("sample", "sample", SAMPLE, "end", 15.0),
-    Command("sample-ddpm", "sample", SAMPLE.replace("samples --sampler ddim", "ddpm"), "end", 15.0),
+    Command("sample-ddpm", "sample", SAMPLE.replace("samples --sampler ddim", "ancestral"), "end", 15.0),
     Command("finished", "sample", SAMPLE, "end", 2.5),
     Command("dry-run", "sample", SAMPLE.replace("samples", "planned") + " --dry_run true", "end", 10.0),
     Command(
