@@ -5,6 +5,7 @@ validation at the end of its training (`settle_champion`), or by an evaluation o
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ CHAMPION = "champion"
 DECISION_TAG = "ddpm.champion"
 IMAGES_METRIC = "eval/num_images"
 _ONE_DRAW = "promote: one draw tells no Monte-Carlo error; evaluate both with more --draws"
+_SHA256 = re.compile(r"^(\w{12})\w+")  # of which a person is shown the beginning
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -122,8 +124,9 @@ def _is_better(version: "ModelVersion", holder: "ModelVersion") -> tuple[bool, s
     assert mine is not None
     assert its is not None
     for what in ("dataset_id", "num_images", "sigma2"):
-        a, b = (str(getattr(found, what))[:12] for found in (mine, its))
+        a, b = getattr(mine, what), getattr(its, what)
         if a != b:
+            a, b = (_SHA256.sub(r"\1", str(value)) for value in (a, b))
             return False, f"validated differently, {what} {b} and {a} for version {version.version}; {evaluate}"
     a, b = (f"{found.bits_per_dim:.4f} ± {found.half_width:.4f}" for found in (mine, its))
     if mine.bits_per_dim + mine.half_width < its.bits_per_dim - its.half_width:

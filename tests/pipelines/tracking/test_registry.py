@@ -179,6 +179,10 @@ def test_a_version_that_is_better_beyond_the_intervals_is_champion(client, run, 
     ("scores", "why"),
     [
         ({"dataset_id": "e" * 64}, "validated differently, dataset_id dddddddddddd and eeeeeeeeeeee for version 2"),
+        (
+            {"dataset_id": "d" * 64 + "/held-out/20"},
+            "validated differently, dataset_id dddddddddddd and dddddddddddd/h",
+        ),
         ({"num_images": 32}, "validated differently, num_images 64 and 32 for version 2"),
         ({"sigma2": "beta"}, "validated differently, sigma2 beta_tilde and beta for version 2"),
         ({"standard_error": None}, "one validation image tells no error of version 2"),
