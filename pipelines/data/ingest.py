@@ -214,8 +214,12 @@ def _prepare(
     )
     accepted = [record.extra["accepted"] for record in units]
     num_rows = sum(accepted)
-    _write_rejected(output, units)
-    _require_few_rejected(config, output, total - num_rows, total, probed)
+    if not lost:
+        _write_rejected(output, units)
+        _require_few_rejected(config, output, total - num_rows, total, probed)
+    elif num_rows != lost[0]["num_rows"]:
+        then = f"{lost[0]['num_rows']:,} when it was made, by {lost[0]['decoded_by']}, code {lost[0]['code_version']}"
+        raise DataError(f"source = {config.source}: {num_rows:,} of its images can be used, {then}; use those versions")
 
     channels = config.channels or max(record.extra["channels"] for record in units)
     shape = (height, width, channels)

@@ -575,6 +575,11 @@ def test_a_lost_shard_is_not_made_again_from_another_source(tmp_path: Path) -> N
     write_parquet(source, [*images[:-1], alike])
     with pytest.raises(StorageError, match=r"part-00001\.parquet: is lost, and came out different .*'pillow': "):
         ingest(config)
+    broken = images[-1][:30] + bytes(len(images[-1]) - 30)
+    write_parquet(source, [*images[:-1], broken])
+    with pytest.raises(DataError, match=r"part-00001\.parquet: is lost, .*: 118 of its images can be used, 119 when"):
+        ingest(config)
+    assert (tmp_path / "out/rejected.parquet").read_bytes() == whole["rejected.parquet"]
     write_parquet(source, images)
     assert ingest(config).restored == 1
     assert files(tmp_path / "out") == whole
