@@ -66,7 +66,7 @@ class FoundModel:
 
 
 def stored_model(directory: Location) -> FoundModel | None:
-    """The model that `FoundModel.store` wrote to `directory`, None if it did not get to its end.
+    """The model that `FoundModel.keep` wrote to `directory`, None if it did not get to its end.
 
     Raises:
         ModelError: The files are not the ones that were stored.

@@ -5,11 +5,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines import cluster, demand
@@ -18,20 +17,17 @@ from pipelines.console import Interrupted, clock, event, interrupted_again, plus
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest import open_dataset
 from pipelines.storage import Location
-from pipelines.tracking.spool import Record, Spool
+from pipelines.tracking.spool import Record
 from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.training.checkpoint import Checkpoint, CheckpointStore
 from pipelines.training.complete import complete, made_from
 from pipelines.training.config import HELD_OUT, TrainConfig, TrainJob
 from pipelines.training.display import Display
+from pipelines.training.ray_train import TrainLoop, first_line, own_error, run_workers
 from pipelines.training.run_directory import read_result, require_own
 from pipelines.training.stop import RayBoard, ask_to_stop
 from pipelines.version import code_version, git_commit
 
-if TYPE_CHECKING:
-    from ray.train import UserCallback
-
-TrainLoop = Callable[[dict[str, TrainJob]], None]
 _RESTORE = "give the run another `name`, or restore what it was started with"
 
 
@@ -210,8 +206,8 @@ class _Driver:
             while not self.idle.wait(0.2) and self.fatal is None:
                 pass  # a signal's handler runs between two waits
         if self.fatal is None and failure:
-            self.fatal = _own_error(failure[0]) or ClusterError(
-                f"cluster.max_failures = {config.cluster.max_failures}: gave up ({_first_line(failure[0])}); "
+            self.fatal = own_error(failure[0]) or ClusterError(
+                f"cluster.max_failures = {config.cluster.max_failures}: gave up ({first_line(failure[0])}); "
                 "run the same command to continue from the last checkpoint"
             )
         if self.fatal is not None:
@@ -231,44 +227,8 @@ class _Driver:
             )
 
     def _fit(self, loop: TrainLoop | None, failure: list[BaseException]) -> None:
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-
-        from pipelines.training.loop import train_loop
-
-        class Trainer(TorchTrainer):
-            # One of them asks the dashboard whether the controller lives, to free its resources when it does not;
-            # those of a dead driver are free anyway, and without a dashboard every training waits 12 s at its end. The
-            # other starts a process for data sets given to the trainer: there are none.
-            def _create_default_callbacks(self) -> list[Any]:
-                callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray Train v2's
-                unused = ("PlacementGroupCleanerCallback", "DatasetsCallback")
-                return [each for each in callbacks if type(each).__name__ not in unused]
-
-        scaling = self.config.cluster
-        # Ray's own files; our checkpoints and their commit are not among them (docs/adr/0003).
-        storage = self.run / "ray"
-        trainer = Trainer(
-            loop or train_loop,
-            train_loop_config={"job": self.job},
-            scaling_config=ScalingConfig(
-                num_workers=scaling.num_workers,  # type: ignore[arg-type]  # (min, max) is Ray Train v2's
-                use_gpu=scaling.use_gpu,
-                resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
-            ),
-            run_config=RunConfig(
-                name=f"attempt-{time.time_ns()}",
-                storage_path=storage.path,
-                storage_filesystem=None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs)),
-                failure_config=FailureConfig(max_failures=scaling.max_failures),
-                callbacks=[_controller_callback(self.tracker.spool)],  # type: ignore[list-item]
-                # Ray Train's workers load torch before they load `pipelines`.
-                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}},  # type: ignore[call-arg]
-            ),
-        )
         try:
-            trainer.fit()
+            run_workers(self.job, self.tracker.spool, loop)
         except BaseException as error:  # noqa: BLE001  # handed to the main thread
             failure.append(error)
         try:
@@ -335,53 +295,6 @@ class _Driver:
             cluster.disconnect()
         with waiting("sending the last records to MLflow"):
             return self.tracker.finish(status, timeout_s=60.0)
-
-
-def _controller_callback(spool: Spool) -> "UserCallback":
-    """Carries what workers report into the spool; runs in Ray Train's controller, on the driver's node."""
-    from ray.train import UserCallback
-
-    class ReportToSpool(UserCallback):
-        def __init__(self) -> None:
-            self._told: set[str] = set()  # Ray tells of one loss several times
-
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            self._told.clear()
-            for report in metrics:
-                for record in report["records"]:
-                    spool.append(**record)
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for rank, error in sorted(worker_exceptions.items()):
-                cause = _own_error(error)
-                if cause is not None:
-                    spool.append("fatal", error=type(cause).__name__, message=str(cause))
-                    return
-                message = f"worker {rank} was lost ({_first_line(error)}): restarting"
-                if message not in self._told:
-                    self._told.add(message)
-                    spool.append("event", message=message)
-
-    return ReportToSpool()
-
-
-def _own_error(error: BaseException | None) -> DDPMError | None:
-    """The error of our tree that Ray has wrapped, if there is one: restarting would only meet it again."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        # What a Ray task raised arrives as a class of Ray's own that also is our error's; ours is its cause.
-        if isinstance(error, DDPMError) and not hasattr(error, "cause"):
-            return error
-        seen.add(id(error))
-        for failure in getattr(error, "worker_failures", {}).values():
-            if (found := _own_error(failure)) is not None:
-                return found
-        error = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error.__cause__
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _workers(low: int, high: int) -> str:

@@ -12,7 +12,7 @@ import ddpm_core
 import pipelines
 from ddpm_core.errors import DDPMError, error_of
 from pipelines.tracking.spool import Spool, read_records
-from pipelines.training.job import _controller_callback, _own_error
+from pipelines.training.ray_train import controller_callback, own_error
 
 
 def tree(root: type[DDPMError] = DDPMError) -> Iterator[type[DDPMError]]:
@@ -42,7 +42,7 @@ def test_every_class_reaches_the_driver_through_controller_and_spool(
     sent = [found(f"s3://bucket/{found.__name__}: cannot be read (±); wait") for found in classes]
     for error in sent:
         from_worker = cloudpickle.loads(cloudpickle.dumps(UserExceptionWithTraceback(error, "a trace")))
-        _controller_callback(spool).after_exception(None, {1: from_worker})  # type: ignore[arg-type]
+        controller_callback(spool).after_exception(None, {1: from_worker})  # type: ignore[arg-type]
     records, _, _ = read_records(spool.path, 0)
     assert [record.kind for record in records] == ["fatal"] * len(sent)
     arrived = [error_of(record.payload["error"], record.payload["message"]) for record in records]
@@ -67,5 +67,5 @@ def test_every_class_is_found_in_what_ray_makes_of_it(ray_cluster: None, classes
     for found in classes:
         with pytest.raises(DDPMError) as raised:
             ray.get(reads.remote(found("x = 1: must be 2")))
-        own = _own_error(raised.value)
+        own = own_error(raised.value)
         assert (type(own), str(own)) == (found, "x = 1: must be 2")
