@@ -203,6 +203,8 @@ class _ArchiveScan:
                     f"{self.location}/{member.name}: {text[:40]!r} gives no label, an integer or a word; correct it, "
                     "or give label_column = none"
                 ) from None
+            if isinstance(found, str):
+                require_plain_name(f"{self.location}/{member.name}", found)
             if found is None:
                 self.left_out.add("label file that gives no label", self._path(member))
             else:
@@ -263,7 +265,6 @@ def _parse_label(name: str, content: bytes, column: str | None) -> int | str | N
         except ValueError:
             if len(text) > _MAX_WORD:
                 raise
-            require_plain_name(name, text)
             return text
         if not fraction.is_integer():
             raise
