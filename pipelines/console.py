@@ -143,11 +143,13 @@ def printing_to(descriptor: int) -> Iterator[None]:
     own = sys.stderr if isinstance(sys.stderr, io.TextIOWrapper) else None
     encoding, errors = (own.encoding, own.errors) if own else ("utf-8", "backslashreplace")
     stream = os.fdopen(os.dup(descriptor), "w", encoding=encoding, errors=errors)
-    before, console._file = console._file, stream
+    with _lock:
+        before, console._file = console._file, stream
     try:
         yield
     finally:
-        console._file = before
+        with _lock:  # a waiting thread may be printing
+            console._file = before
         stream.close()
 
 
