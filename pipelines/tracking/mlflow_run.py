@@ -154,6 +154,9 @@ class MlflowRun:
         if not _contradicts(run.data.tags, made_from):
             return
         self.retry_deferred()  # for the last time
+        if lost := len(self.state.deferred):
+            self.refused += lost
+            self._notify(f"tracking: {lost} records of the run before are left out: artifact store or registry fails")
         if run.info.status != "FINISHED":
             if run.info.status == "RUNNING":
                 self._mlflow.set_terminated(run.info.run_id, "KILLED")

@@ -118,6 +118,17 @@ def test_what_waits_in_the_mirror_goes_to_the_run_that_it_belongs_to(tmp_path, d
     assert {run.data.tags["ddpm.attempt"] for run in found.values()} == {"1"}
 
 
+def test_what_the_run_before_loses_because_its_store_still_fails_is_told(tmp_path, database):
+    (tmp_path / "mlartifacts").write_text("a file where the store's directory should be")
+    tracker = start(tmp_path, database, made_from={TAG: "0.1"})
+    tracker.spool.append("image", key="grid", step=0, path=write_png(tmp_path / "grid.png"))
+    assert tracker.finish("KILLED").pending == 1
+    lines = Lines()
+    report = attempt(tmp_path, database, "0.2", 0, 10, "FINISHED", notify=lines)
+    assert (report.pending, report.refused) == (0, 1)
+    assert sum("1 records of the run before are left out" in line for line in lines.seen) == 1
+
+
 def test_a_run_of_a_version_that_did_not_say_what_it_was_made_from_is_continued(tmp_path, database):
     tracker = start(tmp_path, database)
     report_steps(tracker.spool, 0, 10)
