@@ -11,10 +11,9 @@ from pipelines import cluster
 from pipelines.config import digest
 from pipelines.console import Interrupted, ProgressLine, clock, event, waiting
 from pipelines.engine.progress import Progress
-from pipelines.engine.shards import ShardedOutput, begun_request
+from pipelines.engine.shards import ShardedOutput
 from pipelines.models import FoundModel
 from pipelines.precision import settle
-from pipelines.storage import Location
 from pipelines.tracking.tracker import Tracker, TrackingReport
 from pipelines.version import code_version, git_commit
 
@@ -22,10 +21,9 @@ _METRICS_INTERVAL_S = 2.0
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
-def settled_dtype(asked: Dtype, location: Location, gpus_per_worker: float) -> Dtype:
-    """The job's `dtype` with `auto` replaced, which is said: by that of the output at `location` if there is one."""
-    begun_with = begun_request(location).get("dtype")
-    value, line = settle("dtype", asked, begun_with, gpus_per_worker > 0, ("float32", "bfloat16"))
+def settled_dtype(asked: Dtype, begun: Mapping[str, Any], gpus_per_worker: float) -> Dtype:
+    """The job's `dtype` with `auto` replaced, which is said: by that of the request `begun` if there is one."""
+    value, line = settle("dtype", asked, begun.get("dtype"), gpus_per_worker > 0, ("float32", "bfloat16"))
     if line:
         event(line)
     return cast(Dtype, value)

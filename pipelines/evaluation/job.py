@@ -18,7 +18,7 @@ from pipelines.console import event, waiting
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ingest import open_dataset
-from pipelines.engine.shards import ShardedOutput, ShardRecord
+from pipelines.engine.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.publish import (
@@ -102,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     if inputs.train is not None:
         require_apart(location, inputs.train.location, "the training data")
     event(f"model {found.described(inputs.step)}")
-    config = replace(config, dtype=settled_dtype(config.dtype, location, config.gpus_per_worker))
+    config = replace(config, dtype=settled_dtype(config.dtype, begun_request(location), config.gpus_per_worker))
     output = ShardedOutput(location, request_of(config, inputs), DIRECTORY, passes=(first_pass.DIRECTORY,))
     manifest = output.committed()
     if manifest is None:

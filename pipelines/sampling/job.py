@@ -51,14 +51,15 @@ def sample(config: SampleConfig) -> SampleSummary:
     """
     config = config.with_date()
     location = Location.parse(config.output)
-    config = _with_shard_size(config, location)
+    begun = begun_request(location)
+    config = _with_shard_size(config, begun)
     root = Location.parse(config.root).local_path
     with waiting("reading the model"):
         found = model_for(location / "model", config.model, config.tracking_uri, root)
         model = model_from_bytes(found.files, where=found.uri)
     require_apart(location, source_of(found), "the model")
     event(f"model {_described(found, model)}")
-    config = replace(config, dtype=settled_dtype(config.dtype, location, config.gpus_per_worker))
+    config = replace(config, dtype=settled_dtype(config.dtype, begun, config.gpus_per_worker))
     output = ShardedOutput(location, request_of(config, found, model))
     manifest = output.committed()
     lost = output.lost(manifest) if manifest else []
@@ -84,9 +85,9 @@ def sample(config: SampleConfig) -> SampleSummary:
     return SampleSummary(f"Sample set, {len(lost)} lost shard(s) made again", rows)
 
 
-def _with_shard_size(config: SampleConfig, location: Location) -> SampleConfig:
-    """With a shard size; where none is given, the one that the output was begun with, if it was."""
-    begun_with = begun_request(location).get("shard_size")
+def _with_shard_size(config: SampleConfig, begun: Mapping[str, Any]) -> SampleConfig:
+    """With a shard size; where none is given, that of the request which the output was begun with, if it was."""
+    begun_with = begun.get("shard_size")
     size = begun_with if config.shard_size is None and isinstance(begun_with, int) else config.chosen_shard_size
     return replace(config, shard_size=size)
 

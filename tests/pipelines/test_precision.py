@@ -7,7 +7,7 @@ import pytest
 
 from pipelines import precision
 from pipelines.bulk_run import settled_dtype
-from pipelines.engine.shards import ShardedOutput
+from pipelines.engine.shards import ShardedOutput, begun_request
 from pipelines.precision import bf16_of_cpu, settle
 from pipelines.storage import Location
 
@@ -93,16 +93,16 @@ def test_what_is_computed_in(cpu, monkeypatch, cpuinfo, asked, begun_with, on_gp
 def test_an_output_goes_on_in_its_own_precision_on_any_machine(cpu, tmp_path, capsys) -> None:
     cpu(SKYLAKE)
     location = Location.parse(tmp_path / "out")
-    assert settled_dtype("auto", location, 0) == "float32"
-    assert settled_dtype("auto", location, 0.5) == "bfloat16"
-    assert settled_dtype("bfloat16", location, 0) == "bfloat16"
+    assert settled_dtype("auto", begun_request(location), 0) == "float32"
+    assert settled_dtype("auto", begun_request(location), 0.5) == "bfloat16"
+    assert settled_dtype("bfloat16", begun_request(location), 0) == "bfloat16"
     assert "dtype: bfloat16 (this CPU" in capsys.readouterr().err
     output = ShardedOutput(location, {"dtype": "float32"})
     output.begin()
     cpu(SAPPHIRE)
-    assert settled_dtype("auto", location, 0) == "float32"  # unfinished
+    assert settled_dtype("auto", begun_request(location), 0) == "float32"  # unfinished
     output.commit({}, [])
-    assert settled_dtype("auto", location, 1) == "float32"  # finished
+    assert settled_dtype("auto", begun_request(location), 1) == "float32"  # finished
     assert capsys.readouterr().err == "dtype: float32 (as it was begun with)\n" * 2
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(["something else"]))
-    assert settled_dtype("auto", location, 0) == "bfloat16"  # the output itself says what is wrong with it
+    assert settled_dtype("auto", begun_request(location), 0) == "bfloat16"  # the output itself says what is wrong
