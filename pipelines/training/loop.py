@@ -58,6 +58,8 @@ class Worker:
         self.node = NodeMetrics(context.get_node_rank()) if context.get_local_rank() == 0 else None
         self.dataset = PreparedDataset.open(job.train)
         self.hold_out = HoldOut(self.dataset.num_rows, self.config.data.hold_out or 0)
+        self.validation = PreparedDataset.open(job.validation) if job.validation else None
+        self.held_out = self.hold_out if self.config.data.validation == HELD_OUT else None  # what of it is validated on
         self.unet_config = self.config.network.unet_config(self.dataset.image_shape)
         self.learner = Learner(
             self.unet_config,
@@ -223,20 +225,19 @@ class Worker:
         self.results.clear()
 
     def _validate(self, done: int) -> None:
-        if self.job.validation is None:
+        if self.validation is None:
             return
-        dataset = PreparedDataset.open(self.job.validation)
         eps_fn = self.learner.eps_fn(self.learner.ema_unet())
         config = self.config
         result = validate(
             eps_fn,
             self.learner.schedule,
-            dataset,
+            self.validation,
             config.validation,
             config.train.seed,
             self.device,
             self.ranks,
-            self.hold_out if config.data.validation == HELD_OUT else None,
+            self.held_out,
         )
         prefix = f"validation/{result.sigma2}"
         values = {
@@ -353,14 +354,14 @@ class Worker:
 
     def _validation_result(self) -> Record | None:
         """The last validation, of which data set it is, and what the same images take without a model."""
-        if self.last_validation is None or self.job.validation is None:
+        if self.last_validation is None or self.validation is None:
             return None
-        validation, held_out = PreparedDataset.open(self.job.validation), self.config.data.validation == HELD_OUT
-        ids = validated_rows(validation, self.config.validation.num_images, self.hold_out if held_out else None)
+        dataset_id = self.validation.dataset_id
+        ids = validated_rows(self.validation, self.config.validation.num_images, self.held_out)
         return {
             **asdict(self.last_validation),
-            "dataset_id": self.hold_out.name_of(validation.dataset_id) if held_out else validation.dataset_id,
-            "baselines": training_baselines(self.dataset, self.hold_out, validation, ids),
+            "dataset_id": self.held_out.name_of(dataset_id) if self.held_out else dataset_id,
+            "baselines": training_baselines(self.dataset, self.hold_out, self.validation, ids),
         }
 
     def _about_to_be_preempted(self) -> bool:
