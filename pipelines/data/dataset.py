@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.engine.manifest import MANIFEST, read_manifest, require_in
+from pipelines.engine.manifest import MANIFEST, checked_manifest, require_in
 from pipelines.engine.shards import ShardRecord
 from pipelines.storage import Location
 
@@ -109,7 +109,7 @@ class PreparedDataset:
                 f"{path}: format {kind!r} version {version!r}, this software reads {FORMAT!r} "
                 f"version {FORMAT_VERSION}; name a prepared data set, or ingest again"
             )
-        manifest = read_manifest(location)
+        manifest = checked_manifest(path, content)
         shards, first_id = [], 0
         for entry in manifest["shards"]:
             shards.append(Shard(entry["name"], entry["rows"], first_id, entry["bytes"], entry["sha256"]))
