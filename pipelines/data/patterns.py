@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-import stat
 from collections.abc import Iterator
 
 from fsspec.utils import glob_translate
@@ -35,14 +34,11 @@ def split_pattern(location: Location) -> tuple[Location, str]:
 
 
 def matching(base: Location, pattern: str) -> dict[str, int]:
-    """Path (as `fs` has it) and size in bytes of the files below `base` that match; of local ones no links.
+    """Path (as `fs` has it) and size in bytes of the files below `base`, in a store, that match.
 
     Raises:
         StorageError: The base cannot be listed.
     """
-    if base.is_local:
-        status = {path: os.lstat(path) for path in local_matches(base, pattern)}
-        return {path: found.st_size for path, found in sorted(status.items()) if stat.S_ISREG(found.st_mode)}
     if not _MAGIC.search(base.path) and "//" not in base.path:
         return (base / pattern).glob()
     matches, prefix = re.compile(glob_translate(pattern)).match, base.path.rstrip("/") + "/"
@@ -53,3 +49,11 @@ def local_matches(base: Location, pattern: str) -> Iterator[str]:
     """Every path below a local `base` that matches, of whatever kind."""
     for name in glob.iglob(pattern, root_dir=base.path, recursive=True, include_hidden=True):  # noqa: PTH207
         yield os.path.join(base.path, name)  # noqa: PTH118  for each of millions
+
+
+def local_folders(base: Location, pattern: str) -> Iterator[str]:
+    """The folders below a local `base`, itself included, that are listed to find what matches."""
+    yield base.path
+    parts = pattern.split("/")
+    for length in range(1, len(parts)):
+        yield from (path.rstrip("/") for path in local_matches(base, "/".join([*parts[:length], ""])))

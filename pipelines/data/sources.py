@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_core.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from pipelines.data.formats_arrays import EmbeddedDigits, IdxImages, is_idx_imag
 from pipelines.data.formats_parquet import HuggingFaceParquet
 from pipelines.data.formats_tar import TarArchives
 from pipelines.data.hub_cache import blob_size, without_internals
-from pipelines.data.patterns import local_matches, matching, split_pattern
+from pipelines.data.patterns import local_folders, local_matches, matching, split_pattern
 from pipelines.data.recognise import (
     HEAD_BYTES,
     LeftOut,
@@ -154,35 +155,57 @@ def split_units(items: Iterable[Item], rows_per_unit: int) -> Iterator[list[Item
 def _list_files(uri: str, location: Location) -> tuple[Location, dict[str, int]]:
     """A base location, and path below it and size of every file that the URI names."""
     base, pattern = split_pattern(location)
-    if pattern:
-        found = matching(base, pattern)
-        if location.is_local:
-            found |= _require_plain_files(uri, base.path, local_matches(base, pattern))
+    if not location.is_local:
+        found = matching(base, pattern) if pattern else location.find()
+    elif pattern:
+        _require_readable(uri, local_folders(base, pattern))
+        found = _plain_files(uri, base.path, local_matches(base, pattern))
+    elif Path(base.path).is_file():
+        found = {base.path: base.size()}
     else:
-        found = location.find()
-        if location.is_local:
-            found |= _require_plain_files(uri, base.path, _walk(base.path))
-        if list(found) == [location.path]:
-            base = location.parent
+        found = _plain_files(uri, base.path, _walk(uri, base.path))
+    if not pattern and list(found) == [location.path]:
+        base = location.parent
     prefix = base.path.rstrip("/") + "/"
     return base, {path.removeprefix(prefix): found[path] for path in sorted(found)}
 
 
-def _walk(root: str) -> Iterator[str]:
+def _walk(uri: str, root: str) -> Iterator[str]:
     """Everything below a directory; links are not followed."""
-    for directory, folders, files in os.walk(root):
+
+    def refuse(error: OSError) -> None:
+        _require_readable(uri, [error.filename])
+
+    for directory, folders, files in os.walk(root, onerror=refuse):
         yield from (os.path.join(directory, name) for name in (*folders, *files))  # noqa: PTH118  for each of millions
 
 
-def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> dict[str, int]:
-    """Refuse what a listing leaves out: a link, which may lead anywhere, and what would be waited for when read.
+def _require_readable(uri: str, folders: Iterable[str]) -> None:
+    """Refuse folders that this user may not list or enter: a class must not be lost without a word."""
+    effectively = os.access in os.supports_effective_ids
+    for folder in folders:
+        if os.access(folder, os.R_OK | os.X_OK, effective_ids=effectively) or not os.path.exists(folder):  # noqa: PTH110
+            continue
+        name = os.path.basename(folder)  # noqa: PTH119
+        if not name.startswith(".") and name != "lost+found":  # a mounted disk has such that are root's alone
+            raise DataError(f"source = {uri}: {folder}: may not be read by this user; permit it, or move it elsewhere")
 
-    Returns:
-        Path and size of what links of the Hugging Face cache lead to, which a listing leaves out, too.
+
+def _plain_files(uri: str, base: str, paths: Iterable[str]) -> dict[str, int]:
+    """Path and size of the files among `paths`, and of what links of the Hugging Face cache lead to.
+
+    All else is refused: a link, which may lead anywhere, and what would be waited for when read.
     """
-    followed = {}
+    found = {}
     for path in paths:
-        mode = os.lstat(path).st_mode
+        try:
+            status = os.lstat(path)
+        except PermissionError:  # its folder may be listed, not entered
+            _require_readable(uri, [os.path.dirname(path)])  # noqa: PTH120
+            continue
+        mode = status.st_mode
+        if stat.S_ISREG(mode):
+            found[path] = status.st_size
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
             continue
         name = os.path.relpath(path, base)
@@ -190,7 +213,7 @@ def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> dict[str,
             continue
         if stat.S_ISLNK(mode):
             if (size := blob_size(path)) is not None:
-                followed[path] = size
+                found[path] = size
                 continue
             target = os.readlink(path)  # noqa: PTH115
             raise DataError(
@@ -199,7 +222,7 @@ def _require_plain_files(uri: str, base: str, paths: Iterable[str]) -> dict[str,
             )
         kind = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
         raise DataError(f"source = {uri}: {name!r} is a {kind}, no file; remove it")
-    return followed
+    return found
 
 
 def _detect(where: str, files: Sequence[str]) -> str:

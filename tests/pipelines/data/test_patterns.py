@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_core.errors import DataError
-from pipelines.data.patterns import matching, split_pattern
+from pipelines.data.patterns import local_folders, local_matches, split_pattern
 from pipelines.data.sources import open_source
 from pipelines.storage import Location
 
@@ -47,7 +47,8 @@ def test_what_is_literal_ends_where_the_pattern_begins(tmp_path: Path) -> None:
     (tmp_path / "a[1]" / "b" / "c.png").write_bytes(b"image")
     base, pattern = split_pattern(Location.parse(tmp_path / "a[1]/*/c?png"))
     assert (base.uri, pattern) == (str(tmp_path / "a[1]"), "*/c?png")
-    assert matching(base, pattern) == {str(tmp_path / "a[1]/b/c.png"): 5}
+    assert [*local_matches(base, pattern)] == [str(tmp_path / "a[1]/b/c.png")]
+    assert [*local_folders(base, pattern)] == [str(tmp_path / "a[1]"), str(tmp_path / "a[1]/b")]
     assert split_pattern(Location.parse(tmp_path / "a[1]")) == (Location.parse(tmp_path / "a[1]"), "")
     assert split_pattern(Location("/*.png")) == (Location("/"), "*.png")
 

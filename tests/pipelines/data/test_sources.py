@@ -3,7 +3,11 @@
 import gzip
 import io
 import json
+import os
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +217,42 @@ def test_embedded_digits_are_all_there_once() -> None:
     for image, number in zip(train + test, numbers, strict=True):
         assert np.array_equal(image.payload, np.round(digits.images[number] * 255 / 16))
         assert image.label == digits.target[number]
+
+
+@contextmanager
+def as_a_user() -> Iterator[None]:
+    """Root may read everything: act as nobody."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o311], ids=oct)
+@pytest.mark.parametrize("pattern", ["", "/*/*.png", "/**/*.png"])
+def test_a_folder_that_may_not_be_read_is_refused_and_not_passed_over(mode: int, pattern: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        for folder in ("a", "b", ".hidden", "lost+found"):
+            (root / folder).mkdir()
+            (root / folder / "1.png").write_bytes(png(0))
+        for folder in (".hidden", "lost+found"):
+            (root / folder).chmod(mode)
+        open_source(name + pattern)
+        with as_a_user():
+            assert sorted(open_source(name + pattern).files) == ["a/1.png", "b/1.png"]
+        (root / "b").chmod(mode)
+        with (
+            as_a_user(),
+            pytest.raises(DataError, match=rf"^source = {name}.*: {name}/b: may not be read by this user"),
+        ):
+            open_source(name + pattern)
+        for folder in root.iterdir():
+            folder.chmod(0o700)
 
 
 def test_unusable_sources_are_named(tmp_path: Path) -> None:
