@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipelines.config import require
+from pipelines.engine.actor_pool import ActorPool
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,4 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         require(bool(self.uri), "uri", self.uri, "must be a path or a URI")
         require(0 <= self.recompute <= 1, "recompute", self.recompute, "must be in [0, 1]")
+        ActorPool.of(self.num_workers, self.cpus_per_worker, gpus_per_worker=0)  # checks both

@@ -35,7 +35,6 @@ from pipelines.data.formats import Format, Item
 from pipelines.data.ingest_config import IngestConfig
 from pipelines.data.sizes import mixed_sizes, probe, sizes_of
 from pipelines.data.sources import canonical_source, open_source, source_place, split_units
-from pipelines.engine.actor_pool import ActorPool
 from pipelines.engine.manifest import read_manifest
 from pipelines.engine.shards import ShardedOutput, ShardOutput, ShardRecord, begun_request, shard_name
 from pipelines.storage import Location
@@ -195,7 +194,7 @@ def _prepare(
     )
     height, width = probed or (config.image_size or 0, config.image_size or 0)
     unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
-    pool = ActorPool(config.num_workers or None)
+    pool = config.pool
     # Pixels that need no decoding are copied in less time than actors take to start.
     on_actors = images.is_encoded and total > unit_rows
     if on_actors:

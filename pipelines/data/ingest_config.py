@@ -9,6 +9,7 @@ from pipelines.config import require, require_place
 from pipelines.data.decode import PixelRules
 from pipelines.data.formats import Options
 from pipelines.data.sources import canonical_source
+from pipelines.engine.actor_pool import ActorPool
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class IngestConfig:
         _ = self.rules  # checks `background`
         fraction_holds = 0 <= self.max_rejected_fraction <= 1
         require(fraction_holds, "max_rejected_fraction", self.max_rejected_fraction, "must be in [0, 1]")
-        low, high = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
-        pool_holds = low == high == 0 or 1 <= low <= high
-        require(pool_holds, "num_workers", self.num_workers, "must be 0, a positive number, or [min, max]")
+        _ = self.pool  # checks `num_workers`
         require(1 <= self.shard_mib <= 2048, "shard_mib", self.shard_mib, "must be in 1..2048")
 
     @property
@@ -86,6 +85,11 @@ class IngestConfig:
     def options(self) -> Options:
         """What the format is told."""
         return Options(self.image_column, self.label_column)
+
+    @property
+    def pool(self) -> ActorPool:
+        """The actors that it asks for."""
+        return ActorPool.of(self.num_workers, cpus_per_worker=1, gpus_per_worker=0)
 
     @property
     def rules(self) -> PixelRules:

@@ -146,6 +146,8 @@ def test_what_is_no_finished_output_is_refused(tmp_path: Path) -> None:
         verify(VerifyConfig(data.location.uri, recompute=0.5))
     with pytest.raises(ConfigError, match=r"recompute = 2\.0: must be in \[0, 1\]"):
         VerifyConfig("x", recompute=2.0)
+    with pytest.raises(ConfigError, match="num_workers = -1: must be 0"):  # before anything is read
+        VerifyConfig("x", num_workers=-1)
 
 
 @pytest.mark.ray
