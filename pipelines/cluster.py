@@ -219,14 +219,18 @@ def _patience() -> Iterator[None]:
     once = services.get_node
     deadline = time.monotonic() + _START_PATIENCE_S
 
+    def raylets() -> set[int]:
+        children = psutil.Process().children()
+        return {c.pid for c in children if c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE}
+
+    before = raylets()  # of another Ray that this process has started
+
     def patiently(*arguments: Any) -> Any:
         while True:
             try:
                 return once(*arguments)  # type: ignore[no-untyped-call]
             except RuntimeError:
-                children = psutil.Process().children()
-                lives = any(child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE for child in children)
-                if not lives or time.monotonic() > deadline:
+                if raylets() <= before or time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 

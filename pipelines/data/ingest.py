@@ -89,12 +89,12 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         ClusterError: Ray gave up.
     """
     location = Location.parse(config.output)
+    require_apart(location, source_place(config.source), "the source")
     request, begun = config.request, begun_request(location).get("source")
     # Before `..` was resolved, it was recorded: the same source is the same request still.
     if isinstance(begun, str) and ".." in begun.split("/") and canonical_source(begun) == request["source"]:
         request["source"] = begun
     output = ShardedOutput(location, request, passes=("_work/decoded",), scratch=("units.parquet",))
-    require_apart(output.location, source_place(config.source), "the source")
     manifest = output.committed()
     lost = output.lost(manifest) if manifest is not None else []
     if manifest is not None and not lost:

@@ -28,7 +28,8 @@ _RESULT_FIELDS = {
 
 def is_run(directory: Location) -> bool:
     """Whether a training has begun in this directory."""
-    if any((directory / name).exists() for name in (RESULT, SPOOL)) or CheckpointStore.open(directory.uri).steps():
+    own = (RESULT, SPOOL, f"{SPOOL}.lock")  # the lock is made before the spool
+    if any((directory / name).exists() for name in own) or CheckpointStore.open(directory.uri).steps():
         return True
     try:
         config = (directory / CONFIG).read_json()

@@ -129,7 +129,7 @@ CASES += [
     _uri("credentials in a root", (_NO_SECRET,), "train.py", "--root", _TO_SECRET),
     _uri("an unknown protocol", ("unknown protocol 'gopher'; use a path or s3://",), "verify.py", "gopher://host/out"),
     _uri("no bucket", ("the bucket is missing; write s3://bucket/prefix",), "verify.py", "s3:///out"),
-    _uri("zero byte in a path", ("out\\x00put: no finished output",), "verify.py", "out\0put"),
+    _uri("zero byte in a path", ("location = 'out\\x00put': holds a NUL character",), "verify.py", "out\0put"),
     _uri("a path of 5,000 letters", ("a" * 5000,), "verify.py", "a" * 5000),
     _uri(
         "an unknown embedded data set",

@@ -128,28 +128,30 @@ def test_a_private_ray_has_time_to_start_as_long_as_its_process_lives(
 
     raylet = tmp_path / "raylet"
     shutil.copy(shutil.which("sleep") or "", raylet)
-    starting = subprocess.Popen([raylet, "60"])
+    processes = [subprocess.Popen([raylet, "60"])]  # of another Ray of this process: it tells nothing
     asked = []
 
     def get_node(gcs_address: str, node_id: str) -> dict[str, str]:
         asked.append(node_id)
-        if len(asked) < 4 or starting.poll() is not None:
+        if len(asked) < 4 or processes[-1].poll() is not None:
             raise RuntimeError("no such node")
         return {"node_id": node_id}
 
     monkeypatch.setattr(services, "get_node", get_node)
     try:
         with cluster._patience():
+            processes.append(subprocess.Popen([raylet, "60"]))
             assert services.get_node("address", "n") == {"node_id": "n"}
             assert len(asked) == 4
-            starting.kill()
-            starting.wait()
+            processes[-1].kill()
+            processes[-1].wait()
             with pytest.raises(RuntimeError, match="no such node"):
                 services.get_node("address", "n")
             assert len(asked) == 5
     finally:
-        starting.kill()
-        starting.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
     assert services.get_node is get_node
 
 

@@ -263,6 +263,7 @@ def test_a_shard_that_always_kills_its_actor_ends_the_job(ray_cluster: None, tmp
     deadly = Squares(str(tmp_path / "log"), die_at=4, deaths=10**6)
     Path(deadly.log).mkdir()
     result = output(tmp_path)
+    result.begin()
     with pytest.raises(ClusterError, match="Ray gave up"):
         result.compute(deadly, SHARDS, pool=ActorPool(2))
     assert 1 < deadly.calls()[4] < 20

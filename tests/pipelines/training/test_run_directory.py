@@ -41,7 +41,12 @@ def test_what_a_training_leaves_at_any_time_is_its_own(tmp_path: Path) -> None:
     require_own(run)
     assert not is_run(run)
     for number, (name, content) in enumerate(
-        {"tracking/spool.jsonl": b"", "result.json": b"{}", "config.json": b""}.items()
+        {
+            "tracking/spool.jsonl.lock": b"",
+            "tracking/spool.jsonl": b"",
+            "result.json": b"{}",
+            "config.json": b"",
+        }.items()
     ):
         place = run.parent / f"run-{number}"
         if name == "config.json":
