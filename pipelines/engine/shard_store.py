@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ddpm_core.errors import StorageError
@@ -42,13 +42,12 @@ class ShardRecord:
         Raises:
             StorageError: It cannot be read, or is no record.
         """
-        content = location.read_json()
-        try:
-            return cls(**content)
-        except TypeError as error:
+        content, names = location.read_json(), [found.name for found in fields(cls)]
+        if not isinstance(content, dict) or content.keys() != set(names):
             raise StorageError(
-                f"{location}: is not the record of a shard ({error}); delete it and run again"
-            ) from error
+                f"{location}: is not the record of a shard, which has {', '.join(names)}; delete it and run again"
+            )
+        return cls(**content)
 
 
 Compute = Callable[[int], ShardOutput]
