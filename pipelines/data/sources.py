@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ddpm_core.errors import ConfigError, DataError
 from pipelines.config import require
@@ -158,7 +158,11 @@ def _list_files(uri: str, location: Location) -> tuple[Location, dict[str, int]]
     if not location.is_local:
         found = matching(base, pattern) if pattern else location.find()
     elif pattern:
-        _require_readable(uri, local_folders(base, pattern))
+        folders = list(local_folders(base, pattern))
+        _require_readable(uri, folders)
+        for folder in folders[1:]:  # the base itself is what the user has named
+            if os.path.islink(folder) and not _is_hidden(os.path.relpath(folder, base.path)):  # noqa: PTH114
+                _refuse_link(uri, base.path, folder)
         found = _plain_files(uri, base.path, local_matches(base, pattern))
     elif Path(base.path).is_file():
         found = {base.path: base.size()}
@@ -209,20 +213,29 @@ def _plain_files(uri: str, base: str, paths: Iterable[str]) -> dict[str, int]:
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
             continue
         name = os.path.relpath(path, base)
-        if any(part.startswith(".") for part in name.split("/")):  # hidden, so no image of the source
+        if _is_hidden(name):
             continue
         if stat.S_ISLNK(mode):
             if (size := blob_size(path)) is not None:
                 found[path] = size
                 continue
-            target = os.readlink(path)  # noqa: PTH115
-            raise DataError(
-                f"source = {uri}: {name!r} is a symbolic link (to {target!r}), which is not followed; put the file "
-                "itself there, or name the place that it leads to"
-            )
+            _refuse_link(uri, base, path)
         kind = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
         raise DataError(f"source = {uri}: {name!r} is a {kind}, no file; remove it")
     return found
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a path below the source is hidden, so no image of it."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _refuse_link(uri: str, base: str, path: str) -> NoReturn:
+    name, target = os.path.relpath(path, base), os.readlink(path)  # noqa: PTH115
+    raise DataError(
+        f"source = {uri}: {name!r} is a symbolic link (to {target!r}), which is not followed; put the file itself "
+        "there, or name the place that it leads to"
+    )
 
 
 def _detect(where: str, files: Sequence[str]) -> str:

@@ -104,7 +104,13 @@ class MlflowRun:
             experiment = self._mlflow.get_experiment_by_name(name)
         if experiment is None or experiment.lifecycle_stage != "active":
             raise TrackingError(f"experiment {name!r} is deleted: restore it in MLflow or choose another name")
-        write_page(self._mlflow, experiment, self._identity["run_key"].partition("/")[0])
+        try:
+            write_page(self._mlflow, experiment, self._identity["run_key"].partition("/")[0])
+        except MlflowException as error:
+            if error.error_code not in (*_FINAL, "PERMISSION_DENIED"):
+                raise
+            # A user may be allowed to write runs and not to describe experiments: the runs are what matters.
+            self._notify(f"tracking: experiment {name!r} gets no description ({reason(error)})")
         return str(experiment.experiment_id)
 
     def _enter(self, made_from: Mapping[str, str], position: int) -> None:

@@ -74,3 +74,15 @@ def test_doubled_slashes_in_a_key_are_read(s3_prefix: str) -> None:
     assert files_of(f"{bucket}//{prefix.name}/lead/1.png") == ["1.png"]
     with suppress(DataError):  # that nothing is there
         assert files_of(f"{bucket}//{prefix.name}/plain") == ["0.png"]
+
+
+@pytest.mark.parametrize("pattern", ["*/*.png", "**/*.png", "cats*/*.png"])
+def test_a_pattern_does_not_reach_through_a_linked_directory(tmp_path: Path, pattern: str) -> None:
+    for directory in ("in/cats", "elsewhere"):
+        (tmp_path / directory).mkdir(parents=True)
+        (tmp_path / directory / "0.png").write_bytes(b"image")
+    (tmp_path / "in" / ".hidden").symlink_to(tmp_path / "elsewhere")
+    assert files_of(str(tmp_path / "in" / pattern)) == ["cats/0.png"]
+    (tmp_path / "in" / "cats2").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"'cats2' is a symbolic link \(to '.*elsewhere'\), which is not followed"):
+        files_of(str(tmp_path / "in" / pattern))

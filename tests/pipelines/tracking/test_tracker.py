@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow_store import (
     PATIENCE_S,
     Lines,
@@ -147,6 +149,21 @@ def test_an_experiment_has_a_description_and_a_table_with_the_columns_that_matte
     client.set_experiment_tag(found.experiment_id, "mlflow.note.content", "mine")
     start(tmp_path, database, run_key=f"{job}/other", experiment=experiment, spool=tmp_path / "b").finish("FINISHED")
     assert client.get_experiment_by_name(experiment).tags["mlflow.note.content"] == "mine", "a person's stays"
+
+
+def test_who_may_not_describe_an_experiment_still_gets_the_run(tmp_path, database, monkeypatch):
+    def refuse(client: MlflowClient, experiment_id: str, key: str, value: object) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    told: list[str] = []
+    tracker = start(tmp_path, database, run_key="train/out", notify=told.append)
+    report_steps(tracker.spool, 0, 5)
+    report = tracker.finish("FINISHED")
+    assert (report.pending, report.refused) == (0, 0)
+    client, run = the_run(tmp_path, database)
+    assert curve(client, run) == [(step, step / 4) for step in range(5)]
+    assert len([line for line in told if "gets no description (" in line]) == 1
 
 
 def test_a_resumed_run_continues_its_curve(tmp_path, database):
