@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # A line of progress with a rate that is not 0.
-PROGRESS = re.compile(r"^\S+ [\d,]+/[\d,]+ \(\d+%\)  ETA \d.*/s")
+PROGRESS = re.compile(r"^\S+ [\d,]+/[\d,]+ \(\d+%\)  ETA \d.* (\S+/s|s/\S+)")
 
 
 @dataclass(frozen=True)

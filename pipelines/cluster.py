@@ -5,11 +5,9 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_core.errors import ClusterError
-from pipelines.console import printing_to, waiting
+from pipelines.console import event, printing_to, waiting
 
 # Read by Ray at import: everything the worker processes need comes from the driver's own environment, so a
 # local job must not make Ray build a second virtual environment because it was started by `uv run`.
@@ -31,6 +29,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # A private Ray's first process gets more than 30 s to answer, for a busy machine.
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
 _START_PATIENCE_S = 180.0
+_STARTS = 3
 
 # What Ray appends to its temporary directory for the longest name of a socket; no such name may have more bytes than
 # the system takes.
@@ -60,23 +59,19 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     source = source_of(address)
     address = source and source[1]
     logging.getLogger("ray").setLevel(logging.ERROR)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _silence(), waiting(f"connecting to Ray at {address}" if address else "starting a local Ray"):
+        with (
+            _silence(),
+            _without_handlers(),
+            waiting(f"connecting to Ray at {address}" if address else "starting a local Ray"),
+        ):
             if address:
                 ray.init(address=address, **_QUIET)
             else:
                 # No node of a private Ray is drained: a process that looks out for it need not be started.
                 _unwatched = os.environ.setdefault(_WATCHER, "0") == "0"
                 _keep_token()
-                with _patience():
-                    ray.init(
-                        address="local",
-                        num_cpus=num_cpus,
-                        include_dashboard=False,
-                        _temp_dir=_short_directory(),
-                        **_QUIET,
-                    )
+                _start(num_cpus)
     except Exception as error:  # Ray has a bare one too: a node that does not start
         _remove_short_directory()
         if source:
@@ -88,10 +83,6 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     _connected_here = True
     # Otherwise a lost node prints pages of its raylet's log on stdout; the job says in one line what was lost.
     ray._private.worker._worker_logs_enabled = False
-    if threading.current_thread() is threading.main_thread():
-        # Ray has put its own in place: they would end the job before it has recorded that it was stopped.
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     quiet_data()
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 
@@ -107,6 +98,45 @@ _WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _own_directory: str | None = None
 _HELLO_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+def _start(num_cpus: int | None) -> None:
+    """Start a private Ray; once more where one of its processes gave up waiting for another, as on a busy machine."""
+    import psutil
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            with _patience():
+                ray.init(
+                    address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=_short_directory(), **_QUIET
+                )
+            return
+        except Exception as error:
+            # What the failed start leaves would be in the way of the next one.
+            remains = set(psutil.Process().children(recursive=True)) - before
+            for process in remains:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(remains)
+            ray.shutdown()
+            if not left:
+                raise
+            event(f"a private Ray has not started ({_first_line(error)}): trying once more")
+
+
+@contextmanager
+def _without_handlers() -> Iterator[None]:
+    """Keep out Ray's handlers of SIGTERM, which end a job before it has recorded that it was stopped."""
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 @contextmanager
@@ -229,8 +259,10 @@ def _patience() -> Iterator[None]:
         while True:
             try:
                 return once(*arguments)  # type: ignore[no-untyped-call]
-            except RuntimeError:
-                if raylets() <= before or time.monotonic() > deadline:
+            except RuntimeError as error:
+                if raylets() <= before:  # not a RuntimeError: that one Ray itself would go on asking about
+                    raise ChildProcessError("its raylet ended before it answered") from error
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 

@@ -227,7 +227,7 @@ class ProgressLine:
         self._waiting = Waiting(first) if first else None
 
     def update(self, done: int, rate: float, detail: str = "") -> None:
-        """Show `done` of the total; `rate` is in units per second and gives the ETA."""
+        """Show `done` of the total; `rate` is in units per second and gives the ETA; below 1, its inverse is shown."""
         with self._lock:
             if self._waiting is not None:
                 if rate <= 0 and done < self._total:
@@ -236,13 +236,22 @@ class ProgressLine:
                 self._waiting = None
             fraction = done / self._total
             eta = clock((self._total - done) / rate) if rate > 0 else "?"
-            line = f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  ETA {eta}  {rate:,.1f} {self._unit}/s"
+            slow = 0 < rate < 1
+            speed = f"{1 / rate:,.1f} s/{self._unit.removesuffix('s')}" if slow else f"{rate:,.1f} {self._unit}/s"
+            line = f"{self._label} {done:,}/{self._total:,} ({fraction:.0%})  ETA {eta}  {speed}"
             line = f"{line} {detail}".rstrip()
             if console.is_terminal:
                 self._show(done, line)
             elif fraction - self._last_printed >= 0.05 or fraction >= 1 > self._last_printed:
                 self._last_printed = fraction
                 event(line)
+
+    def wait_for(self, first: str) -> None:
+        """Say from now on, until there is a rate, that this is what it waits for."""
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.close()
+                self._waiting = Waiting(first)
 
     def _show(self, done: int, line: str) -> None:
         if self._bar is None:

@@ -77,7 +77,9 @@ def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str:
         return without_credentials(tracking_uri).rstrip("/") + page
     hidden = without_credentials(tracking_uri) != tracking_uri
     store = '"$MLFLOW_TRACKING_URI"' if hidden else shlex.quote(tracking_uri)
-    return f"http://127.0.0.1:5000{page} (start it: uv run mlflow ui --backend-store-uri {store} --port 5000)"
+    return (
+        f"http://127.0.0.1:5000{page} (start it: uv run mlflow ui --backend-store-uri {store} --port 5000 --workers 1)"
+    )
 
 
 class Tracker:

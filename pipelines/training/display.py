@@ -29,6 +29,8 @@ class Display:
         if "train/loss" in values and record.timestamp_ms >= self._began_ms:
             self._loss = values["train/loss"]
             self._steps[1:] = [(step, record.timestamp_ms)]
+        if "first_batch_seconds" in values:
+            self._line.wait_for("training, until the first report of a rate and a loss")
         if rate := values.get("images_per_second"):
             self._line.update(step, rate / self._batch_size, f"({rate:,.0f} images/s)  loss {self._loss:.4f}")
 

@@ -122,7 +122,8 @@ class Worker:
             waited = time.perf_counter() - before
             if fresh:  # starting a stream is no wait for data: seconds among the milliseconds of later batches
                 self._metrics(self.done + 1, {"first_batch_seconds": waited})
-                self.clock, fresh = self.clock + waited, False
+                self._report()  # the display learns that the start is over
+                self.clock, fresh = self.clock + time.perf_counter() - before, False
             else:
                 self.waited += waited
             if batch is not None:
@@ -168,15 +169,17 @@ class Worker:
         def due(every: int) -> bool:
             return done % every == 0 or done == steps
 
-        validation, grid = due(config.validation.every_steps), due(config.grid.every_steps)
+        validation = due(config.validation.every_steps) and self.validation is not None
+        grid = due(config.grid.every_steps)
         checkpoint = due(config.checkpoint.every_steps)
         if not (due(config.tracking.every_steps) or validation or grid or checkpoint):
             return
         self._collect(done)
-        if validation:
-            self._validate(done)
-        if grid:
-            self._grid(done)
+        for due_now, what, do in ((validation, "validating", self._validate), (grid, "sampling a grid", self._grid)):
+            if due_now:
+                self._say(f"step {done:,}: {what}")
+                self._report()  # what is known is seen while this takes its time
+                do(done)
         if checkpoint or self._about_to_be_preempted():
             self._checkpoint(done)
         self._report()

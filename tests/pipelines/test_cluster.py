@@ -145,7 +145,7 @@ def test_a_private_ray_has_time_to_start_as_long_as_its_process_lives(
             assert len(asked) == 4
             processes[-1].kill()
             processes[-1].wait()
-            with pytest.raises(RuntimeError, match="no such node"):
+            with pytest.raises(ChildProcessError, match="its raylet ended before it answered"):
                 services.get_node("address", "n")
             assert len(asked) == 5
     finally:
@@ -153,6 +153,36 @@ def test_a_private_ray_has_time_to_start_as_long_as_its_process_lives(
             process.kill()
             process.wait()
     assert services.get_node is get_node
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("trouble", ["raylet.kill()", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_private_ray_that_fails_is_started_once_more_and_a_signal_meanwhile_is_the_jobs(trouble: str) -> None:
+    script = f"""
+import os, signal, psutil
+from ray._private import services
+from pipelines import cluster
+from pipelines.console import run_job
+
+once, troubled = services.get_node, []
+def get_node(*arguments):
+    if not troubled:
+        raylet = next(child for child in psutil.Process().children() if child.name() == "raylet")
+        troubled.append(raylet)
+        {trouble}
+    return once(*arguments)
+
+services.get_node = get_node
+run_job(lambda argv: print(cluster.connect(num_cpus=1)))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    if "SIGTERM" in trouble:
+        assert (ended.returncode, ended.stdout) == (143, ""), ended.stderr
+        assert ended.stderr.splitlines()[-1] == "interrupted by SIGTERM: run the same command to continue"
+    else:
+        assert (ended.returncode, ended.stdout) == (0, "a local Ray\n"), ended.stderr
+        assert "a private Ray has not started (its raylet ended before it answered): trying once more" in ended.stderr
 
 
 @pytest.mark.ray

@@ -147,6 +147,11 @@ def test_progress_before_there_is_a_rate(capsys) -> None:
     assert capsys.readouterr().err == "digits 0/10 (0%)  ETA ?  0.0 steps/s\n"
 
 
+def test_less_than_one_a_second_is_shown_as_seconds_for_each(capsys) -> None:
+    ProgressLine("photos", 60, "steps").update(40, 0.1, "loss 0.5")
+    assert capsys.readouterr().err == "photos 40/60 (67%)  ETA 3:20  10.0 s/step loss 0.5\n"
+
+
 def test_summary_is_aligned_on_stdout(capsys) -> None:
     summary("digits: done", [("model", "a"), ("bits/dim", "b")])
     assert capsys.readouterr().out == "\ndigits: done\n  model     a\n  bits/dim  b\n"
