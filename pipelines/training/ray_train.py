@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ddpm_core.errors import DDPMError
+from pipelines import THREADS
 from pipelines.storage import Location
 from pipelines.tracking.spool import Spool
 from pipelines.training.config import TrainJob
@@ -54,7 +55,7 @@ def run_workers(job: TrainJob, spool: Spool, loop: TrainLoop | None) -> None:
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=[controller_callback(spool)],  # type: ignore[list-item]
             # Ray Train's workers load torch before they load `pipelines`.
-            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}},  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": {name: os.environ[name] for name in THREADS if name in os.environ}},  # type: ignore[call-arg]
         ),
     )
     trainer.fit()

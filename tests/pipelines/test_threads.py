@@ -1,4 +1,4 @@
-"""Threads of one operation sleep while they wait for each other."""
+"""Threads of one operation spin only shortly while they wait for each other."""
 
 import os
 import subprocess
@@ -7,16 +7,24 @@ import sys
 import pytest
 from job_process import REPOSITORY
 
+from pipelines import THREADS
 
-@pytest.mark.parametrize(("given", "then"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_leave_the_processor_to_others_before_torch_is_loaded(given: str | None, then: str) -> None:
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        ({}, "None 10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+    ],
+)
+def test_waiting_threads_leave_the_processor_to_others_before_torch_is_loaded(given: dict[str, str], then: str) -> None:
     program = """
 import os, sys
 import pipelines.console, pipelines.config, pipelines.training.config
-print("torch" in sys.modules, os.environ["OMP_WAIT_POLICY"])
+print("torch" in sys.modules, *map(os.environ.get, pipelines.THREADS))
 """
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS} | given
     shown = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=REPOSITORY, capture_output=True, text=True
     )
