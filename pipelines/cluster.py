@@ -5,9 +5,11 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -128,15 +130,24 @@ def _start(num_cpus: int | None) -> None:
 
 @contextmanager
 def _without_handlers() -> Iterator[None]:
-    """Keep out Ray's handlers of SIGTERM, which end a job before it has recorded that it was stopped."""
+    """Keep out Ray's handlers of signals, which end a job before it has recorded that it was stopped."""
     from ray._private import utils
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     theirs = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
+
+    def keep(handler: Any = None) -> None:
+        # Put in place anew, as Ray's C++ side has one of its own that Python does not know of.
+        if threading.current_thread() is threading.main_thread():
+            for number, ours in handlers.items():
+                signal.signal(number, ours)
+
+    utils.set_sigterm_handler = keep
     try:
         yield
     finally:
         utils.set_sigterm_handler = theirs
+        keep()
 
 
 @contextmanager
