@@ -103,17 +103,16 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 
 def _start(num_cpus: int | None) -> None:
-    """Start a private Ray; once more where one of its processes gave up waiting for another, as on a busy machine."""
+    """Start a private Ray; again where one of its processes gave up waiting for another, as on a busy machine."""
     import psutil
     import ray
 
+    directory = _short_directory()  # one for all starts: it is removed once
     for left in reversed(range(_STARTS)):
         before = set(psutil.Process().children(recursive=True))
         try:
             with _patience():
-                ray.init(
-                    address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=_short_directory(), **_QUIET
-                )
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=directory, **_QUIET)
             return
         except Exception as error:
             # What the failed start leaves would be in the way of the next one.
