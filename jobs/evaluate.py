@@ -13,7 +13,7 @@ from pipelines.evaluation.config import EvaluateConfig
 def main(argv: Sequence[str]) -> None:
     """Parse, evaluate, print the summary."""
     config = parse(EvaluateConfig, argv, "Measure a model's bits per dimension on a data set.")
-    with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
+    with waiting("loading PyTorch", at_once=True):  # after parsing, so that --help and a refused field come at once
         from pipelines.evaluation.job import evaluate
 
     result = evaluate(config)

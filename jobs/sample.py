@@ -14,7 +14,7 @@ from pipelines.sampling.config import SampleConfig
 def main(argv: Sequence[str]) -> None:
     """Parse, sample, print the summary."""
     config = parse(SampleConfig, argv, "Generate images with a trained model.")
-    with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
+    with waiting("loading PyTorch", at_once=True):  # after parsing, so that --help and a refused field come at once
         from pipelines.sampling.job import sample
 
     result = sample(config)

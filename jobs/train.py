@@ -14,7 +14,7 @@ from pipelines.training.config import TrainConfig
 def main(argv: Sequence[str]) -> None:
     """Parse, train, print the summary."""
     config = parse(TrainConfig, argv, "Train a denoising diffusion model (DDPM) on prepared images.")
-    with waiting("loading", at_once=True):  # after parsing: --help and refusals need not wait for it
+    with waiting("loading", at_once=True):  # after parsing, so that --help and a refused field come at once
         from pipelines.training.job import train
 
     result = train(config)

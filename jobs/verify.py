@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--uri")
     config = parse(VerifyConfig, arguments, "Check a training run or another output against what it records of itself.")
-    with waiting("loading PyTorch", at_once=True):  # after parsing: --help and refusals need not wait for it
+    with waiting("loading PyTorch", at_once=True):  # after parsing, so that --help and a refused field come at once
         from pipelines.verify import verify
     with waiting("reading"):
         result = verify(config)

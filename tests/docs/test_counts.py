@@ -32,5 +32,5 @@ def test_the_numbers_of_faults_are_those_of_their_table() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
     names = [row[0] for row in rows[2:]]
     (in_all,) = {int(number) for row in rows if row[0] == "Faults in all" for number in row[1:]}
-    assert counts("random faults").get("README.md") == {in_all}
-    assert counts("kinds(?= \\(workers)").get("README.md") == {names.index("Faults in all")}
+    assert counts("random faults") == {"README.md": {in_all}, "numbers.md": {in_all}}
+    assert counts("kinds(?= \\(workers)") == {"guarantees.md": {names.index("Faults in all")}}

@@ -118,7 +118,8 @@ def test_hugging_face_datasets_show_images_and_pandas_their_png_files(tmp_path: 
         np.testing.assert_array_equal(np.asarray(loaded[row]["image"]), image)
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(frame["image"][row]["bytes"]))), image)
         assert image.shape == ((8, 8) if channels == 1 else (8, 8, channels))
-    (line,) = re.findall(r"^(Image\.open\(.*\))\.show\(\)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    page = (REPOSITORY / "docs/jobs/sample.md").read_text()
+    (line,) = re.findall(r"^(Image\.open\(.*\))\.show\(\)$", page, re.MULTILINE)
     names = {"Image": Image, "BytesIO": io.BytesIO, "pandas": pandas}
     shown = eval(line.replace("part-00000.parquet", f"{output}/data/part-00001.parquet"), names)
     np.testing.assert_array_equal(np.asarray(shown), next(iter(images_of(content).values())))

@@ -22,7 +22,7 @@ def test_the_digits_network_is_the_one_it_always_was() -> None:
 @pytest.mark.parametrize(
     ("shape", "multipliers", "attention", "millions"),
     [
-        # the rows of the table in docs/operations.md
+        # the rows of the table in docs/jobs/train.md
         ((1, 1, 3), (1,), (1,), 0.18),
         ((16, 16, 3), (1, 2), (8,), 0.70),
         ((28, 28, 1), (1, 2, 2), (7,), 1.1),
