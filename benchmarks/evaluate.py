@@ -43,7 +43,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.results import half_width
 from pipelines.evaluation.terms import evaluate_images
-from pipelines.models import find_model
+from pipelines.models.find import find_model
 from pipelines.tracking.spool import iter_records
 
 SHARD_SIZE = 64

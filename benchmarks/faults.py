@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from chaos import jobs
 from chaos.world import World
-from fault_proxy import FAULTS, mixed
+from support.fault_proxy import FAULTS, mixed
 
 PARTS = {"ingest": 40, "train": 20, "sample": 60, "evaluate": 60}
 

@@ -17,7 +17,7 @@ from pipelines.training.config import (
     TrainConfig,
     ValidationConfig,
 )
-from pipelines.training.job import train
+from pipelines.training.driver import train
 from pipelines.training.network import NetworkConfig
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_core.errors import DataError
-from pipelines import cluster
-from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import ShardedOutput, ShardOutput
-from pipelines.storage import Location
+from pipelines.cluster import connection
+from pipelines.cluster.actor_pool import ActorPool
+from pipelines.outputs.shards import ShardedOutput, ShardOutput
+from pipelines.storage.location import Location
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--shard_size", type=int, default=4096)
     args = parser.parse_args()
     num_shards = -(-args.images // args.shard_size)
-    cluster.connect()
+    connection.connect()
     import ray.data  # noqa: F401  its import is a start-up cost of any size of job
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -58,7 +58,7 @@ def main() -> None:
             output.compute(Stop(f"{scratch}/log"), num_shards, pool=ActorPool(1))
         seconds = float((Path(scratch) / "log").read_text().split()[0]) - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    cluster.disconnect()
+    connection.disconnect()
     print(f"{args.images:,} images in {num_shards:,} shards: first shard begun after {seconds:.1f} s")
     print(f"driver's peak memory {peak:,.0f} MiB, {peak - before:,.0f} MiB of it for the plan")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
-from pipelines.engine.shards import ShardedOutput, ShardOutput
-from pipelines.storage import Location
+from pipelines.outputs.shards import ShardedOutput, ShardOutput
+from pipelines.storage.location import Location
 
 SHARD_ROWS = 20_000
 

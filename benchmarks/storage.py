@@ -23,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the store and the proxy are those of the tests
 
-from fault_proxy import FaultProxy, mixed
-from s3_store import S3Store
+from support.fault_proxy import FaultProxy, mixed
+from support.s3_store import S3Store
 
-from pipelines.storage import Location, forget_connections
+from pipelines.storage.location import Location, forget_connections
 
 SIZES = {"small": 32 * 2**10, "large": 16 * 2**20}
 

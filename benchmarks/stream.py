@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from random_data import make_data
 
-from pipelines import cluster
+from pipelines.cluster import connection
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.stream import StreamPlan, micro_batches, read_window, start_stream
 
@@ -67,7 +67,7 @@ def main() -> None:
         steps = options.epochs * options.rows // options.batch_size
         plan = StreamPlan.of(dataset, 0, options.batch_size, steps, 64 << 20)
         one_epoch = StreamPlan.of(dataset, 0, options.batch_size, options.rows // options.batch_size, 64 << 20)
-        cluster.connect()
+        connection.connect()
         streamed(dataset, one_epoch)  # warm-up: Ray's worker processes, the page cache
         table: dict[str, list[float]] = {"plain": [], "shuffled": [], "stream": [], "first": []}
         for _ in range(options.rounds):
@@ -76,7 +76,7 @@ def main() -> None:
             first, rate = streamed(dataset, plan)
             table["stream"].append(rate)
             table["first"].append(first)
-        cluster.disconnect()
+        connection.disconnect()
     middle = {name: statistics.median(values) for name, values in table.items()}
     side = options.size
     print(f"{options.rows:,} rows of {side}x{side}x3, global batch {options.batch_size}, medians of {options.rounds}")

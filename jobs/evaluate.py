@@ -5,8 +5,8 @@ The same command continues an evaluation that was interrupted and leaves a compl
 
 from collections.abc import Sequence
 
-from pipelines.config import parse
-from pipelines.console import run_job, summary, waiting
+from pipelines.cli.config import parse
+from pipelines.cli.console import run_job, summary, waiting
 from pipelines.evaluation.config import EvaluateConfig
 
 

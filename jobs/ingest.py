@@ -6,12 +6,12 @@ The same command continues a run that was interrupted, and makes lost shards of 
 from collections.abc import Sequence
 from contextlib import closing
 
-from pipelines.config import parse
-from pipelines.console import ProgressLine, Waiting, event, run_job, summary
-from pipelines.data.account import account_rows
-from pipelines.data.decode import ADAPTATIONS
-from pipelines.data.ingest import ingest
-from pipelines.data.ingest_config import IngestConfig
+from pipelines.cli.config import parse
+from pipelines.cli.console import ProgressLine, Waiting, event, run_job, summary
+from pipelines.data.ingest.account import account_rows
+from pipelines.data.ingest.config import IngestConfig
+from pipelines.data.ingest.decode import ADAPTATIONS
+from pipelines.data.ingest.job import ingest
 
 _DESCRIPTION = (
     "Turn images into a prepared data set: 8 bits, grey or sRGB. Colours of an embedded ICC profile are converted to "

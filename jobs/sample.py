@@ -6,8 +6,8 @@ alone.
 
 from collections.abc import Sequence
 
-from pipelines.config import parse
-from pipelines.console import run_job, summary, waiting
+from pipelines.cli.config import parse
+from pipelines.cli.console import run_job, summary, waiting
 from pipelines.sampling.config import SampleConfig
 
 

@@ -6,8 +6,8 @@ command resumes a run that was interrupted; a finished run is left alone.
 
 from collections.abc import Sequence
 
-from pipelines.config import parse
-from pipelines.console import run_job, summary, waiting
+from pipelines.cli.config import parse
+from pipelines.cli.console import run_job, summary, waiting
 from pipelines.training.config import TrainConfig
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, train, print the summary."""
     config = parse(TrainConfig, argv, "Train a denoising diffusion model (DDPM) on prepared images.")
     with waiting("loading", at_once=True):  # after parsing, so that --help and a refused field come at once
-        from pipelines.training.job import train
+        from pipelines.training.driver import train
 
     result = train(config)
     summary(result.title, result.rows)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from pipelines.config import parse
-from pipelines.console import event, run_job, summary, waiting
-from pipelines.verify_config import VerifyConfig
+from pipelines.cli.config import parse
+from pipelines.cli.console import event, run_job, summary, waiting
+from pipelines.verify.config import VerifyConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> None:
         arguments.insert(0, "--uri")
     config = parse(VerifyConfig, arguments, "Check a training run or another output against what it records of itself.")
     with waiting("loading PyTorch", at_once=True):  # after parsing, so that --help and a refused field come at once
-        from pipelines.verify import verify
+        from pipelines.verify.job import verify
     with waiting("reading"):
         result = verify(config)
     for problem in result.problems:

@@ -14,14 +14,14 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from pipelines.data.dataset import PreparedDataset
 
-sys.path.insert(0, str(Path(__file__).parent))  # test modules are not packages: helpers lie beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # test modules are not packages: their helpers are `support`
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 
 # Run by a test as a process of its own, not to be imported by the collector of docstring examples.
-collect_ignore = ["gloo_rank.py"]
+collect_ignore = ["support/gloo_rank.py"]
 
 # Examples are timed on a shared machine: a slow one is no defect.
 settings.register_profile("project", deadline=None)
@@ -57,8 +57,8 @@ def ray_cluster() -> Iterator[None]:
 def make_dataset(tmp_path: Path) -> Callable[..., "PreparedDataset"]:
     """Commits a prepared data set of random images through the real shard engine and opens it."""
     from pipelines.data.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
-    from pipelines.engine.shards import ShardedOutput, ShardOutput
-    from pipelines.storage import Location
+    from pipelines.outputs.shards import ShardedOutput, ShardOutput
+    from pipelines.storage.location import Location
 
     def make(
         num_rows: int = 100, shape: tuple[int, int, int] = (8, 8, 1), shard_rows: int = 64, name: str = "data-set"

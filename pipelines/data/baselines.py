@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.data.hold_out import HoldOut
-from pipelines.pictures import to_picture
+from pipelines.outputs.pictures import to_picture
 
 HISTOGRAM_IMAGES = 100_000
 _CODERS: dict[str, dict[str, Any]] = {

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import DataError, StorageError
-from pipelines.engine.manifest import MANIFEST, checked_manifest, require_in
-from pipelines.engine.shards import ShardRecord
-from pipelines.storage import Location
+from pipelines.outputs.manifest import MANIFEST, checked_manifest, require_in
+from pipelines.outputs.shards import ShardRecord
+from pipelines.storage.location import Location
 
 FORMAT = "ddpm-prepared-data-set"
 FORMAT_VERSION = 1

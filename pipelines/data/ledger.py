@@ -3,13 +3,10 @@
 Every rank notes the ids of each micro-batch after its gradient was applied; a checkpoint stores the union over
 ranks, one compressed (roaring) bitmap for each epoch. Adding an id twice to an epoch is an error at once, so a
 cardinality of N says that every row was used exactly once.
-
-    python -m pipelines.data.ledger RUN_OR_CHECKPOINT_URI      prints the ledger's table and checks it
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -103,21 +100,6 @@ class Ledger:
                     f"{want} of the {trained} were due"
                 )
 
-    def check_state(self, state: Mapping[str, Any]) -> HoldOut:
-        """As `check`, for the checkpoint that `state` is the state.json of; returns what it held out.
-
-        Raises:
-            LedgerError: As of `check`.
-            CheckpointError: The state does not say how many rows there are and how they were trained on.
-        """
-        try:
-            num_rows, batch_size = int(state["dataset"]["num_rows"]), int(state["config"]["train"]["batch_size"])
-            hold_out = int(state["config"].get("data", {}).get("hold_out", 0))
-            self.check(num_rows, state["step"], batch_size, hold_out)
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise CheckpointError(f"state.json lacks dataset.num_rows or batch_size ({error})") from error
-        return HoldOut(num_rows, hold_out)
-
     def to_bytes(self) -> bytes:
         """A Parquet table: epoch, rows, bitmap (64-bit roaring, portable format)."""
         for used in self._used.values():
@@ -153,29 +135,3 @@ class Ledger:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(epoch, rows) pairs, ascending."""
         return ((epoch, self.rows(epoch)) for epoch in self.epochs)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Print and check the ledger of a run's newest checkpoint."""
-    from pipelines.config import require
-    from pipelines.training.checkpoint import CheckpointStore
-
-    require(len(argv) == 1, "arguments", list(argv), "give one run directory, local or s3://")
-    state, ledger = CheckpointStore.open(argv[0]).load_ledger()
-    try:
-        held_out = ledger.check_state(state)
-    except LedgerError as error:
-        raise LedgerError(f"{argv[0]}: {error}; train from another checkpoint") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{argv[0]}: its newest {error}") from error
-    num_rows, trained = held_out.num_rows, held_out.num_trained
-    never = f", of which {num_rows - trained:,} are held out and were never used" if held_out.every else ""
-    print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
-    for epoch, rows in ledger:
-        print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == trained else ''}")
-
-
-if __name__ == "__main__":
-    from pipelines.console import run_job
-
-    run_job(main)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from pipelines.config import require, require_local, require_place
-from pipelines.engine.actor_pool import ActorPool
+from pipelines.cli.config import require, require_local, require_place
+from pipelines.cluster.actor_pool import ActorPool
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from ddpm_core.noise import permutation
 from pipelines.data.baselines import HISTOGRAM_IMAGES, level_counts
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
-from pipelines.engine.shards import ShardOutput, shard_name
 from pipelines.evaluation.terms import evaluate_images
-from pipelines.models import load_kept
-from pipelines.storage import Location
+from pipelines.models.kept import load_kept
+from pipelines.outputs.shards import ShardOutput, shard_name
+from pipelines.storage.location import Location
 
 DIRECTORY = "first_pass"
 SUFFIX = ".npz"

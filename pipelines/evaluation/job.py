@@ -11,31 +11,27 @@ from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.uncertainty import MeanStatistics
 from ddpm_core.unet import pixel_weights
-from pipelines import cluster
-from pipelines.bulk_run import BulkRun, settled_dtype
-from pipelines.config import require
-from pipelines.console import event, waiting
+from pipelines.cli.config import require
+from pipelines.cli.console import event, waiting
+from pipelines.cluster import connection
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
-from pipelines.data.ingest import open_dataset
-from pipelines.engine.shards import ShardedOutput, ShardRecord, begun_request
+from pipelines.data.opening import open_dataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.publish import (
-    calibration_notes,
-    provenance,
-    record_results,
-    summary_rows,
-)
+from pipelines.evaluation.publish import calibration_notes, provenance, record_results, summary_rows
 from pipelines.evaluation.report import make_report
 from pipelines.evaluation.results import half_width, results
 from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, held_out_of, order_of
-from pipelines.models import FoundModel, model_for, source_of
-from pipelines.storage import Location
-from pipelines.storage_ownership import require_apart
+from pipelines.models.find import model_for
+from pipelines.models.kept import FoundModel, source_of
+from pipelines.outputs.bulk_run import BulkRun, settled_dtype
+from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
+from pipelines.outputs.version import code_version
+from pipelines.storage.location import Location
+from pipelines.storage.ownership import require_apart
 from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.tracker import resolve_tracking_uri
-from pipelines.version import code_version
 
 # `target_halfwidth` is asked at numbers of shards that grow by a tenth, so that few looks lead to few false stops.
 _LOOK_GROWTH = 1.1
@@ -123,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
                 pool = config.pool.unless_small(lambda: _work(output.request, model, images))
                 output.restore(factory, lost, manifest, pool)
             finally:
-                cluster.disconnect()
+                connection.disconnect()
             title = f"Evaluation, {len(lost)} lost shard(s) made again"
         else:
             event(f"{location} is already complete: nothing to do")
@@ -257,7 +253,7 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     num_images = len(order_of(request, data.num_rows))
     with waiting("preparing the output"):
         pool = config.pool.unless_small(lambda: _work(request, inputs.model, num_images))
-        where = f"on {cluster.connect()}" if pool else "in this process"
+        where = f"on {connection.connect()}" if pool else "in this process"
     event(f"evaluating {num_images:,} images {where} into {output.location}")
     first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
     with waiting("counting the levels of training images"):

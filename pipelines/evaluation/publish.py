@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_core.model import Model
-from pipelines.bulk_run import BulkRun
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.report import headline_of, label_of, table_rows
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
-from pipelines.models import FoundModel
-from pipelines.storage import Location
+from pipelines.models.kept import FoundModel
+from pipelines.outputs.bulk_run import BulkRun
+from pipelines.outputs.version import code_version
+from pipelines.storage.location import Location
 from pipelines.tracking.champion import IMAGES_METRIC, interval_metrics
-from pipelines.version import code_version
 
 _BASELINES = ("png", "webp", "histogram")
 # MLflow cuts a description at 8,000 characters.

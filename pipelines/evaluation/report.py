@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.results import Evaluation
-from pipelines.pictures import grid_png
+from pipelines.outputs.pictures import grid_png
 
 _EXTREMES = 16
 _BASELINES = {

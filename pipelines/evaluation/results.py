@@ -20,7 +20,7 @@ from ddpm_core.sampling import ddim_timesteps
 from ddpm_core.schedule import NoiseSchedule
 from ddpm_core.uncertainty import MeanStatistics, Variance
 from pipelines.evaluation.shard import DIRECTORY, group_size, read_terms
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 
 # Places in `decoder_variances`.
 DECODERS = {"beta": 0, "beta_tilde": 1}

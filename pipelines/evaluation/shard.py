@@ -27,11 +27,11 @@ from ddpm_core.uncertainty import MeanStatistics
 from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.data.hold_out import HoldOut
-from pipelines.engine.shards import ShardOutput
 from pipelines.evaluation.first_pass import read_first_pass
 from pipelines.evaluation.terms import evaluate_images
-from pipelines.models import load_kept
-from pipelines.storage import Location
+from pipelines.models.kept import load_kept
+from pipelines.outputs.shards import ShardOutput
+from pipelines.storage.location import Location
 
 FORMAT = "ddpm-evaluation"
 FORMAT_VERSION = 1

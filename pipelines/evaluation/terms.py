@@ -12,7 +12,7 @@ from ddpm_core.estimators import Design, decoder_terms, decoder_variances, evalu
 from ddpm_core.likelihood import x_0_of
 from ddpm_core.model import Model
 from pipelines.data.dataset import UInt8s
-from pipelines.engine.progress import made
+from pipelines.outputs.progress import made
 
 
 @torch.inference_mode()

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
-from pipelines.config import require, require_local, require_place
-from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.shards import MAX_SHARDS
+from pipelines.cli.config import require, require_local, require_place
+from pipelines.cluster.actor_pool import ActorPool
+from pipelines.outputs.shards import MAX_SHARDS
 
 _SHARDS, _MAX_SHARD = 16, 1024
 

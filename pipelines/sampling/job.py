@@ -13,19 +13,20 @@ import numpy as np
 
 from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model, model_from_bytes
-from pipelines import cluster
-from pipelines.bulk_run import BulkRun, settled_dtype
-from pipelines.console import event, waiting
-from pipelines.data.decode import decode_image
-from pipelines.engine.shards import ShardedOutput, begun_request
-from pipelines.models import FoundModel, model_for, source_of
-from pipelines.pictures import grid_png
+from pipelines.cli.console import event, waiting
+from pipelines.cluster import connection
+from pipelines.data.ingest.decode import decode_image
+from pipelines.models.find import model_for
+from pipelines.models.kept import FoundModel, source_of
+from pipelines.outputs.bulk_run import BulkRun, settled_dtype
+from pipelines.outputs.pictures import grid_png
+from pipelines.outputs.shards import ShardedOutput, begun_request
+from pipelines.outputs.version import code_version
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.plan import plan, work_of
 from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SUFFIXES, SampleShards, decode_shard
-from pipelines.storage import Location
-from pipelines.storage_ownership import require_apart
-from pipelines.version import code_version
+from pipelines.storage.location import Location
+from pipelines.storage.ownership import require_apart
 
 _DEFAULT_DDIM_STEPS = 50
 _PREVIEW_IMAGES = 64
@@ -81,7 +82,7 @@ def sample(config: SampleConfig) -> SampleSummary:
     try:
         output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, pool)
     finally:
-        cluster.disconnect()
+        connection.disconnect()
     return SampleSummary(f"Sample set, {len(lost)} lost shard(s) made again", rows)
 
 
@@ -159,7 +160,7 @@ def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]
     with waiting("preparing the output"):
         run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
         pool = config.pool.unless_small(lambda: _work(config, output, model))
-        where = f"on {cluster.connect()}" if pool else "in this process"
+        where = f"on {connection.connect()}" if pool else "in this process"
     event(f"sampling {config.num_images:,} images {where} into {output.location}")
     records = output.compute(
         SampleShards(output.location, output.request, config.cpus_per_worker),

@@ -10,12 +10,12 @@ import torch
 
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.unet import pixel_weights
-from pipelines import cluster
-from pipelines.console import clock, waiting
-from pipelines.engine.actor_pool import ActorPool, run_on_actors
-from pipelines.engine.shards import ShardedOutput
-from pipelines.models import FoundModel
-from pipelines.pictures import encode_png, to_picture
+from pipelines.cli.console import clock, waiting
+from pipelines.cluster import connection
+from pipelines.cluster.actor_pool import ActorPool, run_on_actors
+from pipelines.models.kept import FoundModel
+from pipelines.outputs.pictures import encode_png, to_picture
+from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.shard import sample_batch
 
 _CALIBRATION_STEPS = 10
@@ -101,8 +101,8 @@ def plan(
     if not shards_left:
         return rows
     try:
-        if cluster.is_named() or pool.num_gpus:
-            cluster.connect()
+        if connection.is_named() or pool.num_gpus:
+            connection.connect()
             with waiting("measuring on one worker"):
                 measured = calibrate(found, request, pool)
             import ray
@@ -113,7 +113,7 @@ def plan(
                 measured = calibrate(found, request, None, int(pool.num_cpus))
             _, high = pool.bounds({"CPU": os.cpu_count() or 1})
     finally:
-        cluster.disconnect()
+        connection.disconnect()
     workers = max(1, min(high, len(shards_left)))
     seconds = calls * measured.seconds_per_call / workers
     return [

@@ -23,11 +23,11 @@ from torch import Tensor
 from ddpm_core.images import to_uint8
 from ddpm_core.model import Model
 from ddpm_core.sampling import OnStep, ddim_timesteps, sample_ddim, sample_ddpm
-from pipelines.engine.progress import made
-from pipelines.engine.shards import ShardOutput
-from pipelines.models import load_kept
-from pipelines.pictures import encode_png, grid_png, to_picture
-from pipelines.storage import Location
+from pipelines.models.kept import load_kept
+from pipelines.outputs.pictures import encode_png, grid_png, to_picture
+from pipelines.outputs.progress import made
+from pipelines.outputs.shards import ShardOutput
+from pipelines.storage.location import Location
 
 FORMAT = "ddpm-sample-set"
 FORMAT_VERSION = 1

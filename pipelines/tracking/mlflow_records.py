@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 from pipelines.tracking.registry import find_logged_model, register_model
 from pipelines.tracking.spool import Record, SpoolState
 

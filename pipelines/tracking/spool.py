@@ -21,7 +21,7 @@ Kinds and their payload (? = optional):
     fatal     error, message           a worker's error that no restart can mend; not sent to MLflow
 
 A payload may bring its own `timestamp_ms`, for what was measured before it is appended. `path` and `uri` are
-local paths or URIs that `pipelines.storage` reads; what they name must stay there until it is sent.
+local paths or URIs that `pipelines.storage.location` reads; what they name must stay there until it is sent.
 """
 
 import fcntl

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ddpm_core.errors import DDPMError, RequestMismatchError, StorageError, TrackingError
-from pipelines.console import event, run_job
-from pipelines.storage import Location
+from pipelines.cli.console import event, run_job
+from pipelines.storage.location import Location
 from pipelines.tracking.client import reason, sqlite_path, sqlite_uri
 from pipelines.tracking.mlflow_run import MlflowRun
 from pipelines.tracking.spool import REQUIRED_FIELDS, Record, Spool, SpoolLock, SpoolState, iter_records, read_records

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from ddpm_core.errors import CheckpointError
-from pipelines.config import digest, require
+from pipelines.cli.config import digest, require
+from pipelines.cluster.precision import settle
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
-from pipelines.precision import settle
-from pipelines.training.checkpoint import Checkpoint
+from pipelines.models.checkpoints import Checkpoint
 from pipelines.training.config import DIGITS, DIGITS_TEST, HELD_OUT, DataConfig, TrainConfig
 
 

@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_core.config import MAX_TIMESTEPS
-from pipelines.config import as_dict, require, require_place
+from pipelines.cli.config import as_dict, require, require_place
 from pipelines.training.network import NetworkConfig
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import time
 
-from pipelines.console import ProgressLine
+from pipelines.cli.console import ProgressLine
 from pipelines.tracking.spool import Record
 from pipelines.training.config import TrainConfig
 

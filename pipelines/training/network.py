@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ddpm_core.config import UNetConfig
-from pipelines.config import require
+from pipelines.cli.config import require
 
 # Where the channels allow them; none depends on the size of the images.
 _BASE_CHANNELS, _NUM_RES_BLOCKS, _NUM_HEADS, _NUM_GROUPS = 32, 1, 4, 8

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_core.errors import DDPMError
 from pipelines import THREADS
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 from pipelines.tracking.spool import Spool
 from pipelines.training.config import TrainJob
 
@@ -26,7 +26,7 @@ def run_workers(job: TrainJob, spool: Spool, loop: TrainLoop | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipelines.training.loop import train_loop
+    from pipelines.training.worker import train_loop
 
     class Trainer(TorchTrainer):
         # One of them asks the dashboard whether the controller lives, to free its resources when it does not; those of

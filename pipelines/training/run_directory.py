@@ -1,7 +1,7 @@
 """A run directory as a whole: what tells that a directory is one, and what a finished training leaves in it.
 
 RUN/config.json       what was asked for
-RUN/checkpoints/      see pipelines.training.checkpoint
+RUN/checkpoints/      see pipelines.models.checkpoints
 RUN/result.json       what the last training to the end has left
 RUN/tracking/         the spool
 RUN/grids/, RUN/ray/
@@ -10,9 +10,9 @@ RUN/grids/, RUN/ray/
 from typing import Any
 
 from ddpm_core.errors import CheckpointError, ConfigError, StorageError
-from pipelines.storage import Location
-from pipelines.storage_ownership import first_file
-from pipelines.training.checkpoint import CheckpointStore
+from pipelines.models.checkpoints import CheckpointStore
+from pipelines.storage.location import Location
+from pipelines.storage.ownership import first_file
 
 CONFIG, RESULT, SPOOL = "config.json", "result.json", "tracking/spool.jsonl"
 _RESULT_FIELDS = {

@@ -6,8 +6,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bad_inputs.files import png, source_case, write_tar
+from bad_inputs.files import source_case
 from bad_inputs.harness import Case
+from support.image_files import png, write_tar
 
 GOOD = [(f"{index}.png", png(index)) for index in (1, 2, 0)]
 

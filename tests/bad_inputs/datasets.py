@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bad_inputs.files import Build, prepared, write
+from bad_inputs.files import Build, prepared
 from bad_inputs.harness import Case
 from bad_inputs.model_files import model_files
+from support.image_files import write
 
 SHARD = "data/part-00000.parquet"
 Change = Callable[[dict[str, Any]], object]

@@ -5,10 +5,11 @@ import os
 import socket
 from pathlib import Path
 
-from bad_inputs.files import REJECTED, images, ingest, png, png_of_header, prepared, source_case, write
+from bad_inputs.files import REJECTED, ingest, prepared, source_case
 from bad_inputs.harness import Case
+from support.image_files import images, png, png_of_header, write
 
-from pipelines.config import digest
+from pipelines.cli.config import digest
 
 
 def _link(name: str, target: str):

@@ -22,7 +22,7 @@ MEMORY_BYTES = 2**30
 SECONDS = 60
 COMMANDS = {
     **{f"{job}.py": f"jobs/{job}.py" for job in ("ingest", "train", "sample", "evaluate", "verify")},
-    "ledger": "pipelines.data.ledger",
+    "ledger": "pipelines.training.ledger_report",
     "tracker": "pipelines.tracking.tracker",
 }
 # Starting a process looks for exit codes of others too, and of two threads that read one only one gets it.
@@ -32,12 +32,12 @@ _PRELOADED = [
     "__main__",
     "bad_inputs.harness",
     "mlflow.artifacts",
-    "pipelines.data.ledger",
+    "pipelines.training.ledger_report",
     "pipelines.evaluation.job",
     "pipelines.sampling.job",
     "pipelines.tracking.tracker",
-    "pipelines.training.job",
-    "pipelines.verify",
+    "pipelines.training.driver",
+    "pipelines.verify.job",
 ]
 
 

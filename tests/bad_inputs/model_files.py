@@ -12,7 +12,7 @@ Tensors = dict[str, Any]
 
 @functools.cache
 def _good() -> tuple[bytes, bytes]:
-    from sample_runs import NETWORK, tiny_state
+    from support.sample_runs import NETWORK, tiny_state
 
     from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_bytes
     from ddpm_core.schedule import NoiseSchedule

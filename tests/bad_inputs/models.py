@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bad_inputs.files import Build, prepared, write
+from bad_inputs.files import Build, prepared
 from bad_inputs.harness import Case
 from bad_inputs.model_files import Json, Tensors, model_files
+from support.image_files import write
 
 _WEIGHT = "conv_in.weight"
 

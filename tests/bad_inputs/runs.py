@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bad_inputs.datasets import data_set
-from bad_inputs.files import Build, images, ingest, prepared, write
+from bad_inputs.files import Build, ingest, prepared
 from bad_inputs.harness import Case
 from bad_inputs.model_files import model_files
 from bad_inputs.models import sample
+from support.image_files import images, write
 
 Json = dict[str, Any]
 STATE = "checkpoints/step-00000004/state.json"
@@ -27,7 +28,7 @@ def checkpoint(
 ) -> None:
     """A run whose one checkpoint, of step 4, has used 16 of 20 rows; `change` alters its commit."""
     from pipelines.data.ledger import Ledger
-    from pipelines.training.checkpoint import CheckpointStore
+    from pipelines.models.checkpoints import CheckpointStore
 
     used = Ledger()
     used.add(np.zeros(16, np.int64), np.arange(16))
@@ -140,7 +141,7 @@ def _record(content: bytes) -> Build:
 
     def build(at: Path) -> list[str]:
         from ddpm_core.model import load_model
-        from pipelines.models import find_model
+        from pipelines.models.find import find_model
         from pipelines.sampling.config import SampleConfig
         from pipelines.sampling.job import request_of
 

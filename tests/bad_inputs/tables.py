@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bad_inputs.files import png, source_case, write
+from bad_inputs.files import source_case
 from bad_inputs.harness import Case
+from support.image_files import png, write
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 

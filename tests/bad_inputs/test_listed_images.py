@@ -7,11 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bad_inputs.files import images, png, png_of_header, write, write_tar
 from PIL import Image
+from support.image_files import images, png, png_of_header, write, write_tar
 
 from ddpm_core.errors import DataError
-from pipelines.data.ingest import IngestConfig, ingest
+from pipelines.data.ingest.config import IngestConfig
+from pipelines.data.ingest.job import ingest
 
 
 def animation() -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.world import World
-from job_process import JobProcess, until
+from support.job_process import JobProcess, until
 
 KINDS = {
     "worker": "worker process killed (`kill -9`)",

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 from chaos.world import World
 from PIL import Image
-from sample_runs import save_tiny_model
+from support.sample_runs import save_tiny_model
 
 from ddpm_core.unet import UNetConfig
 
 # A driver of jobs/ingest.py that cuts the source into units of 21 images, so that there are many of them.
 _INGEST = """
 import runpy
-from pipelines.data import ingest
+from pipelines.data.ingest import job as ingest
 ingest._UNIT_BYTES = 2**16
 runpy.run_path("jobs/ingest.py", run_name="__main__")
 """

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
-from fault_proxy import FaultProxy, mixed
-from job_process import JobProcess
-from mlflow_store import Server
-from ray_nodes import RayNodes
-from s3_store import S3Store
-from small_disk import small_disk
+from support.fault_proxy import FaultProxy, mixed
+from support.job_process import JobProcess
+from support.mlflow_store import Server
+from support.ray_nodes import RayNodes
+from support.s3_store import S3Store
+from support.small_disk import small_disk
 
 _WORKERS = ("ray::RayTrainWorker", "ray::MapWorker")  # Ray's names of the processes that compute
 _BALLAST = "ballast"

@@ -166,8 +166,8 @@ def test_the_watcher_starts_on_spot_workers(node_type: str, watched: bool, tmp_p
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "RAY_NODE_TYPE_NAME": node_type}
     shell = subprocess.run(["bash", "-c", f"({command})"], env=environment, capture_output=True, timeout=60, check=True)
     assert shell.stdout == b""
-    assert called(tmp_path / "called", watched) == ("-m pipelines.spot_notice" if watched else None)
-    assert (REPOSITORY / "pipelines/spot_notice.py").exists()
+    assert called(tmp_path / "called", watched) == ("-m pipelines.cluster.spot_notice" if watched else None)
+    assert (REPOSITORY / "pipelines/cluster/spot_notice.py").exists()
 
 
 def called(path: Path, expected: bool) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
-from pipelines.config import parse
+from pipelines.cli.config import parse
 from pipelines.sampling.config import SampleConfig
 from pipelines.training.config import TrainConfig
 

@@ -22,11 +22,11 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from metadata_service import SpotInstance
 from ray.autoscaler._private.util import prepare_config
+from support.metadata_service import SpotInstance
 
 from ddpm_core.errors import ClusterError
-from pipelines.spot_notice import Raylet
+from pipelines.cluster.spot_notice import Raylet
 
 pytestmark = pytest.mark.slow
 
@@ -194,7 +194,7 @@ def test_a_spot_notice_drains_the_node_it_is_for(cluster: Cluster, tmp_path: Pat
     (gcs,) = cluster.processes("gcs_server")
     log = tmp_path / "spot_notice.log"
     with SpotInstance() as instance, log.open("w") as output:
-        command = [sys.executable, "-m", "pipelines.spot_notice", "--poll_seconds", "0.2"]
+        command = [sys.executable, "-m", "pipelines.cluster.spot_notice", "--poll_seconds", "0.2"]
         command += ["--metadata", instance.address, "--raylet_pid", str(raylets[worker["id"]].pid)]
         impatient = {"RAY_py_gcs_connect_timeout_s": "1", "RAY_gcs_rpc_server_connect_timeout_s": "1"}
         watcher = subprocess.Popen(command, env=cluster.environment | impatient, stderr=output)

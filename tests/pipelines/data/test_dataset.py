@@ -23,8 +23,8 @@ from pipelines.data.dataset import (
     image_view,
     rows_per_group,
 )
-from pipelines.engine.shards import ShardedOutput, ShardOutput
-from pipelines.storage import Location
+from pipelines.outputs.shards import ShardedOutput, ShardOutput
+from pipelines.storage.location import Location
 
 SHAPE = (16, 24, 3)
 ROWS = 2500  # three shards of 1024, 1024 and 452 rows in groups of 512

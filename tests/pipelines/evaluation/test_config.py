@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ddpm_core.errors import ConfigError
-from pipelines.config import parse
+from pipelines.cli.config import parse
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 
 GIVEN = ["--model", "m", "--data", "d", "--output", "o"]

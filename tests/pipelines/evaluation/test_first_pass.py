@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_runs import save_tiny_model
+from support.sample_runs import save_tiny_model
 
 from ddpm_core.likelihood import timestep_proposal
 from ddpm_core.model import load_model

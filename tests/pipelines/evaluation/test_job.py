@@ -16,25 +16,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from evaluate_runs import ROWS, tiny_evaluation
 from mlflow import MlflowClient
-from mortal_actors import Mortal
-from sample_runs import save_tiny_model
+from support.evaluate_runs import ROWS, tiny_evaluation
+from support.mortal_actors import Mortal
+from support.sample_runs import save_tiny_model
 
 from ddpm_core.errors import ConfigError, DataError, ModelError, RequestMismatchError, TrackingError
 from ddpm_core.model import WEIGHTS_FILE, load_model
+from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.dataset import PreparedDataset
-from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.manifest import MANIFEST
-from pipelines.engine.shards import ShardedOutput
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.shard import DIRECTORY, TermShards
-from pipelines.storage import Location
+from pipelines.outputs.manifest import MANIFEST
+from pipelines.outputs.shards import ShardedOutput
+from pipelines.storage.location import Location
 from pipelines.tracking.champion import CHAMPION
 from pipelines.tracking.client import mlflow_client
 from pipelines.tracking.registry import register_model
-from pipelines.verify import VerifyConfig, verify
+from pipelines.verify.config import VerifyConfig
+from pipelines.verify.job import verify
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,7 +53,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
     from PIL import Image
 
-    from pipelines.data.ingest import IngestConfig, ingest
+    from pipelines.data.ingest.config import IngestConfig
+    from pipelines.data.ingest.job import ingest
 
     directory, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     rows = []
@@ -192,7 +194,7 @@ def test_a_killed_job_continues_and_ends_in_the_same_rows_and_one_run(made: Eval
 def test_a_finished_request_needs_no_cluster_and_changes_nothing(
     made: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.cluster.connect", None)
+    monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     before = {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")}
     assert evaluate(replace(made, num_workers=7)).title == "Evaluation, complete before"
     assert {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")} == before
@@ -276,7 +278,7 @@ def test_it_stops_where_the_mean_is_known_well_enough(
 def test_what_does_not_fit_is_refused_before_anything_is_started(
     make_dataset: Callable[..., PreparedDataset], images: PreparedDataset, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("pipelines.cluster.connect", None)
+    monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     data, root = make_dataset(ROWS), tmp_path
 
     def refused(error: type[Exception], message: str, **fields: Any) -> None:
@@ -308,7 +310,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_started(
 def test_images_of_another_range_are_refused(tmp_path: Path) -> None:
     from PIL import Image
 
-    from pipelines.data.ingest import IngestConfig, ingest
+    from pipelines.data.ingest.config import IngestConfig
+    from pipelines.data.ingest.job import ingest
 
     (tmp_path / "source").mkdir()
     for index in range(3):

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from evaluate_runs import ROWS, tiny_evaluation
-from sample_runs import save_tiny_model
 from scipy import stats
+from support.evaluate_runs import ROWS, tiny_evaluation
+from support.sample_runs import save_tiny_model
 
 from ddpm_core.errors import ModelError
 from ddpm_core.estimators import decoder_variances, full_design
@@ -22,15 +22,15 @@ from ddpm_core.sampling import ddim_timesteps
 from ddpm_core.schedule import NoiseSchedule
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
-from pipelines.engine.shards import ShardedOutput
 from pipelines.evaluation import first_pass, results
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import Inputs, request_of
 from pipelines.evaluation.publish import calibration_notes
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.shard import DIRECTORY, TermShards, order_of
-from pipelines.models import find_model
-from pipelines.storage import Location
+from pipelines.models.find import find_model
+from pipelines.outputs.shards import ShardedOutput
+from pipelines.storage.location import Location
 
 
 def in_process(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sample_runs import save_tiny_model
+from support.sample_runs import save_tiny_model
 
 from ddpm_core.estimators import decoder_variances, full_design, replicate_values, stratified_design
 from ddpm_core.likelihood import elbo_terms, prior_bpd, timestep_proposal, x_0_of

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from ddpm_core.errors import ConfigError
-from pipelines.config import parse
-from pipelines.engine.actor_pool import ActorPool
+from pipelines.cli.config import parse
+from pipelines.cluster.actor_pool import ActorPool
 from pipelines.sampling.config import SampleConfig
 
 GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]

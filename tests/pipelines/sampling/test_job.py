@@ -14,21 +14,22 @@ import mlflow
 import pytest
 import ray
 from mlflow import MlflowClient
-from mortal_actors import Mortal
-from sample_runs import save_tiny_model, tiny
+from support.mortal_actors import Mortal
+from support.sample_runs import save_tiny_model, tiny
 
 from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from ddpm_core.model import load_model
-from pipelines.engine.actor_pool import ActorPool
-from pipelines.engine.manifest import MANIFEST
-from pipelines.engine.shards import ShardedOutput
-from pipelines.models import find_model
+from pipelines.cluster.actor_pool import ActorPool
+from pipelines.models.find import find_model
+from pipelines.outputs.manifest import MANIFEST
+from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import request_of, sample
 from pipelines.sampling.shard import SampleShards
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 from pipelines.tracking.champion import CHAMPION
-from pipelines.verify import VerifyConfig, verify
+from pipelines.verify.config import VerifyConfig
+from pipelines.verify.job import verify
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,9 +116,9 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_shards(made: S
 def test_a_small_request_is_made_in_this_process_with_the_same_bytes_and_counted_step_by_step(
     made: SampleConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipelines.engine.actor_pool.is_named", lambda: False)
-    monkeypatch.setattr("pipelines.cluster.connect", None)
-    monkeypatch.setattr("pipelines.engine.progress._INTERVAL_S", 0.0)
+    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda: False)
+    monkeypatch.setattr("pipelines.cluster.connection.connect", None)
+    monkeypatch.setattr("pipelines.outputs.progress._INTERVAL_S", 0.0)
     config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), num_workers=0)
     sample(config)
     assert digests(config) == digests(made)
@@ -181,7 +182,7 @@ def killed_at_first_shard(job: "subprocess.Popen[str]", line: str) -> bool:
 
 @pytest.mark.ray
 def test_a_finished_request_needs_no_cluster(made: SampleConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.cluster.connect", None)
+    monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     before = {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")}
     assert sample(made).title == "Sample set, complete before"
     assert sample(replace(made, num_workers=7, cpus_per_worker=2)).title == "Sample set, complete before"
@@ -307,7 +308,7 @@ def test_a_dry_run_plans_and_writes_nothing(
     assert "on 2 worker(s)" in rows["time"]
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "home").exists()
-    monkeypatch.setattr("pipelines.cluster.connect", None)  # nothing to measure where nothing is to do
+    monkeypatch.setattr("pipelines.cluster.connection.connect", None)  # nothing to measure where nothing is to do
     assert dict(sample(replace(made, dry_run=True)).rows)["shards"].startswith("0 of 4 to do")
 
 

@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 from PIL import Image
-from sample_runs import save_tiny_model, tiny
+from support.sample_runs import save_tiny_model, tiny
 
 from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
@@ -19,12 +19,13 @@ from ddpm_core.model import load_model
 from ddpm_core.sampling import sample_ddim, sample_ddpm
 from ddpm_core.unet import UNetConfig
 from pipelines.data.dataset import PreparedDataset
-from pipelines.data.ingest import IngestConfig, ingest
-from pipelines.engine.shards import ShardedOutput
-from pipelines.models import find_model
+from pipelines.data.ingest.config import IngestConfig
+from pipelines.data.ingest.job import ingest
+from pipelines.models.find import find_model
+from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.job import request_of
 from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 
 REPOSITORY = Path(__file__).parents[3]
 

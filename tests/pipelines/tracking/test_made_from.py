@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from mlflow_store import (
+from support.mlflow_store import (
     Lines,
     clean_environment,  # noqa: F401  an autouse fixture
     curve,
@@ -17,7 +17,7 @@ from mlflow_store import (
     write_png,
 )
 
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import RUN_KEY_TAG, MlflowRun
 from pipelines.tracking.spool import Spool, SpoolState
@@ -170,11 +170,11 @@ def test_any_history_of_configs_and_lost_states_gives_each_its_own_curve(tmp_pat
 
 def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> None:
     """The training's driver, without Ray: two attempts that saved nothing, the second one under another config."""
-    from pipelines.data.ingest import ensure_embedded
+    from pipelines.data.opening import ensure_embedded
     from pipelines.training.complete import made_from
     from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig
-    from pipelines.training.job import _Driver
-    from pipelines.training.loop import TrainJob
+    from pipelines.training.driver import _Driver
+    from pipelines.training.worker import TrainJob
 
     root = Location.parse(tmp_path)
     data = ensure_embedded("embedded://digits/train", root / "data")

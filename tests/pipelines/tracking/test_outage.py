@@ -4,7 +4,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from mlflow_store import (
+from support.mlflow_store import (
     PATIENCE_S,
     Lines,
     Server,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
-from mlflow_store import (
+from support.mlflow_store import (
     PATIENCE_S,
     Lines,
     clean_environment,  # noqa: F401  an autouse fixture
@@ -26,10 +26,10 @@ from mlflow_store import (
     write_model,
     write_png,
 )
-from small_disk import small_disk
+from support.small_disk import small_disk
 
 from ddpm_core.errors import DDPMError, RequestMismatchError
-from pipelines.storage import Location
+from pipelines.storage.location import Location
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import MlflowRun
 from pipelines.tracking.spool import Spool, SpoolState, iter_records

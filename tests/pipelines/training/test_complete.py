@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from ddpm_core.errors import CheckpointError, ConfigError
-from pipelines import precision
-from pipelines.config import as_dict, differences, parse
-from pipelines.precision import Bf16
-from pipelines.storage import Location
-from pipelines.training.checkpoint import Checkpoint
+from pipelines.cli.config import as_dict, differences, parse
+from pipelines.cluster import precision
+from pipelines.cluster.precision import Bf16
+from pipelines.models.checkpoints import Checkpoint
+from pipelines.storage.location import Location
 from pipelines.training.complete import complete
 from pipelines.training.config import DIGITS_TEST, TrainConfig
 

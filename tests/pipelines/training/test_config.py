@@ -10,7 +10,7 @@ import torch
 
 from ddpm_core.errors import ConfigError
 from ddpm_core.unet import UNet
-from pipelines.config import as_dict, differences, parse
+from pipelines.cli.config import as_dict, differences, parse
 from pipelines.training.config import DIGITS_TEST, ClusterConfig, DataConfig, OptimizationConfig, TrainConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_disk import small_disk
-from train_runs import ROWS, checkpoints, prepare_images, run_directory, tiny
+from support.small_disk import small_disk
+from support.train_runs import ROWS, checkpoints, prepare_images, run_directory, tiny
 
-from pipelines.console import exit_code_of
+from pipelines.cli.console import exit_code_of
 from pipelines.data.dataset import PreparedDataset
-from pipelines.storage import Location, forget_connections
+from pipelines.storage.location import Location, forget_connections
 from pipelines.tracking.spool import SpoolLock
 from pipelines.training.config import TrainConfig
-from pipelines.training.job import train
+from pipelines.training.driver import train
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(
 ) -> None:
     def loop(loop_config: dict[str, Any]) -> None:
         from pipelines.training.learner import Learner
-        from pipelines.training.loop import train_loop
+        from pipelines.training.worker import train_loop
 
         step = Learner.step
 
@@ -202,8 +202,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_checkpoint_before(
     with small_disk(tmp_path, "32m") as disk:
 
         def loop(loop_config: dict[str, Any]) -> None:
-            from pipelines.training.checkpoint import CheckpointStore
-            from pipelines.training.loop import train_loop
+            from pipelines.models.checkpoints import CheckpointStore
+            from pipelines.training.worker import train_loop
 
             write = CheckpointStore.write
 

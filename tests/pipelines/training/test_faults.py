@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_runs import (
+from support.train_runs import (
     assert_each_row_once,
     curve,
     final_state,
@@ -15,7 +15,7 @@ from train_runs import (
 )
 
 from pipelines.training.config import TrainConfig
-from pipelines.training.job import train
+from pipelines.training.driver import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Loop = Callable[[dict[str, Any]], None]
@@ -31,9 +31,9 @@ def dying_loop(marks: Path) -> Loop:
         import torch
 
         from pipelines.data import stream
-        from pipelines.training.checkpoint import CheckpointStore
+        from pipelines.models.checkpoints import CheckpointStore
         from pipelines.training.learner import Learner
-        from pipelines.training.loop import train_loop
+        from pipelines.training.worker import train_loop
 
         commit, step, clip = CheckpointStore.commit, Learner.step, torch.nn.utils.clip_grad_norm_
         now = {"step": -1, "rank": -1}

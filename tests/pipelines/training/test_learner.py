@@ -201,7 +201,7 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path) -> None:
     """Two real gloo ranks with uneven shares (5 and 7 rows of 12), with and without accumulation."""
     tests = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{tests.parent}"}
-    command = [sys.executable, str(tests / "gloo_rank.py")]
+    command = [sys.executable, str(tests / "support/gloo_rank.py")]
     ranks = [
         subprocess.Popen([*command, str(rank), "2", tmp_path], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

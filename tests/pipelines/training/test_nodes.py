@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from job_process import JobProcess
-from network_namespaces import Machines, NotPermitted
-from ray_nodes import RayMachines, RayNodes
-from train_runs import ROWS, checkpoints, mlflow_run, tiny
+from support.job_process import JobProcess
+from support.network_namespaces import Machines, NotPermitted
+from support.ray_nodes import RayMachines, RayNodes
+from support.train_runs import ROWS, checkpoints, mlflow_run, tiny
 
-from pipelines.config import as_dict
+from pipelines.cli.config import as_dict
+from pipelines.training.ledger_report import newest_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 EVERY, BATCH, FOREVER = 50, 12, 50_000
@@ -77,7 +78,7 @@ def test_elastic_workers_follow_the_cluster_and_a_drained_node_costs_no_step(
     assert f"step {store.steps()[-1]:,} is kept, run the same command to continue" in job.text
     assert "raylet" not in job.text
     assert f"step {store.steps()[-1]:,} is saved" in job.text  # by all workers, when the signal came
-    state, ledger = store.load_ledger()
+    state, ledger = newest_ledger(store)
     ledger.check(ROWS, state["step"], BATCH)
     for epoch in range(state["step"] * BATCH // ROWS):
         assert ledger.ids(epoch).tolist() == list(range(ROWS))

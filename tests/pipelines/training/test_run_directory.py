@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from train_runs import tiny
+from support.train_runs import tiny
 
 from ddpm_core.errors import ConfigError
-from pipelines.config import as_dict
-from pipelines.storage import Location
-from pipelines.training.checkpoint import CheckpointStore
-from pipelines.training.job import train
+from pipelines.cli.config import as_dict
+from pipelines.models.checkpoints import CheckpointStore
+from pipelines.storage.location import Location
+from pipelines.training.driver import train
 from pipelines.training.run_directory import is_run, require_own
 
 FOREIGN = {

@@ -12,7 +12,7 @@ import torch
 
 from ddpm_core.likelihood import estimate_bpd
 from ddpm_core.schedule import NoiseSchedule
-from pipelines.storage import json_bytes
+from pipelines.storage.location import json_bytes
 from pipelines.training.config import GridConfig, ValidationConfig
 from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
 

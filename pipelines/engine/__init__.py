@@ -1,1 +1,0 @@
-"""The engine of every bulk job: shards computed by actors, committed by one manifest."""

@@ -1,0 +1,263 @@
+"""Recipes and command lines become a config, or one line that names the field, the value and the rule."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, is_dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, cast, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm_core.errors import ConfigError
+from pipelines.cli.config import as_dict, differences, digest, parse, require
+from pipelines.data.ingest.config import IngestConfig
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.sampling.config import SampleConfig
+from pipelines.training.config import TrainConfig
+from pipelines.verify.config import VerifyConfig
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section."""
+
+    size: int = 4
+    """Pixels."""
+    kind: Literal["a", "b"] = "a"
+    """A choice."""
+    shape: tuple[int, ...] = (1, 2)
+    """Numbers."""
+    mirror: bool = False
+    """A flag."""
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "section.size", self.size, "must be positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A job."""
+
+    name: str = "x"
+    """Its name."""
+    workers: int | tuple[int, int] = 1
+    """A number or a range."""
+    section: Section = field(default_factory=Section)
+    """The section."""
+    dry_run: bool = False
+    """Another flag."""
+
+
+def read(*argv: str) -> Config:
+    return parse(Config, argv, "A job.")
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert read() == Config()
+
+
+def test_a_recipe_and_later_overrides(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "name: y\nworkers: [2, 4]\nsection: {size: 8, shape: [3]}\n")
+    assert read("--config", path) == Config("y", (2, 4), Section(8, "a", (3,)))
+    assert read("--config", path, "--section.size", "16", "--section.kind=b").section == Section(16, "b", (3,))
+    assert read("--section.size", "16", "--config", path).section.size == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--FLAG"], True),
+        (["--FLAG", "--name", "y"], True),
+        (["--FLAG", "true"], True),
+        (["--FLAG=true"], True),
+        (["--FLAG", "false"], False),
+        (["--FLAG=false"], False),
+        (["--FLAG", "--FLAG", "false"], False),
+    ],
+)
+@pytest.mark.parametrize("flag", ["dry_run", "section.mirror"])
+def test_a_boolean_is_a_flag_that_also_takes_a_value(words: list[str], value: bool, flag: str) -> None:
+    config = read(*(word.replace("FLAG", flag) for word in words))
+    assert (config.dry_run if flag == "dry_run" else config.section.mirror) is value
+
+
+def booleans(config_class: type, prefix: str = "") -> Iterator[str]:
+    """Names of the boolean fields of a job, also of its sections."""
+    for name, kind in get_type_hints(config_class).items():
+        if is_dataclass(kind):
+            yield from booleans(cast(type, kind), f"{prefix}{name}.")
+        elif kind is bool:
+            yield prefix + name
+
+
+@pytest.mark.parametrize(
+    ("config_class", "required"),
+    [
+        (TrainConfig, []),
+        (IngestConfig, ["--source", "a", "--output", "b"]),
+        (SampleConfig, ["--model", "a", "--output", "b", "--num_images", "1"]),
+        (EvaluateConfig, ["--model", "a", "--data", "b", "--output", "c"]),
+        (VerifyConfig, ["--uri", "a"]),
+    ],
+)
+def test_every_boolean_of_every_job_is_a_flag(config_class: type[Any], required: list[str]) -> None:
+    names = [*booleans(config_class)]
+    assert names or config_class in (IngestConfig, VerifyConfig)
+    for words, value in ([], True), (["true"], True), (["false"], False):
+        options = [word for name in names for word in (f"--{name}", *words)]
+        config = parse(config_class, [*required, *options], "")
+        assert [attrgetter(name)(config) for name in names] == [value] * len(names)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--section.siz", "3"], "--section.siz 3; did you mean --section.size?"),
+        (["--section.siz=3"], "--section.siz=3; did you mean --section.size?"),
+        (["--dry"], "--dry; did you mean --dry_run?"),
+        (["--w", "3"], "--w 3; did you mean --workers?"),
+        (["--nothing-like-it", "3"], "--nothing-like-it 3; --help lists every field"),
+    ],
+)
+def test_an_abbreviation_is_refused_with_the_full_name(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read(*words)
+    assert str(refusal.value) == f"unrecognized arguments: {told}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--dry_run", "perhaps"], "dry_run"),
+        (["--section.sise", "3"], "section.sise"),
+        (["--section.size", "three"], "section.size"),
+        (["--section.size", "0"], "section.size = 0: must be positive"),
+        (["--section.kind", "c"], "section.kind"),
+        (["--workers", "[1, 2, 3]"], "workers"),
+        (["--config", "/nowhere/recipe.yaml"], "config = /nowhere/recipe.yaml: cannot be read (No such file"),
+        (["--config=/"], "config = /: is not a regular file"),
+        (["--config"], "expected one argument"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_bad_command_lines_are_one_line(argv: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read(*argv)
+    line = str(refusal.value)
+    assert told in line
+    assert "\n" not in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("section: {sise: 3}", "sise"),
+        ("naem: y", "naem"),
+        ("section: {size: three}", "size"),
+        ("section: {size: -1}", "section.size = -1: must be positive"),
+        ("section: [", "recipe.yaml: is not YAML (while parsing"),
+        ("section: 3", "section = 3: must be a section"),
+        ("section: [1]", "section = [1]: must be a section"),
+        ("section:", "recipe.yaml: section = None: is empty"),
+        ("section: {size: null}", "section.size = None: must not be null"),
+        ("name: null", "recipe.yaml: name = None: is empty"),
+        ("", "recipe.yaml': must hold fields"),
+        ("hello", "recipe.yaml': must hold fields"),
+        ("- name: y", "recipe.yaml': must hold fields"),
+    ],
+)
+def test_bad_recipes_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read("--config", recipe(tmp_path, text))
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_recipe_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: is not YAML \(.*can't decode"):
+        read("--config", str(tmp_path / "recipe.yaml"))
+
+
+def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read("--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for text in ("--section.size", "Pixels.", "A choice.", "Its name.", "A number or a range."):
+        assert text in shown
+
+
+def test_what_print_config_prints_is_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read("--name", "z", "--workers", "[1, 2]", "--section.kind", "b", "--print_config")
+    assert ended.value.code == 0
+    assert read("--config", recipe(tmp_path, capsys.readouterr().out)) == Config("z", (1, 2), Section(kind="b"))
+
+
+leaves = st.none() | st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2)
+trees = st.recursive(leaves, lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3), max_leaves=6)
+
+
+@given(trees, trees)
+def test_differences_are_empty_exactly_for_equal_values(left: object, right: object) -> None:
+    # None stands for "not given": a key with None and no key are the same to a reader of the message
+    assert differences(left, left) == []
+    if left != right and not _holds_none(left) and not _holds_none(right) and _no_empty(left) and _no_empty(right):
+        assert differences(left, right)
+
+
+def _holds_none(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and any(map(_holds_none, value.values())))
+
+
+def _no_empty(value: object) -> bool:
+    return value != {} and (not isinstance(value, dict) or all(map(_no_empty, value.values())))
+
+
+def test_differences_name_the_leaf() -> None:
+    stored, given_ = as_dict(Config()), as_dict(Config(name="y", section=Section(shape=(3,))))
+    assert differences(stored, given_) == ["name: 'x' -> 'y'", "section.shape: [1, 2] -> [3]"]
+    assert differences({}, {"a": 1}) == ["a: None -> 1"]
+    assert differences({"a": {"b": 1}}, {"a": 2}) == ["a: {'b': 1} -> 2"]
+
+
+def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert len({digest(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, [1, 2], [2, 1], {"a": "1"})}) == 6
+
+
+@pytest.mark.parametrize("kind", ["root", "output of ingest", "output of sample", "output of evaluate"])
+def test_what_would_be_lost_with_rays_copy_of_the_working_directory_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipelines.data.ingest.config import IngestConfig
+    from pipelines.evaluation.config import EvaluateConfig
+    from pipelines.sampling.config import SampleConfig
+    from pipelines.training.config import TrainConfig
+
+    makers: dict[str, Callable[[str], object]] = {
+        "root": lambda place: TrainConfig(root=place),
+        "output of ingest": lambda place: IngestConfig("photos", place),
+        "output of sample": lambda place: SampleConfig("model", place, 1),
+        "output of evaluate": lambda place: EvaluateConfig("model", "data", place),
+    }
+    make = makers[kind]
+    copy = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    make("out")
+    monkeypatch.chdir(copy)
+    for place in ("out", "./out", "../out", str(copy / "out")):
+        with pytest.raises(ConfigError, match=rf"^{kind.split()[0]} = '.*out': would lie in Ray's temporary copy"):
+            make(place)
+    for place in (str(tmp_path / "out"), "s3://bucket/out", "~/out", "file:///data/out"):
+        make(place)

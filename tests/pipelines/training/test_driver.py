@@ -1,0 +1,182 @@
+"""The training job on Ray: what it leaves, the same numbers on any number of workers, going on, stopping."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.train_runs import (
+    BATCH,
+    ROWS,
+    assert_each_row_once,
+    checkpoints,
+    curve,
+    final_state,
+    ledger,
+    mlflow_run,
+    run_directory,
+    tiny,
+)
+
+from ddpm_core.model import load_model
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.job import hold_out_of
+from pipelines.models.find import find_model
+from pipelines.tracking.champion import Validation
+from pipelines.training.config import DataConfig, TrainConfig
+from pipelines.training.driver import train
+from pipelines.training.network import NetworkConfig
+from pipelines.verify.config import VerifyConfig
+from pipelines.verify.job import verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+EVERY_STEP = list(range(1, 25))
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_cluster: None, training_root: Path) -> TrainConfig:
+    """An uninterrupted training by one worker."""
+    config = tiny(training_root, "one-worker")
+    train(config)
+    return config
+
+
+def test_a_training_leaves_checkpoints_a_model_grids_and_its_record(one_worker: TrainConfig) -> None:
+    run = run_directory(one_worker)
+    assert checkpoints(one_worker).steps() == [18, 24]
+    assert_each_row_once(one_worker)
+    # Any of the three reports before (of steps 20, 18 and 15) may still be on its way when the run dies.
+    records = checkpoints(one_worker).load(24).state["records"]
+    assert {*range(13, 25)} <= {record["step"] for record in records if "train/loss" in record.get("values", ())}
+    result = (run / "result.json").read_json()
+    model = load_model(result["model"])
+    assert model.model_id == result["model_id"]
+    assert model.config["extra"]["config"] == one_worker.semantic()
+    assert sum(parameter.numel() for parameter in model.unet.parameters()) == result["parameters"]
+    assert (run / "grids").list() == ["step-00000012.png", "step-00000024.png"]
+    assert Image.open(result["grid"]).size[0] > 60
+    assert result["validation"]["num_images"] == 10
+    assert 0 < result["validation"]["standard_error"] < result["validation"]["total"]
+    assert result["validation"]["dataset_id"] != result["dataset_id"]
+    assert set(result["validation"]["baselines"]) == {"png", "independent_pixels"}
+    assert json.loads((run / "config.json").read_bytes())["train"]["steps"] == 24
+    checked = verify(VerifyConfig(run.uri))
+    assert (checked.problems, dict(checked.rows)["state"]) == ([], "finished: 24 steps")
+
+
+def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig) -> None:
+    client, run = mlflow_run(one_worker)
+    assert run.info.status == "FINISHED"
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # a later run of this process may have another database
+    for key in ("train/loss", "grad_norm", "learning_rate"):
+        assert [step for step, _ in curve(one_worker, key)] == EVERY_STEP
+    assert dict(curve(one_worker, "learning_rate"))[2] == pytest.approx(4e-4)
+    assert [step for step, _ in curve(one_worker, "images_per_second")] == [5, 6, 10, 12, 15, 18, 20, 24]
+    assert [step for step, _ in curve(one_worker, "first_batch_seconds")] == [1]
+    assert curve(one_worker, "epoch")[-1] == (24, 24 * BATCH / ROWS)
+    result = (run_directory(one_worker) / "result.json").read_json()
+    scores = curve(one_worker, "validation/beta_tilde/bits_per_dim")
+    assert [step for step, _ in scores] == [12, 24]
+    assert scores[-1][1] == result["validation"]["total"]
+    assert run.data.params["train.batch_size"] == str(BATCH)
+    assert run.data.tags["ddpm.dataset_id"] == result["dataset_id"]
+    assert any(key.startswith("system/node_0/") for key in run.data.metrics)
+    assert len([item for item in client.list_artifacts(run.info.run_id, "images") if "samples" in item.path]) >= 2
+    (version,) = client.search_model_versions("name = 'one-worker'")
+    assert version.tags["ddpm.model_id"] == result["model_id"]
+    assert version.tags["ddpm.champion"] == "version 1: the first of one-worker"
+    assert version.tags["validation.dataset_id"] == result["validation"]["dataset_id"]
+    found = find_model(str(run_directory(one_worker).path), None, Path(one_worker.root))
+    assert found.score == str(Validation.of_tags(version.tags)), "what the directory and the registry say is the same"
+    baselines = result["validation"]["baselines"]
+    assert run.data.metrics["without_model/png"] == baselines["png"]
+    assert f"PNG {baselines['png']:.4f}, independent pixels" in run.data.tags["mlflow.note.content"]
+
+
+def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable[..., PreparedDataset]) -> None:
+    """Nothing is given but the images: the network follows their size, and one of 39 is held out and validated on."""
+    data = make_dataset(39, (9, 6, 3), name="photos")
+    root = Path(data.location.path).parent / "root"
+    config = replace(tiny(root, "photos"), data=DataConfig(str(data.location.path)), network=NetworkConfig())
+    config = replace(config, train=replace(config.train, steps=6, batch_size=BATCH))
+    summary = train(config)
+    run = run_directory(config)
+    settled = json.loads((run / "config.json").read_bytes(), parse_constant=pytest.fail)
+    assert (settled["data"]["validation"], settled["data"]["hold_out"]) == ("held-out", 20)
+    assert settled["network"]["channel_multipliers"] == [1, 2]
+    assert settled["network"]["attention_resolutions"] == [5]  # of 9 pixels, padded to 10
+    (held_out,) = HoldOut(39, 20).ids.tolist()
+    used = ledger(config)
+    used.check(39, 6, BATCH, hold_out=20)
+    assert [used.rows(epoch) for epoch in used.epochs] == [38, 38, 20]
+    assert all(held_out not in used.ids(epoch) for epoch in used.epochs)
+    # one image has no standard error, and JSON no infinity
+    result = json.loads((run / "result.json").read_bytes(), parse_constant=pytest.fail)
+    assert (result["validation"]["num_images"], result["validation"]["standard_error"]) == (1, None)
+    assert "± n/a (standard error" in dict(summary.rows)["bits/dim"]
+    assert not any("standard_error" in key for key in mlflow_run(config)[1].data.metrics)
+    assert verify(VerifyConfig(run.uri)).problems == []
+    model = load_model(result["model"])
+    assert model.config["extra"]["config"]["data"]["hold_out"] == 20
+    evaluation = EvaluateConfig(result["model"], str(data.location.path), str(root / "evaluation"))
+    assert hold_out_of(replace(evaluation, held_out=True), model, data) == HoldOut(39, 20)
+
+
+def test_two_workers_train_on_the_same_rows_to_the_same_losses(
+    two_workers: TrainConfig, one_worker: TrainConfig
+) -> None:
+    assert checkpoints(two_workers).load(24).state["world_size"] == 2
+    assert ledger(two_workers).to_bytes() == ledger(one_worker).to_bytes()
+    ours, theirs = curve(two_workers), curve(one_worker)
+    assert [step for step, _ in ours] == EVERY_STEP
+    np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-4)
+    np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=1e-6)  # before rounding has been trained on
+
+
+def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_rests(
+    ray_cluster: None, training_root: Path, one_worker: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(training_root, "continued", train={"steps": 12}))
+    damaged = Path((checkpoints(one_worker).location.parent.parent / "continued").path) / "checkpoints/step-00000012"
+    weights = damaged / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    config = tiny(training_root, "continued")
+    capsys.readouterr()
+    train(config)
+    shown = capsys.readouterr().err
+    assert "checkpoint of step 12 is corrupt and passed over: " in shown
+    assert "resumed at step 6 on 1 worker(s)" in shown
+    assert final_state(config) == final_state(one_worker)
+    assert curve(config) == curve(one_worker)
+
+    kept = training_root / "runs/continued/checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    summary = train(config)
+    assert summary.title == "continued: nothing to do"
+    rows = dict(summary.rows)
+    assert rows["champion"] == "version 1 (models:/continued@champion)"  # of 12 steps, and too close to call
+    assert re.fullmatch(r"PNG [\d.]+, independent pixels [\d.]+ \(the same images without a model\)", rows["baselines"])
+    assert {
+        path: path.stat().st_mtime_ns for path in (training_root / "runs/continued/checkpoints").rglob("*")
+    } == before
+    assert curve(config) == curve(one_worker)
+
+
+def test_records_that_never_reached_the_spool_come_from_the_last_checkpoint(
+    one_worker: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(one_worker, root=str(tmp_path))
+    ignored = shutil.ignore_patterns("tracking")  # as if a full disk had refused all of it
+    shutil.copytree(run_directory(one_worker).path, run_directory(config).path, ignore=ignored)
+    assert train(config).title == "one-worker: nothing to do"
+    records = checkpoints(one_worker).load(24).state["records"]
+    kept = {record["step"] for record in records if "train/loss" in record.get("values", ())}
+    assert curve(config) == [(step, loss) for step, loss in curve(one_worker) if step in kept]

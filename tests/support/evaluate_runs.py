@@ -1,0 +1,32 @@
+"""What the tests of the evaluation job share: a tiny model and configurations for it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.evaluation.config import EvaluateConfig
+from support.sample_runs import save_tiny_model
+
+if TYPE_CHECKING:
+    from pipelines.data.dataset import PreparedDataset
+
+ROWS = 70
+
+
+def tiny_evaluation(root: Path, data: "PreparedDataset", **fields: Any) -> EvaluateConfig:
+    """70 images in 5 shards, 8 + 2 evaluations each, of a model with T = 20."""
+    if not (root / "model").exists():
+        save_tiny_model(root / "model")
+    values: dict[str, Any] = {
+        "model": str(root / "model"),
+        "data": data.location.uri,
+        "train_data": data.location.uri,
+        "output": str(root / "evaluation"),
+        "timesteps_per_image": 8,
+        "seed": 3,
+        "batch_size": 24,
+        "dtype": "float32",
+        "shard_size": 16,
+        "num_workers": 2,
+        "root": str(root / "home"),
+    }
+    return EvaluateConfig(**{**values, **fields})
