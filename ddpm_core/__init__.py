@@ -1,1 +1,1 @@
-"""The mathematics of DDPM and its epsilon-network: torch, numpy and safetensors only."""
+"""The mathematics of diffusion models and their networks: torch, numpy, safetensors and jaxtyping only."""

@@ -12,15 +12,16 @@ class EMA:
     """shadow <- d shadow + (1 - d) parameter after every step (Ho 2020, app. B: d = 0.9999).
 
     With `warmup`, d = min(decay, (1 + step) / (10 + step)), so that a short run is not dominated by
-    its initial weights. Raises ConfigError unless 0 <= decay < 1.
+    its initial weights. `weights`: the parameters by name, see `NetworkDenoiser.named_weights`.
+    Raises ConfigError unless 0 <= decay < 1.
     """
 
-    def __init__(self, module: nn.Module, decay: float, warmup: bool = True) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], decay: float, warmup: bool = True) -> None:
         if not 0.0 <= decay < 1.0:
             raise ConfigError(f"ema.decay: {decay} is not in [0, 1); DDPM uses 0.9999")
         self.decay = decay
         self.warmup = warmup
-        self._parameters = {name: p.detach() for name, p in module.named_parameters()}
+        self._parameters = {name: p.detach() for name, p in weights.items()}
         self._shadow = {name: p.to(torch.float32, copy=True) for name, p in self._parameters.items()}
 
     def decay_at(self, step: int) -> float:
@@ -52,7 +53,7 @@ class EMA:
             shadow.copy_(state[name])
 
     @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the parameters of `module` (the same network) with the averages."""
-        for name, parameter in module.named_parameters():
+    def copy_to(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Overwrite parameters of the same names with the averages."""
+        for name, parameter in weights.items():
             parameter.copy_(self._shadow[name])

@@ -1,4 +1,4 @@
-"""Pixels and model range: the only two places where one becomes the other.
+"""Pixels and model range, in float32, as networks take them; likelihoods have theirs in float64 (`x_0_of`).
 
 Shape legend of the whole package: B images, C channels, H rows, W columns, T time steps.
 A uint8 level k is x_0 = k / 127.5 - 1, so level 0 is -1 and level 255 is +1 (Ho 2020, sec. 3.3).

@@ -17,65 +17,50 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddpm_core.config import UNetConfig
+from ddpm_core.denoiser import EpsDenoiser, NetworkDenoiser
 from ddpm_core.errors import ModelError
-from ddpm_core.sampling import EpsFn
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet
+from ddpm_core.process import process_from_config
 
 WEIGHTS_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = "ddpm-pipeline-model"
 FORMAT_VERSION = 1
+# What a config.json calls the meaning of the network's output; without a name it is eps.
+DENOISERS: dict[str, type[NetworkDenoiser]] = {"eps": EpsDenoiser}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: `unet` in eval mode with averaged weights, its `schedule`, all of config.json
+    """A loaded model: the `denoiser` in eval mode with averaged weights, all of config.json
     (`config["extra"]` is what the caller of `save_model` added) and the `model_id`."""
 
-    unet: UNet
-    schedule: NoiseSchedule
+    denoiser: NetworkDenoiser
     config: dict[str, Any]
     model_id: str
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(self.unet.parameters()).device
-
-    def eps_fn(self, dtype: str = "float32") -> EpsFn:
-        """eps_pred(x_t, t), float32, for x_t of any dtype: the network in 'float32' or, by autocast, in 'bfloat16'."""
-
-        def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-                eps: Tensor = self.unet(x_t.float(), t)
-            return eps.float()
-
-        return predict
+    def extra(self) -> dict[str, Any]:
+        """What the caller of `save_model` added: of a training its data set, step and so on."""
+        extra: dict[str, Any] = self.config["extra"]
+        return extra
 
 
-def model_bytes(
-    ema_state: Mapping[str, Tensor],
-    unet_config: UNetConfig,
-    schedule: NoiseSchedule,
-    extra: Mapping[str, Any],
-) -> dict[str, bytes]:
+def model_bytes(weights: Mapping[str, Tensor], denoiser: NetworkDenoiser, extra: Mapping[str, Any]) -> dict[str, bytes]:
     """The two files of a model by name: the same bytes for the same content, on any machine.
 
-    `ema_state`: the parameters by name, as `EMA.state_dict()` gives them. `extra` must be JSON-able.
+    `weights`: by name, as `EMA.state_dict()` gives them, for the network of `denoiser`. `extra` must be JSON-able.
     """
-    weights = save({name: ema_state[name].detach().cpu().contiguous() for name in sorted(ema_state)})
+    content = save({name: weights[name].detach().cpu().contiguous() for name in sorted(weights)})
     config: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "network": unet_config.to_dict(),
-        "schedule": schedule.to_config(),
+        **denoiser.to_config(),
         "extra": dict(extra),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
     config["config_sha256"] = _config_hash(config)
     text = json.dumps(config, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    return {WEIGHTS_FILE: weights, CONFIG_FILE: text.encode()}
+    return {WEIGHTS_FILE: content, CONFIG_FILE: text.encode()}
 
 
 def model_id_of(files: Mapping[str, bytes]) -> str:
@@ -86,13 +71,12 @@ def model_id_of(files: Mapping[str, bytes]) -> str:
 
 def save_model(
     directory: str | Path,
-    ema_state: Mapping[str, Tensor],
-    unet_config: UNetConfig,
-    schedule: NoiseSchedule,
+    weights: Mapping[str, Tensor],
+    denoiser: NetworkDenoiser,
     extra: Mapping[str, Any],
 ) -> str:
     """Write the model's two files into `directory` (made if missing) and return its model id."""
-    files = model_bytes(ema_state, unet_config, schedule, extra)
+    files = model_bytes(weights, denoiser, extra)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -130,29 +114,29 @@ def model_from_bytes(files: Mapping[str, bytes], device: torch.device | str = "c
     if config.get("weights_sha256") != hashlib.sha256(files[WEIGHTS_FILE]).hexdigest():
         raise ModelError(f"{where}/{WEIGHTS_FILE}: altered, its hash differs; fetch the model again")
     try:
-        network = UNetConfig.from_dict(config["network"])
-        schedule = NoiseSchedule.from_config(config["schedule"])
-        state = _checked_weights(files[WEIGHTS_FILE], network, f"{where}/{WEIGHTS_FILE}")
-        unet = UNet(network)
-        unet.load_state_dict(state)
+        kind = DENOISERS[config.get("denoiser", "eps")]
+        network, process = UNetConfig.from_dict(config["network"]), process_from_config(config["schedule"])
+        with torch.device("meta"):
+            wanted = kind.build(network, process).named_weights()
+        state = _checked_weights(files[WEIGHTS_FILE], wanted, f"{where}/{WEIGHTS_FILE}")
+        denoiser = kind.build(network, process)
+        for name, parameter in denoiser.named_weights().items():
+            parameter.data.copy_(state[name])
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{where}: does not describe a network of this version ({reason})") from None
-    unet = unet.to(device).eval().requires_grad_(False)
-    return Model(unet, schedule, config, model_id_of(files))
+    return Model(denoiser.to(device).eval().requires_grad_(False), config, model_id_of(files))
 
 
-def _checked_weights(content: bytes, network: UNetConfig, where: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: exactly those of the network, float32 and finite, or a ModelError.
+def _checked_weights(content: bytes, wanted: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: exactly those `wanted`, float32 and finite, or a ModelError.
 
-    The network is compared on the meta device: one that a few bytes of configuration make enormous is never built.
+    Those wanted lie on the meta device: a network that a few bytes of configuration make enormous is never built.
     """
     try:
         state = load(content)
     except SafetensorError as error:
         raise ModelError(f"{where}: not a safetensors file ({error}); fetch the model again") from None
-    with torch.device("meta"):
-        wanted = UNet(network).state_dict()
     for name in sorted(wanted.keys() | state.keys()):
         if name not in state:
             raise ModelError(f"{where}: lacks the tensor {name} of the network; save the model again")

@@ -1,0 +1,166 @@
+"""What predicts the image in the noise: a network, how its output is meant, and the process it was made for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from ddpm_core.config import UNetConfig
+from ddpm_core.networks.unet import UNet
+from ddpm_core.process.base import Images, Marginal, Process, Step, Time, factor
+
+Labels = Int64[Tensor, " B"]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What z_t = alpha x_0 + sigma eps is taken to consist of. Make one with `of_eps`, `of_x_0` or `of_v`.
+
+    Given z_t, eps, x_0 and v = alpha eps - sigma x_0 (Salimans and Ho 2022, sec. 4) are affine in each other. One of
+    eps and x_0 is held as it was predicted, the other is computed from it when it is asked for: `eps`, `x_0`, `v`, each
+    [B, C, H, W]. At alpha = 0 there is no way from eps to x_0, at sigma = 0 none back.
+
+    Attributes:
+        z: z_t.
+        marginal: Of the rows' times.
+        holds: Which of the two is held.
+        held: Its value.
+        log_variance: ln sigma^2 of the reverse step, [B, C, H, W], where the network predicts it.
+    """
+
+    z: Images
+    marginal: Marginal
+    holds: Literal["eps", "x_0"]
+    held: Images
+    log_variance: Images | None = None
+
+    @classmethod
+    def of_eps(cls, z: Images, marginal: Marginal, eps: Images, log_variance: Images | None = None) -> "Prediction":
+        """From the predicted noise (Ho 2020, eq. 11)."""
+        return cls(z, marginal, "eps", eps, log_variance)
+
+    @classmethod
+    def of_x_0(cls, z: Images, marginal: Marginal, x_0: Images, log_variance: Images | None = None) -> "Prediction":
+        """From the predicted image."""
+        return cls(z, marginal, "x_0", x_0, log_variance)
+
+    @classmethod
+    def of_v(cls, z: Images, marginal: Marginal, v: Images, log_variance: Images | None = None) -> "Prediction":
+        """From the predicted velocity: x_0 = (alpha z - sigma v) / (alpha^2 + sigma^2), the denominator being 1 for a
+        variance-preserving process (Salimans and Ho 2022, app. D)."""
+        norm = marginal.alpha.square() + marginal.sigma.square()
+        x_0 = factor(marginal.alpha / norm, z) * z - factor(marginal.sigma / norm, z) * v
+        return cls(z, marginal, "x_0", x_0, log_variance)
+
+    @cached_property
+    def x_0(self) -> Images:
+        """(z - sigma eps) / alpha (Ho 2020, eqs. 4 and 15)."""
+        if self.holds == "x_0":
+            return self.held
+        return (self.z - factor(self.marginal.sigma, self.z) * self.held) / factor(self.marginal.alpha, self.z)
+
+    @cached_property
+    def eps(self) -> Images:
+        """(z - alpha x_0) / sigma (Ho 2020, eq. 4)."""
+        if self.holds == "eps":
+            return self.held
+        return (self.z - factor(self.marginal.alpha, self.z) * self.held) / factor(self.marginal.sigma, self.z)
+
+    @cached_property
+    def v(self) -> Images:
+        """alpha eps - sigma x_0 (Salimans and Ho 2022, sec. 4)."""
+        return factor(self.marginal.alpha, self.z) * self.eps - factor(self.marginal.sigma, self.z) * self.x_0
+
+    def posterior_mean(self, step: Step) -> Images:
+        """The mean of q(z_s | z_t, x_0) at the predicted x_0 (Ho 2020, eqs. 7 and 11), by way of what is held."""
+        return step.mean_from_eps(self.z, self.held) if self.holds == "eps" else step.posterior(self.z, self.held).mean
+
+    def clipped(self) -> "Prediction":
+        """With x_0 clamped to the range of pixels, [-1, 1], and eps in agreement with it."""
+        return Prediction(self.z, self.marginal, "x_0", self.x_0.clamp(-1.0, 1.0), self.log_variance)
+
+    def __getitem__(self, rows: Tensor) -> "Prediction":
+        """Some rows of the batch."""
+        log_variance = None if self.log_variance is None else self.log_variance[rows]
+        return Prediction(self.z[rows], self.marginal[rows], self.holds, self.held[rows], log_variance)
+
+
+class Denoiser(Protocol):
+    """Network, parameterisation and process: what samplers and likelihoods call."""
+
+    @property
+    def process(self) -> Process:
+        """Which z_t it was trained on."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
+        """What z_t consists of, in z_t's dtype; `label` [B] for those that were trained with labels."""
+        ...
+
+
+class NetworkDenoiser(nn.Module):
+    """A network with a process: what is trained, saved and loaded. A subclass says what the network's output means.
+
+    Attributes:
+        network: Called as network(z_t float32, time).
+        process: The forward process.
+        precision: 'fp32', or 'bf16' for activations in bfloat16 by autocast; weights and the result are float32.
+    """
+
+    def __init__(self, network: UNet, process: Process, precision: Precision = "fp32") -> None:
+        super().__init__()
+        self.network, self.process, self.precision = network, process, precision
+
+    @classmethod
+    def build(cls, network: UNetConfig, process: Process) -> Self:
+        """With a new network."""
+        return cls(UNet(network), process)
+
+    def read(self, z_t: Images, marginal: Marginal, output: Tensor) -> Prediction:
+        """What the network's output, in z_t's dtype, says of z_t."""
+        raise NotImplementedError
+
+    def forward(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
+        """See `Denoiser`; this network takes no labels."""
+        with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output: Tensor = self.network(z_t.float(), time)
+        return self.read(z_t, self.process.at(time), output.to(z_t.dtype))
+
+    def in_precision(self, precision: Precision) -> Self:
+        """The same network, not a copy, in evaluation mode and computing in another precision."""
+        return type(self)(self.network, self.process, precision).eval()
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """What is trained, by the names in a model's files: the network's parameters without a prefix."""
+        return {name.removeprefix("network."): parameter for name, parameter in self.named_parameters()}
+
+    def to_config(self) -> dict[str, Any]:
+        """The fields of a model's config.json from which `ddpm_core.model` builds the same denoiser."""
+        return {"network": self.network.config.to_dict(), "schedule": self.process.to_config()}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.network.config.in_channels, *self.network.config.height_width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.network.parameters()).device
+
+
+class EpsDenoiser(NetworkDenoiser):
+    """The network predicts eps (Ho 2020, eq. 14)."""
+
+    def read(self, z_t: Images, marginal: Marginal, output: Tensor) -> Prediction:
+        """See `NetworkDenoiser`."""
+        return Prediction.of_eps(z_t, marginal, output)

@@ -1,0 +1,1 @@
+"""The networks that denoisers are made of."""

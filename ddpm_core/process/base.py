@@ -1,0 +1,172 @@
+"""The forward process: what the noise does to an image up to a time, and between two times.
+
+Shapes: x_0 (the image), z_t, eps [B, C, H, W] in model range; a time is one number per row, [B], of the process's own
+time axis. Coefficients are float64 [B, 1, 1, 1] and are rounded to the images' precision where they meet them.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+Images = Float[Tensor, "B C H W"]
+Coefficient = Float64[Tensor, "B 1 1 1"]
+Time = Int64[Tensor, " B"] | Float64[Tensor, " B"]
+Spacing = Literal["time", "log_snr"]
+
+
+def factor(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A coefficient as it multiplies `like`: on its device, in float64 for float64 and in float32 for every other
+    dtype (an alpha rounded to half is 1 for the first steps)."""
+    return coefficient.to(device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """q(z_t | x_0) = N(alpha x_0, sigma^2 I) at the times of a batch; log_snr = ln(alpha^2 / sigma^2) (Kingma 2021,
+    VDM, eq. 2). Each float64 [B, 1, 1, 1]."""
+
+    alpha: Coefficient
+    sigma: Coefficient
+    log_snr: Coefficient
+
+    def to(self, device: torch.device | str) -> "Marginal":
+        """On another device."""
+        return Marginal(self.alpha.to(device), self.sigma.to(device), self.log_snr.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> "Marginal":
+        return Marginal(self.alpha[rows], self.sigma[rows], self.log_snr[rows])
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, variance I): mean [B, C, H, W], variance [B, 1, 1, 1]."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """Between z_t, `now`, and the less noisy z_s, `then`: q(z_t | z_s) = N(alpha z_s, variance I) and its posterior.
+
+    Attributes:
+        time: t of each row.
+        now: At t.
+        then: At s; the data themselves, alpha = 1 and sigma = 0, after the last step.
+        alpha: alpha_t / alpha_s (Kingma 2021, VDM, app. A.1); sqrt(1 - beta_t) of DDPM.
+        variance: sigma_t^2 - alpha^2 sigma_s^2; beta_t of DDPM.
+        posterior_variance: Of q(z_s | z_t, x_0) (Ho 2020, eq. 7); 0 after the last step.
+        posterior_variance_clipped: The same, but after the last step that of the step before, so that the decoder's
+            density exists (Nichol and Dhariwal 2021, sec. 3.1).
+        posterior_coef_x_0: Factor of x_0 in the posterior's mean.
+        posterior_coef_z: Factor of z_t in the posterior's mean.
+        coef_eps: Factor of eps in the posterior's mean, where x_0 is written by z_t and eps (Ho 2020, eq. 11).
+    """
+
+    time: Time
+    now: Marginal
+    then: Marginal
+    alpha: Coefficient
+    variance: Coefficient
+    posterior_variance: Coefficient
+    posterior_variance_clipped: Coefficient
+    posterior_coef_x_0: Coefficient
+    posterior_coef_z: Coefficient
+    coef_eps: Coefficient
+
+    @classmethod
+    def between(cls, time: Time, now: Marginal, then: Marginal) -> "Step":
+        """The step between any two marginals (Kingma 2021, VDM, app. A.1 and A.2).
+
+        The variance is sigma_t^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close.
+        """
+        alpha = now.alpha / then.alpha
+        share = -torch.expm1(now.log_snr - then.log_snr)
+        variance = now.sigma.square() * share
+        posterior_variance = then.sigma.square() * share
+        return cls(
+            time,
+            now,
+            then,
+            alpha,
+            variance,
+            posterior_variance,
+            posterior_variance,
+            then.alpha * share,
+            alpha * then.sigma.square() / now.sigma.square(),
+            now.sigma * share / alpha,
+        )
+
+    def posterior(self, z_t: Images, x_0: Images) -> Gaussian:
+        """q(z_s | z_t, x_0) (Ho 2020, eqs. 6-7; Kingma 2021, VDM, app. A.2)."""
+        mean = factor(self.posterior_coef_x_0, z_t) * x_0 + factor(self.posterior_coef_z, z_t) * z_t
+        return Gaussian(mean, factor(self.posterior_variance, z_t))
+
+    def mean_from_eps(self, z_t: Images, eps: Images) -> Images:
+        """The posterior's mean at the x_0 that z_t holds next to `eps` (Ho 2020, eq. 11).
+
+        Through eps, not x_0: at small alpha_t, x_0 is large and its rounding would enter the mean.
+        """
+        return z_t / factor(self.alpha, z_t) - factor(self.coef_eps, z_t) * eps
+
+    def to(self, device: torch.device | str) -> "Step":
+        """On another device."""
+        return self._map(lambda value: value.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> "Step":
+        """Some rows of the batch."""
+        return self._map(lambda value: value[rows])
+
+    def _map(self, change: Any) -> "Step":
+        return Step(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+class Process(Protocol):
+    """The noise schedule and its time axis: alpha and sigma with strictly falling SNR, from the data to the noise."""
+
+    @property
+    def prior_variance(self) -> float:
+        """V of p(z_T) = N(0, V I): what data of variance 1 have at the noisiest time, alpha^2 + sigma^2; 1 for a
+        variance-preserving process."""
+        ...
+
+    @property
+    def prior_signal(self) -> float:
+        """The data's part of V, alpha^2 / V."""
+        ...
+
+    def at(self, time: Time) -> Marginal:
+        """q(z_t | x_0) of each row. Raises ConfigError for a time that the process does not have."""
+        ...
+
+    def step(self, now: Time, then: Time) -> Step:
+        """From each row's `now` to its less noisy `then`. Raises ConfigError for times that the process lacks."""
+        ...
+
+    def draw(self, uniforms: Float64[Tensor, " B"]) -> Time:
+        """The times that training draws, from numbers uniform in [0, 1)."""
+        ...
+
+    def grid(self, num_times: int, spacing: Spacing = "time") -> Time:
+        """`num_times` times, the noisiest first, evenly spaced in time or in log-SNR. Raises ConfigError."""
+        ...
+
+    def after(self, times: Time) -> Time:
+        """Where the steps from `times` (noisiest first) lead: the next of them, and the data after the last."""
+        ...
+
+    def noise_counters(self, times: Time) -> list[int]:
+        """What a sampler's noise is keyed by besides seed and id: of the starting noise, then of each time's step."""
+        ...
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-able description, from which `ddpm_core.process.process_from_config` makes the same process."""
+        ...
+
+
+def q_sample(marginal: Marginal, x_0: Images, eps: Images) -> Images:
+    """z_t = alpha x_0 + sigma eps (Ho 2020, eq. 4)."""
+    return factor(marginal.alpha, x_0) * x_0 + factor(marginal.sigma, x_0) * eps
