@@ -31,13 +31,15 @@ import torch
 from random_data import make_data
 from train import PRESETS
 
-from ddpm_core.diffusion import p_mean_variance, q_posterior, q_sample
-from ddpm_core.estimators import GROUP_SIZE, replicate_values, stratified_design
-from ddpm_core.likelihood import decoder_bpd, prior_bpd, timestep_proposal, x_0_of
+from ddpm_core.denoiser import EpsDenoiser
+from ddpm_core.likelihood.decoder import decoder_bpd
+from ddpm_core.likelihood.designs import GROUP_SIZE, stratified_design, timestep_proposal
+from ddpm_core.likelihood.elbo import prior_bpd, x_0_of
+from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.model import Model, model_from_bytes, save_model
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.uncertainty import MeanStatistics
-from ddpm_core.unet import UNet
+from ddpm_core.process.base import q_sample
+from ddpm_core.process.discrete import DiscreteProcess, discrete
+from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.dataset import PreparedDataset, UInt8s
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
@@ -52,13 +54,13 @@ SHARD_SIZE = 64
 @torch.inference_mode()
 def bare(model: Model, args: argparse.Namespace) -> float:
     """Evaluations/s of the network alone."""
-    network, eps_fn = model.unet.config, model.eps_fn(args.dtype)
-    x_t = torch.randn(args.batch, network.in_channels, *network.height_width, device=model.device)
-    t = torch.randint(model.schedule.num_timesteps, (args.batch,), device=model.device)
+    denoiser = model.denoiser.in_precision(PRECISION_OF[args.dtype])
+    z_t = torch.randn(args.batch, *denoiser.image_shape, device=denoiser.device)
+    t = torch.randint(discrete(denoiser.process).num_timesteps, (args.batch,), device=denoiser.device)
     start = time.perf_counter()
     for _ in range(args.calls):
-        eps_pred = eps_fn(x_t, t)
-    eps_pred.sum().item()  # a GPU has then finished
+        prediction = denoiser(z_t, t)
+    prediction.eps.sum().item()  # a GPU has then finished
     return args.calls * args.batch / (time.perf_counter() - start)
 
 
@@ -66,10 +68,9 @@ def score(model: Model, images: UInt8s, args: argparse.Namespace, seed: int, k: 
     """Seconds, and the mean bits/dim, by the stratified estimator."""
     request = {"seed": seed, "sigma2": "beta_tilde", "dtype": args.dtype, "batch_size": args.batch}
     start, positions = time.perf_counter(), torch.arange(len(images))
-    design = stratified_design(positions, seed, timestep_proposal(model.schedule), k)
-    scores = evaluate_images(model, images, positions, design, request)
-    prior = prior_bpd(model.schedule, x_0_of(torch.tensor(images).permute(0, 3, 1, 2)))
-    found = MeanStatistics.of(replicate_values(design, prior, scores["term"]), GROUP_SIZE)
+    design = stratified_design(positions, seed, timestep_proposal(discrete(model.denoiser.process)), k)
+    evaluated = evaluate_images(model, images, positions, design, request)
+    found = MeanStatistics.of(evaluated.replicates, GROUP_SIZE)
     return time.perf_counter() - start, found
 
 
@@ -104,7 +105,7 @@ def ours(model: Model, images: UInt8s, args: argparse.Namespace, seed: int) -> t
         seconds, found = score(model, images, args, seed, k)
         total += seconds
         half = half_width(found.given_images) or math.inf
-        if half <= args.halfwidth or 2 * k >= model.schedule.num_timesteps:
+        if half <= args.halfwidth or 2 * k >= discrete(model.denoiser.process).num_timesteps:
             return seconds, total, f"K = {k}: {found.mean:.3f}±{half:.3f}"
         k *= 2
 
@@ -112,25 +113,26 @@ def ours(model: Model, images: UInt8s, args: argparse.Namespace, seed: int) -> t
 @torch.inference_mode()
 def loop(model: Model, images: UInt8s, args: argparse.Namespace) -> float:
     """Seconds, scaled to all t; at each t only the term that it needs, where published scripts compute both."""
-    schedule, eps_fn, sums = model.schedule, model.eps_fn(args.dtype), []
-    steps = range(schedule.num_timesteps - 1, -1, -args.every)
+    denoiser, sums = model.denoiser.in_precision(PRECISION_OF[args.dtype]), []
+    process = discrete(denoiser.process)
+    steps = range(process.num_timesteps - 1, -1, -args.every)
     start = time.perf_counter()
-    for levels in torch.tensor(images, device=model.device).permute(0, 3, 1, 2).contiguous().split(args.batch):
+    for levels in torch.tensor(images, device=denoiser.device).permute(0, 3, 1, 2).contiguous().split(args.batch):
         x_0 = x_0_of(levels).float()
-        sums.append(prior_bpd(schedule, x_0))
+        sums.append(prior_bpd(process, x_0))
         for step in steps:
-            t = torch.full((len(x_0),), step, device=model.device)
-            x_t = q_sample(schedule, x_0, t, torch.randn_like(x_0))
-            reverse = p_mean_variance(schedule, eps_fn(x_t, t), x_t, t, "beta_tilde", clip_x_0=True)
+            t = torch.full((len(x_0),), step, device=denoiser.device)
+            z_t, back = q_sample(process.at(t), x_0, torch.randn_like(x_0)), process.step(t, t - 1)
+            mean, variance = denoiser(z_t, t).clipped().posterior_mean(back), back.posterior_variance_clipped
             if step == 0:
-                sums[-1] += decoder_bpd(levels, reverse.mean, reverse.variance.sqrt())
+                sums[-1] += decoder_bpd(levels, mean, variance.sqrt())
             else:
-                true = q_posterior(schedule, x_0, x_t, t)
-                ratio, error = true.variance / reverse.variance, (true.mean - reverse.mean).square()
-                nats = 0.5 * (ratio - 1.0 - ratio.log() + error / reverse.variance)
+                true = back.posterior(z_t, x_0)
+                ratio, error = true.variance / variance, (true.mean - mean).square()
+                nats = 0.5 * (ratio - 1.0 - ratio.log() + error / variance)
                 sums[-1] += nats.flatten(1).mean(1) / math.log(2.0)
     torch.cat(sums).mean().item()
-    return (time.perf_counter() - start) * schedule.num_timesteps / len(steps)
+    return (time.perf_counter() - start) * process.num_timesteps / len(steps)
 
 
 def shown(values: list[float], digits: int = 1) -> str:
@@ -162,9 +164,11 @@ def main() -> None:
         if args.model is None:
             torch.manual_seed(0)
             config, args.model = PRESETS[args.preset], f"{directory}/model"
-            save_model(args.model, UNet(config).state_dict(), config, NoiseSchedule.linear(), {})
+            denoiser = EpsDenoiser.build(config, DiscreteProcess.linear())
+            save_model(args.model, denoiser.named_weights(), denoiser, {})
         model = model_from_bytes(find_model(args.model, None, Path(directory)).files, args.device)
-        k, shape = args.timesteps_per_image, (*model.unet.config.height_width, model.unet.config.in_channels)
+        channels, height, width = model.denoiser.image_shape
+        k, shape = args.timesteps_per_image, (height, width, channels)
         scored = max(2, args.calls * args.batch // (k + 2))
         rows = max(scored, args.images, args.job_shards * SHARD_SIZE)
         data = PreparedDataset.open(args.data) if args.data else make_data(Path(directory) / "data", rows, shape)
@@ -182,7 +186,7 @@ def main() -> None:
                 seconds.append(loop(model, images[: args.images], args))
                 for name, value in zip(("ours", "tried", "loop"), seconds, strict=True):
                     turns[name].append(value)
-    size = sum(parameter.numel() for parameter in model.unet.parameters())
+    size = sum(parameter.numel() for parameter in model.denoiser.parameters())
     print(f"{size:,} parameters, {'x'.join(map(str, shape))}, batch {args.batch}, {args.dtype}, ", end="")
     print(f"{args.device}, {args.threads} CPU thread(s); medians, and all rounds")
     print(f"\n(1) evaluations/s, {k + 2} per image\n  bare     {shown(bares)}")

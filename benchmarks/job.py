@@ -6,7 +6,7 @@ from pathlib import Path
 
 from random_data import make_data
 
-from ddpm_core.unet import UNetConfig
+from ddpm_core.config import UNetConfig
 from pipelines.tracking.spool import iter_records
 from pipelines.training.config import (
     CheckpointConfig,

@@ -20,7 +20,7 @@ from job import JobSpeed, job_speed
 from random_data import make_data
 from support.s3_store import S3Store
 
-from ddpm_core.unet import UNetConfig
+from ddpm_core.config import UNetConfig
 from pipelines.storage.location import Location
 
 NETWORK = UNetConfig(28, 1, 32, (1, 2, 2), 1, (7,), dropout=0.0, num_groups=8)

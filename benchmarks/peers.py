@@ -2,7 +2,8 @@
 
 import torch
 
-from ddpm_core.unet import UNet, UNetConfig, count_parameters
+from ddpm_core.config import UNetConfig
+from ddpm_core.networks.unet import UNet, count_parameters
 
 
 def diffusers_unet(config: UNetConfig) -> torch.nn.Module:

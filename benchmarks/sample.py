@@ -20,9 +20,11 @@ import peers
 import torch
 from train import PRESETS
 
+from ddpm_core.config import UNetConfig
+from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import load_model, save_model
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet, UNetConfig, count_parameters
+from ddpm_core.networks.unet import count_parameters
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 from pipelines.sampling.shard import sample_batch
@@ -35,7 +37,9 @@ def ours(directory: Path, args: argparse.Namespace, dtype: str) -> tuple[torch.n
     """(a) The bare sampler, DDIM with η = 0, without encoding or storing anything."""
     model = load_model(directory, args.device)
     request = {"sampler": "ddim", "steps": args.steps, "eta": 0.0, "seed": 0, "clip_x_0": True, "dtype": dtype}
-    return model.unet, lambda turn: sample_batch(request, model, torch.arange(args.batch) + turn * args.batch)
+    return model.denoiser.network, lambda turn: sample_batch(
+        request, model, torch.arange(args.batch) + turn * args.batch
+    )
 
 
 def diffusers(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
@@ -105,7 +109,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory) / "model"
         torch.manual_seed(0)
-        save_model(model, UNet(config).state_dict(), config, NoiseSchedule.linear(), {})
+        denoiser = EpsDenoiser.build(config, DiscreteProcess.linear())
+        save_model(model, denoiser.named_weights(), denoiser, {})
         makers = {
             "bare": lambda dtype: ours(model, args, dtype),
             "diffusers": lambda dtype: diffusers(config, args, dtype),

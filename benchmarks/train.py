@@ -23,13 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ddpm_core import noise
-from ddpm_core.diffusion import q_sample
+from ddpm_core import counter_random
+from ddpm_core.config import UNetConfig
+from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.ema import EMA
 from ddpm_core.images import to_model_range
-from ddpm_core.losses import simple_weight, weighted_loss
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet, UNetConfig, count_parameters, forward_flops
+from ddpm_core.networks.unet import count_parameters, forward_flops
+from ddpm_core.objectives import objective_named
+from ddpm_core.process.discrete import DiscreteProcess
 
 PRESETS = {
     "digits": UNetConfig(8, 1, 32, (1, 2), 1, (4,), dropout=0.0, num_groups=8),
@@ -55,30 +56,29 @@ class Setting:
 
 def bare(setting: Setting) -> tuple[torch.nn.Module, Step]:
     """(a) ddpm_core alone: counter-based noise, L_simple, fused AdamW, foreach EMA."""
-    unet = UNet(setting.config).to(setting.device)
+    process = DiscreteProcess.linear()
+    denoiser = EpsDenoiser.build(setting.config, process).to(setting.device)
+    denoiser.precision = "bf16" if setting.bf16 else "fp32"
     if setting.device.type == "cuda":
-        unet = unet.to(memory_format=torch.channels_last)
-    schedule = NoiseSchedule.linear()
-    weights = simple_weight(schedule).to(setting.device)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-4, fused=True)
-    ema = EMA(unet, 0.9999)
+        denoiser.network.to(memory_format=torch.channels_last)
+    objective = objective_named("simple", process).to(setting.device)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=2e-4, fused=True)
+    ema = EMA(denoiser.named_weights(), 0.9999)
 
     def step(images: torch.Tensor, number: int) -> object:
         x_0 = to_model_range(images)
         ids = torch.arange(len(images), device=images.device)
-        t = noise.randint(0, "t", ids, number, schedule.num_timesteps)
-        eps = noise.normal(0, "eps", ids, number, tuple(x_0.shape[1:]))
-        with setting.autocast():
-            eps_pred = unet(q_sample(schedule, x_0, t, eps), t)
-        loss = weighted_loss(eps, eps_pred, t, weights)
+        t = process.draw(counter_random.uniform(0, "t", ids, number, 1)[:, 0])
+        eps = counter_random.normal(0, "eps", ids, number, tuple(x_0.shape[1:]))
+        loss = objective(denoiser, x_0, t, eps).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
         ema.update(number)
         return loss
 
-    return unet, step
+    return denoiser, step
 
 
 def diffusers(setting: Setting) -> tuple[torch.nn.Module, Step]:

@@ -6,8 +6,14 @@ Which machine computes is not known before the job runs: this machine's CPU stan
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddpm_core.denoiser import Precision
 
 CPUINFO = Path("/proc/cpuinfo")
+# What the requests of sample sets and evaluations call it.
+PRECISION_OF: dict[str, "Precision"] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)

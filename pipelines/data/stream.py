@@ -142,7 +142,7 @@ def _group_order(seed: int, epoch: int, num_groups: int) -> Int64s:
 
 def _permutation(seed: int, stream: str, epoch: int, n: int) -> Int64s:
     # here: Ray's coordinator of the split loads this module too, and would spend seconds on importing torch
-    from ddpm_core.noise import permutation
+    from ddpm_core.counter_random import permutation
 
     return permutation(seed, stream, epoch, n)
 

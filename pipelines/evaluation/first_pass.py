@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ddpm_core.estimators import importance_proposal, stratified_design
-from ddpm_core.likelihood import timestep_proposal
+from ddpm_core.counter_random import permutation
+from ddpm_core.likelihood.designs import importance_proposal, stratified_design, timestep_proposal
 from ddpm_core.model import Model
-from ddpm_core.noise import permutation
+from ddpm_core.process.discrete import discrete
 from pipelines.data.baselines import HISTOGRAM_IMAGES, level_counts
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
@@ -88,14 +88,15 @@ def read_first_pass(location: Location, index: int) -> npt.NDArray[Any]:
 
 def measured_proposal(model: Model, data: PreparedDataset, request: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     """`importance_proposal` from a first, stratified pass over some images, with noise of its own."""
-    seed, num_kl_terms = request["seed"] + _PILOT_SEED_OFFSET, model.schedule.num_timesteps - 1
+    process = discrete(model.denoiser.process)
+    seed, num_kl_terms = request["seed"] + _PILOT_SEED_OFFSET, process.num_timesteps - 1
     ids = permutation(0, "first-pass", 0, data.num_rows)[:_PILOT_IMAGES]
     images, _ = data.read_rows(ids)
     k = min(_PILOT_TIMESTEPS, num_kl_terms // 2 * 2)
-    design = stratified_design(torch.arange(len(ids)), seed, timestep_proposal(model.schedule), k)
-    scores = evaluate_images(model, images, torch.tensor(ids), design, {**request, "seed": seed})
+    design = stratified_design(torch.arange(len(ids)), seed, timestep_proposal(process), k)
+    found = evaluate_images(model, images, torch.tensor(ids), design, {**request, "seed": seed})
     t = design.t.reshape(-1)
-    return np.asarray(importance_proposal(model.schedule, t, scores["term"].reshape(-1)).numpy())
+    return np.asarray(importance_proposal(process, t, found.terms.reshape(-1)).numpy())
 
 
 def _npz(**arrays: npt.NDArray[Any]) -> bytes:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
+from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.model import Model, model_from_bytes
-from ddpm_core.uncertainty import MeanStatistics
-from ddpm_core.unet import pixel_weights
+from ddpm_core.networks.unet import pixel_weights
+from ddpm_core.process.discrete import discrete
 from pipelines.cli.config import require
 from pipelines.cli.console import event, waiting
 from pipelines.cluster import connection
@@ -69,7 +70,7 @@ class Inputs:
     @property
     def step(self) -> int | None:
         """The training step that the model is of, where it says so."""
-        step: int | None = self.model.config["extra"].get("step")
+        step: int | None = self.model.extra.get("step")
         return step
 
 
@@ -159,7 +160,7 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 def hold_out_of(config: EvaluateConfig, model: Model, data: PreparedDataset) -> HoldOut | None:
     """The rows that are asked for by `held_out`; says so if others are that the model has been trained on."""
-    extra = model.config["extra"]
+    extra = model.extra
     trained_on, section = extra.get("dataset") or {}, extra.get("config")
     for name in ("data", "hold_out"):
         section = section.get(name) if isinstance(section, dict) else None
@@ -175,10 +176,15 @@ def hold_out_of(config: EvaluateConfig, model: Model, data: PreparedDataset) -> 
     return None
 
 
+def image_shape_of(model: Model) -> tuple[int, int, int]:
+    """(H, W, C), as data sets have it."""
+    channels, height, width = model.denoiser.image_shape
+    return height, width, channels
+
+
 def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_rows: int) -> None:
     """Refuse what the model cannot be evaluated on, before anything is started; `num_rows` of `data` are asked for."""
-    network = model.unet.config
-    expected = (*network.height_width, network.in_channels)
+    expected = image_shape_of(model)
     if data.image_shape != expected:
         raise DataError(
             f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
@@ -189,7 +195,7 @@ def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_r
         raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
     if config.num_images is not None and config.num_images > num_rows:
         raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
-    num_kl_terms = model.schedule.num_timesteps - 1
+    num_kl_terms = discrete(model.denoiser.process).num_timesteps - 1
     if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
         raise ConfigError(
             f"timesteps_per_image = {config.timesteps_per_image}: the model has T - 1 = {num_kl_terms} KL terms; "
@@ -213,10 +219,10 @@ def _training_data(config: EvaluateConfig, model: Model, root: Path) -> Prepared
     """What the histogram baseline is fitted on; None, with a word, if the model's own cannot be read from here."""
     if config.train_data is not None:
         given = open_dataset(Location.parse(root), "train_data", config.train_data)
-        if given.image_shape != (*model.unet.config.height_width, model.unet.config.in_channels):
+        if given.image_shape != image_shape_of(model):
             raise DataError(f"train_data = {config.train_data}: images are {given.image_shape}, not the model's shape")
         return given
-    known = model.config["extra"].get("dataset") or {}
+    known = model.extra.get("dataset") or {}
     try:
         trained_on = open_dataset(Location.parse(root), "train_data", known.get("uri") or "")
         if trained_on.dataset_id == known.get("id"):
@@ -274,9 +280,8 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
     )
     run.leave_ray()
     with waiting("making the report"):
-        evaluation = results(
-            output.location, request, [record.name for record in records], inputs.model.schedule, inputs.num_rows
-        )
+        names, process = [record.name for record in records], discrete(inputs.model.denoiser.process)
+        evaluation = results(output.location, request, names, process, inputs.num_rows)
         notes = calibration_notes(request, evaluation.summary, config.target_halfwidth)
         made_with = provenance(inputs.found, inputs.model, data, inputs.train)
         title = f"{inputs.found.name}: {output.location.name}"
@@ -290,7 +295,7 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
         "first_pass": [asdict(record) for record in fitted],
         "model": inputs.found.origin,
         "data": data.location.uri,
-        "lineage": {name: inputs.model.config["extra"].get(name) for name in ("step", "dataset", "code_version")},
+        "lineage": {name: inputs.model.extra.get(name) for name in ("step", "dataset", "code_version")},
         "code_version": code_version(),
         "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
     }
@@ -308,11 +313,12 @@ def measured_on(request: Mapping[str, Any]) -> str:
 def _work(request: Mapping[str, Any], model: Model, num_images: int) -> tuple[int, float]:
     """What so many images take, see `ActorPool.unless_small`; of the ODE and the first pass at most."""
     by_all, ode = request["estimator"] == "all", request["ode"]
-    each = model.schedule.num_timesteps * request["draws"] if by_all else request["timesteps_per_image"] + 2
+    num_timesteps = discrete(model.denoiser.process).num_timesteps
+    each = num_timesteps * request["draws"] if by_all else request["timesteps_per_image"] + 2
     of_ode = 3 * ode["steps"] * (1 + 2 * ode["probes"]) * min(ode["num_images"], num_images)
     of_first_pass = first_pass.PILOT_EVALUATIONS if request["estimator"] == "importance" else 0
     evaluations = num_images * each + of_ode + of_first_pass
-    return math.ceil(num_images / request["shard_size"]), float(evaluations) * pixel_weights(model.unet)
+    return math.ceil(num_images / request["shard_size"]), float(evaluations) * pixel_weights(model.denoiser.network)
 
 
 class _Enough:

@@ -14,11 +14,11 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from ddpm_core.estimators import Design, decoder_variances, kl_from_eps_mse, replicate_values, subsequence_kl
-from ddpm_core.likelihood import optimal_sigma2
-from ddpm_core.sampling import ddim_timesteps
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.uncertainty import MeanStatistics, Variance
+from ddpm_core.likelihood.curves import decoder_variances, kl_from_eps_mse, optimal_variance, subsequence_kl
+from ddpm_core.likelihood.designs import Design
+from ddpm_core.likelihood.intervals import MeanStatistics, Variance
+from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import variance_named
 from pipelines.evaluation.shard import DIRECTORY, group_size, read_terms
 from pipelines.storage.location import Location
 
@@ -94,18 +94,18 @@ class _Means:
 
 
 def results(
-    location: Location, request: Mapping[str, Any], shards: Sequence[str], schedule: NoiseSchedule, num_rows: int
+    location: Location, request: Mapping[str, Any], shards: Sequence[str], process: DiscreteProcess, num_rows: int
 ) -> Evaluation:
     """Everything that follows from the rows of `shards` (names, in order) of the evaluation at `location`.
 
     `num_rows` is the size of the data set that the images are from.
     """
     sigma2, size = request["sigma2"], group_size(request)
-    means, over_t = _Means(size), _OverT(schedule.num_timesteps)
+    means, over_t = _Means(size), _OverT(process.num_timesteps)
     bandwidth = 0.0 if request["estimator"] == "all" else BANDWIDTH
-    subsequences = {k: ddim_timesteps(schedule.num_timesteps, k) for k in SUBSEQUENCES if k < schedule.num_timesteps}
+    subsequences = {k: process.grid(k).flip(0).tolist() for k in SUBSEQUENCES if k < process.num_timesteps}
     ids, headline, evaluations = [], [], 0
-    decoders = [torch.zeros(len(decoder_variances(schedule)), dtype=torch.float64) for _ in range(2)]
+    decoders = [torch.zeros(len(decoder_variances(process)), dtype=torch.float64) for _ in range(2)]
     for rows in _read(location, shards):
         design, mse, prior = rows.design, rows.lists("eps_mse"), rows.tensor("L_T")
         first, nothing = design.t == 0, torch.zeros(len(prior), dtype=torch.float64)
@@ -115,15 +115,15 @@ def results(
         means.add("L_T", prior[:, None].expand(-1, design.num_replicates))
         for suffix in ("", "_clipped"):
             terms, name = rows.lists(f"term_{sigma2}{suffix}"), f"{sigma2}{suffix.replace('_', '.')}"
-            means.add(f"bits_per_dim.{name}", replicate_values(design, prior, terms))
-            means.add(f"L_0.{name}", replicate_values(design, nothing, terms * first))
-            means.add(f"L_t_sum.{name}", replicate_values(design, nothing, terms * ~first))
+            means.add(f"bits_per_dim.{name}", design.replicate_values(prior, terms))
+            means.add(f"L_0.{name}", design.replicate_values(nothing, terms * first))
+            means.add(f"L_t_sum.{name}", design.replicate_values(nothing, terms * ~first))
         for other in DECODERS:
             if other != sigma2:
-                means.add(f"bits_per_dim.{other}", replicate_values(design, prior, rows.terms_under(schedule, other)))
+                means.add(f"bits_per_dim.{other}", design.replicate_values(prior, rows.terms_under(process, other)))
         for k, steps in subsequences.items():
-            terms = torch.where(first, rows.decoder(1), subsequence_kl(schedule, steps, design.t, mse, bandwidth))
-            means.add(f"bits_per_dim.steps_{k}.beta_tilde", replicate_values(design, prior, terms))
+            terms = torch.where(first, rows.decoder(1), subsequence_kl(process, steps, design.t, mse, bandwidth))
+            means.add(f"bits_per_dim.steps_{k}.beta_tilde", design.replicate_values(prior, terms))
         for baseline in _BASELINES:
             known = rows.known(f"{baseline}_bits_per_dim")
             means.add(f"bits_per_dim.{baseline}", known.expand(-1, design.num_replicates))  # no draws: no error of them
@@ -138,7 +138,7 @@ def results(
         over_t.add(half, design.t, rows.lists(f"term_{sigma2}"), mse)
         for index in (0, 1):
             decoders[index] += rows.decoder_draws[half == index].sum((0, 1))
-    _add_optimal(means, over_t, decoders, location, shards, schedule, size)
+    _add_optimal(means, over_t, decoders, location, shards, process, size)
     count = over_t.count.sum(0)
     known = count.nonzero()[0]
     num_images = means.by_name["L_T"].num_images
@@ -147,7 +147,7 @@ def results(
         "num_images": num_images,
         "data_set_size": num_rows,
         "network_evaluations": evaluations,
-        "network_evaluations_of_full_sum": num_images * schedule.num_timesteps,
+        "network_evaluations_of_full_sum": num_images * process.num_timesteps,
         "means": {name: _intervals(found, num_rows) for name, found in means.by_name.items()},
     }
     return Evaluation(
@@ -191,7 +191,7 @@ def _add_optimal(
     decoders: Sequence[Tensor],
     location: Location,
     shards: Sequence[str],
-    schedule: NoiseSchedule,
+    process: DiscreteProcess,
     size: int,
 ) -> None:
     """The ELBO under the optimal variances, which each half of the images gets from the other (Bao 2022).
@@ -201,15 +201,15 @@ def _add_optimal(
     tables = [over_t.mean_eps_mse(1 - half) for half in (0, 1)]
     if tables[0] is None or tables[1] is None:
         return  # fewer images than two groups
-    sigma2 = [optimal_sigma2(schedule, table) for table in tables if table is not None]
+    variances = [optimal_variance(process, table) for table in tables if table is not None]
     for rows in _read(location, shards):
         design, mse, half = rows.design, rows.lists("eps_mse"), torch.tensor(rows.half(size))
         later = design.t.clamp(min=1)
-        kl = [kl_from_eps_mse(schedule, later, mse, table) for table in sigma2]
+        kl = [kl_from_eps_mse(process, later, mse, variance) for variance in variances]
         first = [rows.decoder(int(decoders[1 - index].argmin())) for index in (0, 1)]
         chosen = [torch.where(design.t == 0, first[index], kl[index]) for index in (0, 1)]
         terms = torch.where(half[:, None] == 0, chosen[0], chosen[1])
-        means.add("bits_per_dim.optimal", replicate_values(design, rows.tensor("L_T"), terms))
+        means.add("bits_per_dim.optimal", design.replicate_values(rows.tensor("L_T"), terms))
 
 
 @dataclass
@@ -248,10 +248,10 @@ class _Rows:
         terms[t == 0] = self.decoder_draws[:, :, variance].reshape(-1)
         return terms
 
-    def terms_under(self, schedule: NoiseSchedule, sigma2: str) -> Tensor:
+    def terms_under(self, process: DiscreteProcess, sigma2: str) -> Tensor:
         """The unclipped terms under `sigma2`: float64 [n, E]."""
         t = self.lists("t").long()
-        kl = kl_from_eps_mse(schedule, t.clamp(min=1), self.lists("eps_mse"), sigma2)
+        kl = kl_from_eps_mse(process, t.clamp(min=1), self.lists("eps_mse"), variance_named(sigma2))
         return torch.where(t == 0, self.decoder(DECODERS[sigma2]), kl)
 
     def half(self, size: int) -> npt.NDArray[np.int64]:

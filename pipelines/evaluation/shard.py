@@ -17,18 +17,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ddpm_core.counter_random import permutation
 from ddpm_core.errors import ModelError
-from ddpm_core.estimators import GROUP_SIZE, Design, full_design, replicate_values, stratified_design
-from ddpm_core.likelihood import prior_bpd, timestep_proposal, x_0_of
+from ddpm_core.likelihood.designs import GROUP_SIZE, Design, full_design, stratified_design, timestep_proposal
+from ddpm_core.likelihood.elbo import Elbo
+from ddpm_core.likelihood.intervals import MeanStatistics
+from ddpm_core.likelihood.ode import OdeLikelihood, ode_bpd
 from ddpm_core.model import Model
-from ddpm_core.noise import permutation
-from ddpm_core.ode import OdeLikelihood, ode_bpd
-from ddpm_core.uncertainty import MeanStatistics
+from ddpm_core.process.discrete import discrete
+from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.first_pass import read_first_pass
-from pipelines.evaluation.terms import evaluate_images
+from pipelines.evaluation.terms import evaluate_images, levels_of
 from pipelines.models.kept import load_kept
 from pipelines.outputs.shards import ShardOutput
 from pipelines.storage.location import Location
@@ -60,9 +62,10 @@ def design_of(
     request: Mapping[str, Any], model: Model, positions: Tensor, proposal: npt.NDArray[np.float64] | None
 ) -> Design:
     """The evaluations of the images at `positions` int64 [n] of the order; `proposal` as the first pass measured it."""
+    process = discrete(model.denoiser.process)
     if request["estimator"] == "all":
-        return full_design(model.schedule.num_timesteps, len(positions), request["draws"])
-    over_t = timestep_proposal(model.schedule) if proposal is None else torch.tensor(proposal)
+        return full_design(process.num_timesteps, len(positions), request["draws"])
+    over_t = timestep_proposal(process) if proposal is None else torch.tensor(proposal)
     return stratified_design(positions, request["seed"], over_t, request["timesteps_per_image"])
 
 
@@ -110,13 +113,12 @@ class TermShards:
         images, labels = self.data.read_rows(ids)
         positions = torch.arange(start, start + len(ids))
         design = design_of(request, model, positions, proposal)
-        scores = evaluate_images(model, images, torch.tensor(ids), design, request)
-        prior = prior_bpd(model.schedule, x_0_of(torch.tensor(images).permute(0, 3, 1, 2)))
+        found = evaluate_images(model, images, torch.tensor(ids), design, request)
         columns: dict[str, Any] = {"id": ids, "position": positions.numpy(), "label": labels}
-        columns |= term_columns(request["sigma2"], design, prior, scores)
+        columns |= term_columns(request["sigma2"], found)
         columns |= baseline_columns(images, counts)
         columns |= self._ode(model, images, ids, start)
-        values = replicate_values(design, prior, scores["term"])
+        values = found.replicates
         bad = ids[~values.isfinite().all(1).numpy()]
         if len(bad):
             raise ModelError(
@@ -134,14 +136,13 @@ class TermShards:
         """The ODE's columns: of the images at the first `ode.num_images` positions, null for the others."""
         ode, chosen = self.request["ode"], max(0, min(len(ids), self.request["ode"]["num_images"] - start))
         names = ("bits_per_dim", "trace_error", "step_error")
+        denoiser = model.denoiser.in_precision(PRECISION_OF[self.request["dtype"]])
         columns: dict[str, list[float | None]] = {f"ode_{name}": [None] * len(ids) for name in names}
         for row in range(chosen):  # one by one: all probes of an image fill a batch
-            pixels = torch.tensor(images[row : row + 1]).permute(0, 3, 1, 2).to(model.device)
             found: OdeLikelihood = ode_bpd(
-                model.schedule,
-                model.eps_fn(self.request["dtype"]),
-                pixels,
-                torch.tensor(ids[row : row + 1], device=model.device),
+                denoiser,
+                levels_of(images[row : row + 1]).to(denoiser.device),
+                torch.tensor(ids[row : row + 1], device=denoiser.device),
                 self.request["seed"],
                 ode["steps"],
                 ode["probes"],
@@ -151,28 +152,27 @@ class TermShards:
         return {name: pa.array(values, pa.float64()) for name, values in columns.items()}
 
 
-def term_columns(sigma2: str, design: Design, prior: Tensor, scores: Mapping[str, Tensor]) -> dict[str, Any]:
+def term_columns(sigma2: str, found: Elbo) -> dict[str, Any]:
     """Each image's ELBO and its parts in bits/dim, and every evaluation.
 
     L_T + sum(weight * term) is the image's estimate; the numbers are named by the reverse variances and by whether
     the predicted x_0 was clipped.
     """
-    first = design.t == 0
-    columns: dict[str, Any] = {"L_T": prior.numpy()}
+    design = found.design
+    columns: dict[str, Any] = {"L_T": found.prior.numpy()}
     for suffix in ("", "_clipped"):
-        weighted = design.weight * scores[f"term{suffix}"]
-        decoder, kl_sum = (weighted * first).sum(1), (weighted * ~first).sum(1)
-        columns[f"bits_per_dim_{sigma2}{suffix}"] = (prior + decoder + kl_sum).numpy()
+        total, decoder, kl_sum = found.parts(clipped=bool(suffix))
+        columns[f"bits_per_dim_{sigma2}{suffix}"] = total.numpy()
         columns[f"L_0_{sigma2}{suffix}"] = decoder.numpy()
         columns[f"L_t_sum_{sigma2}{suffix}"] = kl_sum.numpy()
     columns["t"] = _lists(design.t.to(torch.int32))
     columns["replicate"] = _lists(design.replicate.to(torch.int8).expand_as(design.t))
     columns["weight"] = _lists(design.weight)
-    columns["eps_mse"] = _lists(scores["eps_mse"])
-    columns[f"term_{sigma2}"] = _lists(scores["term"])
-    columns[f"term_{sigma2}_clipped"] = _lists(scores["term_clipped"])
+    columns["eps_mse"] = _lists(found.eps_mse)
+    columns[f"term_{sigma2}"] = _lists(found.terms)
+    columns[f"term_{sigma2}_clipped"] = _lists(found.terms_clipped)
     # L_0 of each evaluation at t = 0 under each of `decoder_variances`: what the term's own sigma^2 does not tell.
-    columns["L_0_draws"] = _lists(scores["decoder"].flatten(1))
+    columns["L_0_draws"] = _lists(found.decoder_draws.flatten(1))
     return columns
 
 

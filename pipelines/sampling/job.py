@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model, model_from_bytes
+from ddpm_core.process.discrete import discrete
 from pipelines.cli.console import event, waiting
 from pipelines.cluster import connection
 from pipelines.data.ingest.decode import decode_image
@@ -99,7 +100,7 @@ def request_of(config: SampleConfig, found: FoundModel, model: Model) -> dict[st
     Raises:
         ConfigError: The model has other numbers of steps.
     """
-    ddim, num_timesteps = config.sampler == "ddim", model.schedule.num_timesteps
+    ddim, num_timesteps = config.sampler == "ddim", discrete(model.denoiser.process).num_timesteps
     steps = config.steps or (min(_DEFAULT_DDIM_STEPS, num_timesteps) if ddim else num_timesteps)
     if steps > num_timesteps:
         raise ConfigError(f"steps = {steps}: the model has {num_timesteps} diffusion steps; ask for at most as many")
@@ -158,7 +159,7 @@ def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]
     """Compute what is missing, commit; returns the manifest."""
     output = run.output
     with waiting("preparing the output"):
-        run.announce({"ddpm.dataset_id": (model.config["extra"].get("dataset") or {}).get("id")})
+        run.announce({"ddpm.dataset_id": (model.extra.get("dataset") or {}).get("id")})
         pool = config.pool.unless_small(lambda: _work(config, output, model))
         where = f"on {connection.connect()}" if pool else "in this process"
     event(f"sampling {config.num_images:,} images {where} into {output.location}")
@@ -175,7 +176,7 @@ def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "num_rows": config.num_images,
-        "image_shape": [*model.unet.config.height_width, model.unet.config.in_channels],
+        "image_shape": [*model.denoiser.image_shape[1:], model.denoiser.image_shape[0]],
         "model": run.found.origin,
         "lineage": _lineage(model),
         "code_version": code_version(),
@@ -212,12 +213,12 @@ def _grid(output: ShardedOutput, names: list[str]) -> bytes:
 
 def _lineage(model: Model) -> dict[str, Any]:
     """What the model's own config says of its training."""
-    extra = model.config["extra"]
+    extra = model.extra
     return {name: extra.get(name) for name in ("step", "dataset", "code_version")}
 
 
 def _described(found: FoundModel, model: Model) -> str:
-    return found.described(model.config["extra"].get("step"))
+    return found.described(model.extra.get("step"))
 
 
 def _rows(

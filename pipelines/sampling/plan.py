@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ddpm_core.model import Model, model_from_bytes
-from ddpm_core.unet import pixel_weights
+from ddpm_core.networks.unet import pixel_weights
+from ddpm_core.process.discrete import discrete
 from pipelines.cli.console import clock, waiting
 from pipelines.cluster import connection
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
@@ -41,7 +42,7 @@ class _Calibrate:
         torch.set_num_threads(self.threads)
         model = model_from_bytes(self.files, self.request["device"])
         ids = torch.arange(self.request["batch_size"])
-        steps = min(_CALIBRATION_STEPS, model.schedule.num_timesteps)
+        steps = min(_CALIBRATION_STEPS, discrete(model.denoiser.process).num_timesteps)
         request = {**self.request, "sampler": "ddim", "eta": 0.0}
         sample_batch({**request, "steps": 1}, model, ids)
         start = time.perf_counter()
@@ -78,7 +79,7 @@ def work_of(request: Mapping[str, Any], model: Model, shards_left: Sequence[int]
     shard_size, batch_size, num_images = request["shard_size"], request["batch_size"], request["num_images"]
     sizes = [min(shard_size, num_images - index * shard_size) for index in shards_left]
     calls = sum(-(-size // batch_size) for size in sizes) * request["steps"]
-    return Work(sum(sizes), calls, float(calls) * batch_size * pixel_weights(model.unet))
+    return Work(sum(sizes), calls, float(calls) * batch_size * pixel_weights(model.denoiser.network))
 
 
 def plan(
@@ -90,13 +91,13 @@ def plan(
     num_shards = -(-num_images // shard_size)
     work = work_of(request, model, shards_left)
     images, calls = work.images, work.calls
-    size = model.unet.config.height_width
+    channels, height, width = model.denoiser.image_shape
     rows = [
         ("shards", f"{len(shards_left):,} of {num_shards:,} to do, up to {shard_size:,} images each"),
-        ("images", f"{images:,} of {num_images:,} to do, {size[0]}x{size[1]}x{model.unet.config.in_channels}"),
+        ("images", f"{images:,} of {num_images:,} to do, {height}x{width}x{channels}"),
         ("sampler", f"{request['sampler']}, {request['steps']:,} steps"),
         ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
-        ("model", found.described(model.config["extra"].get("step"))),
+        ("model", found.described(model.extra.get("step"))),
     ]
     if not shards_left:
         return rows

@@ -22,7 +22,11 @@ from torch import Tensor
 
 from ddpm_core.images import to_uint8
 from ddpm_core.model import Model
-from ddpm_core.sampling import OnStep, ddim_timesteps, sample_ddim, sample_ddpm
+from ddpm_core.process.variances import variance_named
+from ddpm_core.samplers.base import OnStep, Sampler, sample
+from ddpm_core.samplers.ddim import DDIM
+from ddpm_core.samplers.ddpm import DDPM
+from pipelines.cluster.precision import PRECISION_OF
 from pipelines.models.kept import load_kept
 from pipelines.outputs.pictures import encode_png, grid_png, to_picture
 from pipelines.outputs.progress import made
@@ -60,7 +64,7 @@ class SampleShards:
         """Sample, encode. The network sees batches of one shape at fixed ids; what is beyond the last is dropped."""
         start = index * self.request["shard_size"]
         stop = min(start + self.request["shard_size"], self.request["num_images"])
-        trajectory = Trajectory(self.request, model) if start == 0 else None
+        trajectory = Trajectory(self.request["steps"]) if start == 0 else None
         pngs: list[bytes] = []
         for first in range(start, stop, self.request["batch_size"]):
             ids = torch.arange(first, first + self.request["batch_size"])
@@ -77,17 +81,19 @@ def sample_batch(
     request: Mapping[str, Any], model: Model, ids: Tensor, on_step: OnStep | None = None
 ) -> npt.NDArray[np.uint8]:
     """The images uint8 [B, H, W, C] of `ids` int64 [B] by the request's sampler, on the model's device."""
-    config, eps_fn = model.unet.config, model.eps_fn(request["dtype"])
-    shape = (config.in_channels, *config.height_width)
-    common: dict[str, Any] = {"clip_x_0": request["clip_x_0"], "device": model.device, "on_step": on_step}
+    denoiser = model.denoiser.in_precision(PRECISION_OF[request["dtype"]])
+    ids = ids.to(denoiser.device)
     with torch.inference_mode():
-        if request["sampler"] == "ddpm":
-            x = sample_ddpm(model.schedule, eps_fn, ids, shape, request["seed"], request["sigma2"], **common)
-        else:
-            steps, eta = request["steps"], request["eta"]
-            x = sample_ddim(model.schedule, eps_fn, ids, shape, request["seed"], steps, eta, **common)
+        x = sample(denoiser, sampler_of(request), ids, request["seed"], request["clip_x_0"], on_step=on_step)
     images: npt.NDArray[np.uint8] = to_uint8(x).cpu().numpy()
     return images
+
+
+def sampler_of(request: Mapping[str, Any]) -> Sampler:
+    """The request's sampler."""
+    if request["sampler"] == "ddpm":
+        return DDPM(variance_named(request["sigma2"]))
+    return DDIM(request["steps"], request["eta"])
 
 
 @dataclass
@@ -102,9 +108,9 @@ class _Counted:
     def watching(self, other: OnStep | None) -> OnStep:
         """The sampler's `on_step`; calls `other` too."""
 
-        def on_step(t: int, x_t: Tensor, x_0_pred: Tensor) -> None:
+        def on_step(k: int, z_t: Tensor, x_0_pred: Tensor) -> None:
             if other is not None:
-                other(t, x_t, x_0_pred)
+                other(k, z_t, x_0_pred)
             self.done += 1
             made(self.before + self.images * self.done / self.steps)
 
@@ -114,18 +120,15 @@ class _Counted:
 class Trajectory:
     """Watches a sampler and keeps some steps of its first images."""
 
-    def __init__(self, request: Mapping[str, Any], model: Model) -> None:
-        num_timesteps = model.schedule.num_timesteps
-        steps = request["steps"] if request["sampler"] == "ddim" else num_timesteps
-        all_steps = ddim_timesteps(num_timesteps, steps)
-        chosen = np.linspace(0, len(all_steps) - 1, min(_TRAJECTORY_STEPS, len(all_steps))).round().astype(int)
-        self._steps = {all_steps[index] for index in chosen}
+    def __init__(self, num_steps: int) -> None:
+        chosen = np.linspace(0, num_steps - 1, min(_TRAJECTORY_STEPS, num_steps)).round().astype(int)
+        self._steps = set((num_steps - 1 - chosen).tolist())
         self._kept: list[Tensor] = []
 
-    def __call__(self, t: int, x_t: Tensor, x_0_pred: Tensor) -> None:
+    def __call__(self, k: int, z_t: Tensor, x_0_pred: Tensor) -> None:
         """Take a step's input and prediction, [B, C, H, W] in model range."""
-        if t in self._steps:
-            pair = torch.stack([x_t[:_TRAJECTORY_IMAGES], x_0_pred[:_TRAJECTORY_IMAGES]], dim=1)
+        if k in self._steps:
+            pair = torch.stack([z_t[:_TRAJECTORY_IMAGES], x_0_pred[:_TRAJECTORY_IMAGES]], dim=1)
             self._kept.append(pair.cpu())
 
     def png(self, num_images: int) -> bytes:

@@ -10,7 +10,7 @@ from pipelines.cli.config import as_dict, require, require_place
 from pipelines.training.network import NetworkConfig
 
 if TYPE_CHECKING:
-    from ddpm_core.schedule import NoiseSchedule
+    from ddpm_core.process.discrete import DiscreteProcess
 
 
 DIGITS, DIGITS_TEST, HELD_OUT = "embedded://digits/train", "embedded://digits/test", "held-out"
@@ -79,15 +79,17 @@ class DiffusionConfig:
         """T of the schedule that results."""
         return self.num_timesteps if self.betas is None else len(self.betas)
 
-    def noise_schedule(self) -> "NoiseSchedule":
-        """The schedule's tables."""
-        from ddpm_core.schedule import NoiseSchedule  # here: fields are checked and --help is shown without torch
+    def process(self) -> "DiscreteProcess":
+        """The process with its tables."""
+        from ddpm_core.process.discrete import (
+            DiscreteProcess,  # here: fields are checked and --help is shown without torch
+        )
 
         if self.betas is not None:
-            return NoiseSchedule.from_betas(self.betas)
+            return DiscreteProcess.from_betas(self.betas)
         if self.schedule == "cosine":
-            return NoiseSchedule.cosine(self.num_timesteps)
-        return NoiseSchedule.linear(self.num_timesteps, self.beta_start, self.beta_end)
+            return DiscreteProcess.cosine(self.num_timesteps)
+        return DiscreteProcess.linear(self.num_timesteps, self.beta_start, self.beta_end)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -10,15 +11,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from ddpm_core import noise
-from ddpm_core.config import UNetConfig
-from ddpm_core.diffusion import q_sample
+from ddpm_core import counter_random
+from ddpm_core.denoiser import NetworkDenoiser, Precision, Prediction
 from ddpm_core.ema import EMA
 from ddpm_core.errors import CheckpointError
 from ddpm_core.images import to_model_range
-from ddpm_core.losses import eps_mse, loss_weights
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet
+from ddpm_core.objectives import Objective, objective_named
+from ddpm_core.process.discrete import discrete
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import OptimizationConfig
 
@@ -44,32 +43,34 @@ class Learner:
 
     def __init__(
         self,
-        unet_config: UNetConfig,
-        schedule: NoiseSchedule,
+        denoiser: Callable[[], NetworkDenoiser],
         config: OptimizationConfig,
         random_flip: bool,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.schedule, self.random_flip = config, schedule, random_flip
+        self.config, self.random_flip = config, random_flip
         self.device, self.rank, self.world_size = device, rank, world_size
         torch.manual_seed(config.seed)
-        self.unet = UNet(unet_config).to(device)
+        self._build = denoiser
+        self.denoiser = denoiser().to(device)
+        self.denoiser.precision = cast(Precision, config.precision)  # settled by now
         if device.type == "cuda":
-            self.unet = self.unet.to(memory_format=torch.channels_last)
+            self.denoiser.network.to(memory_format=torch.channels_last)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        self.network: Callable[[Tensor, Tensor], Tensor] = self.unet
         if config.compile:
-            self.network = torch.compile(self.unet)
+            self.denoiser.network.compile()
+        self.denoise: Callable[..., Prediction] = self.denoiser
         if world_size > 1:
-            self.network = nn.parallel.DistributedDataParallel(
-                self.network, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            self.denoise = nn.parallel.DistributedDataParallel(
+                self.denoiser, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
         optimizer = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(self.unet.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
-        self.ema = EMA(self.unet, config.ema_decay, warmup=True)
-        self.weights = loss_weights(config.loss, schedule, gamma=config.min_snr_gamma).to(device, torch.float32)
+        self.optimizer = optimizer(self.denoiser.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
+        self.ema = EMA(self.denoiser.named_weights(), config.ema_decay, warmup=True)
+        objective = objective_named(config.loss, discrete(self.denoiser.process), config.min_snr_gamma)
+        self.objective: Objective = objective.to(device)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant (Ho et al. 2020, appendix B)."""
@@ -83,7 +84,7 @@ class Learner:
         )
         if self.config_has_dropout:
             # Resumable without saved generator states: the masks are a function of (seed, step, rank).
-            low, high = noise.stream_key(self.config.seed, f"train/dropout/{batch.step}/{self.rank}")
+            low, high = counter_random.stream_key(self.config.seed, f"train/dropout/{batch.step}/{self.rank}")
             torch.manual_seed(low | high << 32)
         count = self.config.accumulate
         parts = zip(*(values.tensor_split(count) for values in (to_model_range(images), ids, epochs)), strict=True)
@@ -93,10 +94,10 @@ class Learner:
             if index == count - 1 or self.world_size == 1:
                 torch.autograd.backward(part)
             else:
-                with self.network.no_sync():  # type: ignore[attr-defined]
+                with self.denoise.no_sync():  # type: ignore[attr-defined]
                     torch.autograd.backward(part)
             loss += part.detach()
-        grad_norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.grad_clip or math.inf)
+        grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(batch.step)
         self.optimizer.step()
@@ -106,54 +107,34 @@ class Learner:
         return StepResult(loss / self.world_size, grad_norm)
 
     def _loss(self, x_0: Tensor, ids: Tensor, epochs: Tensor) -> Tensor:
-        """Σ over rows of w(t) ‖ε - ε_θ(x_t, t)‖²/D, times world size / global batch (Ho et al. 2020, eq. 14)."""
+        """Σ over rows of the objective's loss, times world size / global batch."""
         seed = self.config.seed
-        t = noise.randint(seed, "train/t", ids, epochs, self.schedule.num_timesteps)
-        eps = noise.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
+        time = self.denoiser.process.draw(counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0])
+        eps = counter_random.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
         if self.random_flip:
-            flip = noise.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
+            flip = counter_random.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        x_t = q_sample(self.schedule, x_0, t, eps)
-        with self.autocast():
-            eps_pred = self.network(x_t, t)
-        rows = self.weights[t] * eps_mse(eps, eps_pred.float())
+        rows = self.objective(self.denoise, x_0, time, eps)
         return rows.sum() * (self.world_size / self.config.batch_size)
 
     @property
     def config_has_dropout(self) -> bool:
         """Whether a step draws dropout masks."""
-        return self.unet.config.dropout > 0
+        return self.denoiser.network.config.dropout > 0
 
-    def autocast(self) -> torch.autocast:
-        """The precision the network runs in."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled={"fp32": False, "bf16": True}[self.config.precision]
-        )
-
-    def eps_fn(self, unet: UNet) -> Callable[[Tensor, Tensor], Tensor]:
-        """A network as the samplers and the likelihood call it, in evaluation mode and training's precision."""
-        unet.eval()
-
-        def call(x_t: Tensor, t: Tensor) -> Tensor:
-            with torch.inference_mode(), self.autocast():
-                eps: Tensor = unet(x_t, t)
-                return eps.float()
-
-        return call
-
-    def ema_unet(self) -> UNet:
-        """A copy of the network with the EMA weights."""
-        unet = UNet(self.unet.config).to(self.device)
-        self.ema.copy_to(unet)
-        return unet
+    def averaged(self) -> NetworkDenoiser:
+        """A copy of the denoiser with the averaged weights, in evaluation mode and training's precision."""
+        denoiser = self._build().to(self.device)
+        self.ema.copy_to(denoiser.named_weights())
+        return denoiser.in_precision(self.denoiser.precision)
 
     def state(self) -> dict[str, bytes]:
         """Resume state as safetensors files; the EMA is in the model beside it."""
         moments = {}
-        for name, parameter in self.unet.named_parameters():
+        for name, parameter in self.denoiser.named_weights().items():
             for key, value in self.optimizer.state[parameter].items():
                 moments[f"{key}/{name}"] = value.detach().cpu().contiguous()
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.unet.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.denoiser.named_weights().items()}
         return {"weights.safetensors": save_tensors(weights), "optimizer.safetensors": save_tensors(moments)}
 
     @torch.no_grad()
@@ -164,10 +145,12 @@ class Learner:
             CheckpointError: They belong to another network.
         """
         try:
-            self.unet.load_state_dict(load_tensors(weights))
+            stored = load_tensors(weights)
+            for name, parameter in self.denoiser.named_weights().items():
+                parameter.copy_(stored[name])
             self.ema.load_state_dict(load_tensors(ema))
             moments = load_tensors(optimizer)
-            for name, parameter in self.unet.named_parameters():
+            for name, parameter in self.denoiser.named_weights().items():
                 # fused Adam keeps every entry, its step count too, on the parameter's device, and the moments in
                 # the parameter's memory layout (channels-last on GPUs), which safetensors does not keep
                 state = {"step": moments[f"step/{name}"].to(self.device)}

@@ -5,7 +5,6 @@ do not depend on how many ranks there are.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from ddpm_core.denoiser import Denoiser
 from ddpm_core.images import to_uint8
-from ddpm_core.likelihood import estimate_bpd
-from ddpm_core.sampling import sample_ddim
-from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.likelihood.designs import stratified_design, timestep_proposal
+from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.process.discrete import discrete
+from ddpm_core.process.variances import variance_named
+from ddpm_core.samplers.base import sample
+from ddpm_core.samplers.ddim import DDIM
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.training.config import GridConfig, ValidationConfig
 
-EpsFn = Callable[[Tensor, Tensor], Tensor]
 # Samples drawn in one network call: the unit that is divided among the ranks.
 _SAMPLE_BATCH = 32
 
@@ -77,8 +78,7 @@ def validated_rows(dataset: PreparedDataset, num_images: int, hold_out: HoldOut 
 
 
 def validate(
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
+    denoiser: Denoiser,
     dataset: PreparedDataset,
     config: ValidationConfig,
     seed: int,
@@ -93,25 +93,18 @@ def validate(
     chosen = validated_rows(dataset, config.num_images, hold_out)
     num_images = len(chosen)
     starts = range(0, num_images, config.batch_size)
+    proposal, variance = timestep_proposal(discrete(denoiser.process)), variance_named(config.sigma2)
     rows = []
     for start in starts[ranks.rank :: ranks.world_size]:
         stop = min(start + config.batch_size, num_images)
         ids = chosen[start:stop]
         images, _ = dataset.read_rows(ids)
-        # every call of the network has the same shape; what pads the last batch is not counted
-        padding = np.arange(config.batch_size) % (stop - start)
-        pixels = torch.tensor(images[padding]).permute(0, 3, 1, 2).to(device)
-        terms = estimate_bpd(
-            schedule,
-            eps_fn,
-            pixels,
-            torch.tensor(ids[padding]).to(device),
-            seed,
-            config.timesteps_per_image,
-            sigma2=config.sigma2,
-        )
-        columns = torch.stack([terms.total, terms.prior, terms.kl_sum, terms.decoder], dim=1)
-        rows.append((start, columns[: stop - start].cpu().numpy()))
+        levels = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
+        k = config.timesteps_per_image
+        design = stratified_design(torch.arange(start, stop), seed, proposal, k, replicates=1)
+        found = elbo(denoiser, levels, torch.tensor(ids).to(device), design, seed, variance, config.batch_size)
+        total, decoder, kl_sum = found.parts()
+        rows.append((start, torch.stack([total, found.prior, kl_sum, decoder], dim=1).numpy()))
     gathered = sorted((row for part in ranks.gather(rows) for row in part), key=lambda row: row[0])
     table = np.concatenate([values for _, values in gathered])
     total, prior, kl_sum, decoder = table.mean(axis=0).tolist()
@@ -120,23 +113,19 @@ def validate(
 
 
 def sample_images(
-    eps_fn: EpsFn,
-    schedule: NoiseSchedule,
-    image_shape: tuple[int, int, int],
+    denoiser: Denoiser,
     config: GridConfig,
     seed: int,
     device: torch.device,
     ranks: Ranks,
 ) -> npt.NDArray[np.uint8]:
     """`config.num_images` samples uint8 [n, H, W, C] by DDIM (η = 0), the same on any number of ranks."""
-    height, width, channels = image_shape
     size = min(config.num_images, _SAMPLE_BATCH)
     parts = []
     for start in range(0, config.num_images, size)[ranks.rank :: ranks.world_size]:
         ids = torch.arange(start, start + size, device=device)
-        samples = sample_ddim(
-            schedule, eps_fn, ids, (channels, height, width), seed, num_steps=config.sampler_steps, device=device
-        )
+        with torch.inference_mode():
+            samples = sample(denoiser, DDIM(config.sampler_steps), ids, seed)
         parts.append((start, to_uint8(samples).cpu().numpy()))
     gathered = sorted((row for part in ranks.gather(parts) for row in part), key=lambda row: row[0])
     return np.concatenate([images for _, images in gathered])[: config.num_images]

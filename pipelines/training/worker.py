@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.errors import NonFiniteLossError
 from ddpm_core.model import model_bytes, model_id_of
 from pipelines.cli.console import plus_minus
@@ -60,10 +61,9 @@ class Worker:
         self.hold_out = HoldOut(self.dataset.num_rows, self.config.data.hold_out or 0)
         self.validation = PreparedDataset.open(job.validation) if job.validation else None
         self.held_out = self.hold_out if self.config.data.validation == HELD_OUT else None  # what of it is validated on
-        self.unet_config = self.config.network.unet_config(self.dataset.image_shape)
+        network, process = self.config.network.unet_config(self.dataset.image_shape), self.config.diffusion.process()
         self.learner = Learner(
-            self.unet_config,
-            self.config.diffusion.noise_schedule(),
+            lambda: EpsDenoiser.build(network, process),
             self.config.train,
             self.config.data.random_flip,
             self.device,
@@ -230,11 +230,9 @@ class Worker:
     def _validate(self, done: int) -> None:
         if self.validation is None:
             return
-        eps_fn = self.learner.eps_fn(self.learner.ema_unet())
         config = self.config
         result = validate(
-            eps_fn,
-            self.learner.schedule,
+            self.learner.averaged(),
             self.validation,
             config.validation,
             config.train.seed,
@@ -264,11 +262,8 @@ class Worker:
         self.last_validation = result
 
     def _grid(self, done: int) -> None:
-        eps_fn = self.learner.eps_fn(self.learner.ema_unet())
         images = sample_images(
-            eps_fn,
-            self.learner.schedule,
-            self.dataset.image_shape,
+            self.learner.averaged(),
             self.config.grid,
             self.config.train.seed,
             self.device,
@@ -291,9 +286,7 @@ class Worker:
             for part in parts:
                 self.used_before.merge(part)
             self._check_ledger(done)
-            model = model_bytes(
-                self.learner.ema.state_dict(), self.unet_config, self.learner.schedule, self._provenance(done)
-            )
+            model = model_bytes(self.learner.ema.state_dict(), self.learner.denoiser, self._provenance(done))
             files = {f"model/{name}": data for name, data in model.items()}
             files |= {**self.learner.state(), "ledger.parquet": self.used_before.to_bytes()}
             state = {
@@ -351,7 +344,7 @@ class Worker:
             "dataset_id": self.dataset.dataset_id,
             "grid": (Location.parse(self.job.run) / "grids" / f"step-{steps:08d}.png").uri,
             "validation": self._validation_result(),
-            "parameters": sum(parameter.numel() for parameter in self.learner.unet.parameters()),
+            "parameters": sum(parameter.numel() for parameter in self.learner.denoiser.parameters()),
         }
         (Location.parse(self.job.run) / RESULT).write_json(result)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ddpm_core.errors import ConfigError, DataError, DDPMError
 from ddpm_core.model import model_from_bytes
+from ddpm_core.process.discrete import discrete
 from pipelines.cli.config import digest
 from pipelines.cluster import connection, demand
 from pipelines.cluster.actor_pool import ActorPool
@@ -201,8 +202,8 @@ def _check_evaluation(location: Location, manifest: Mapping[str, Any], result: V
     if not result.problems:
         found = stored_model(location / "model")
         assert found is not None, "checked above"
-        schedule = model_from_bytes(found.files).schedule
-        again = results(location, manifest["request"], names, schedule, recorded["data_set_size"]).summary
+        process = discrete(model_from_bytes(found.files).denoiser.process)
+        again = results(location, manifest["request"], names, process, recorded["data_set_size"]).summary
         different = _differing_means(recorded["means"], again["means"])
         result.problems += [f"{location / MANIFEST}: {name} is not what the rows give" for name in different]
         rows.append(("means", f"{len(again['means'])} with their intervals, computed again from the rows"))

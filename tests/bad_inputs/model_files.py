@@ -15,10 +15,11 @@ def _good() -> tuple[bytes, bytes]:
     from support.sample_runs import NETWORK, tiny_state
 
     from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_bytes
-    from ddpm_core.schedule import NoiseSchedule
+    from ddpm_core.denoiser import EpsDenoiser
+    from ddpm_core.process.discrete import DiscreteProcess
 
     extra = {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9}, "code_version": "0.0"}
-    files = model_bytes(tiny_state(), NETWORK, NoiseSchedule.linear(20), extra)
+    files = model_bytes(tiny_state(), EpsDenoiser.build(NETWORK, DiscreteProcess.linear(20)), extra)
     return files[CONFIG_FILE], files[WEIGHTS_FILE]
 
 

@@ -16,7 +16,7 @@ from chaos.world import World
 from PIL import Image
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.unet import UNetConfig
+from ddpm_core.config import UNetConfig
 
 # A driver of jobs/ingest.py that cuts the source into units of 21 images, so that there are many of them.
 _INGEST = """

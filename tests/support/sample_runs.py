@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from ddpm_core.model import save_model
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet, UNetConfig
+from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.config import UNetConfig
+from ddpm_core.denoiser import EpsDenoiser
+from ddpm_core.networks.unet import UNet
 from pipelines.sampling.config import SampleConfig
 
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
@@ -36,7 +38,8 @@ def save_tiny_model(
         "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9},
         "code_version": "0.0+src.abc",
     }
-    return save_model(directory, state, network, NoiseSchedule.linear(timesteps), extra)
+    denoiser = EpsDenoiser.build(network, DiscreteProcess.linear(timesteps))
+    return save_model(directory, state, denoiser, extra)
 
 
 def tiny(root: Path, **fields: Any) -> SampleConfig:

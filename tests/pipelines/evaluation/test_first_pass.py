@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.likelihood import timestep_proposal
+from ddpm_core.likelihood.designs import timestep_proposal
 from ddpm_core.model import load_model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.first_pass import measured_proposal
@@ -20,7 +20,7 @@ def test_the_measured_proposal_is_a_distribution_of_its_own(
     model = load_model(tmp_path / "model")
     request = {"seed": 3, "sigma2": "beta_tilde", "dtype": "float32", "batch_size": 64, "estimator": "importance"}
     found = measured_proposal(model, make_dataset(70), request)
-    plain = timestep_proposal(model.schedule).numpy()
+    plain = timestep_proposal(model.denoiser.process).numpy()
     assert found.shape == (19,)
     assert found.sum() == pytest.approx(1.0)
     assert (found >= 0.2 * plain).all()

@@ -19,7 +19,7 @@ from ddpm_core.estimators import decoder_variances, full_design
 from ddpm_core.likelihood import elbo_terms, optimal_sigma2
 from ddpm_core.model import Model, load_model
 from ddpm_core.sampling import ddim_timesteps
-from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation import first_pass, results
@@ -144,7 +144,7 @@ def test_a_sub_sequences_prediction_equals_a_direct_evaluation(tmp_path: Path, d
     found, _, model = in_process(config, data)
     steps = ddim_timesteps(20, 10)
     abar = model.schedule.alphas_cumprod[steps]
-    short = NoiseSchedule.from_betas(1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]]))
+    short = DiscreteProcess.from_betas(1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]]))
     sigma2 = torch.cat([model.schedule.posterior_variance[1:2], short.posterior_variance[1:]])
     _, images, _ = data.read_images(0, ROWS)
     pixels, of_step = torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(steps)

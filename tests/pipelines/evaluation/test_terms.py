@@ -12,7 +12,7 @@ from support.sample_runs import save_tiny_model
 from ddpm_core.estimators import decoder_variances, full_design, replicate_values, stratified_design
 from ddpm_core.likelihood import elbo_terms, prior_bpd, timestep_proposal, x_0_of
 from ddpm_core.model import load_model
-from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.evaluation import terms as terms_module
 from pipelines.evaluation.shard import term_columns
 from pipelines.evaluation.terms import evaluate_images
@@ -21,7 +21,7 @@ REFERENCE = json.loads((Path(__file__).parents[2] / "data" / "ddpm_reference.jso
 REQUEST = {"seed": 3, "sigma2": "beta_tilde", "dtype": "float32", "batch_size": 24}
 
 
-def toy_model(schedule: NoiseSchedule) -> Any:
+def toy_model(schedule: DiscreteProcess) -> Any:
     """The reference's network: 0.9 x + 0.1 sin(t)."""
 
     def eps_fn(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ def toy_model(schedule: NoiseSchedule) -> Any:
 def test_the_reference_values_through_the_jobs_code_path(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ho 2020, eqs. 5, 12 and 13, with the reference's noise in the place of the job's."""
     expected = REFERENCE["elbo"][case]
-    schedule = NoiseSchedule.from_betas(expected["betas"])
+    schedule = DiscreteProcess.from_betas(expected["betas"])
     eps = torch.tensor(REFERENCE["eps"], dtype=torch.float64)  # [T, n, C, H, W]
     images = torch.tensor(REFERENCE["x_0"], dtype=torch.uint8).permute(0, 2, 3, 1)
     monkeypatch.setattr(terms_module, "evaluation_noise", lambda seed, ids, column, shape: eps[column, ids])
@@ -76,7 +76,7 @@ def test_every_t_gives_what_elbo_terms_gives(model: Any) -> None:
 
 def test_the_size_of_batches_moves_last_bits_only_and_every_call_has_one_shape(model: Any) -> None:
     images, ids = images_of(6).numpy(), torch.arange(6)
-    design = stratified_design(torch.arange(6), 3, timestep_proposal(model.schedule), 8)
+    design = stratified_design(torch.arange(6), 3, timestep_proposal(model.denoiser.process), 8)
     shapes = []
 
     def watched(dtype: str) -> Any:

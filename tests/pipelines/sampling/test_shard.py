@@ -17,7 +17,7 @@ from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
 from ddpm_core.model import load_model
 from ddpm_core.sampling import sample_ddim, sample_ddpm
-from ddpm_core.unet import UNetConfig
+from ddpm_core.config import UNetConfig
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest

@@ -60,7 +60,7 @@ def test_a_training_leaves_checkpoints_a_model_grids_and_its_record(one_worker: 
     model = load_model(result["model"])
     assert model.model_id == result["model_id"]
     assert model.config["extra"]["config"] == one_worker.semantic()
-    assert sum(parameter.numel() for parameter in model.unet.parameters()) == result["parameters"]
+    assert sum(parameter.numel() for parameter in model.denoiser.parameters()) == result["parameters"]
     assert (run / "grids").list() == ["step-00000012.png", "step-00000024.png"]
     assert Image.open(result["grid"]).size[0] > 60
     assert result["validation"]["num_images"] == 10

@@ -13,8 +13,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ddpm_core.errors import CheckpointError
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNetConfig
+from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.config import UNetConfig
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import OptimizationConfig
 from pipelines.training.learner import Learner
@@ -29,7 +29,7 @@ CONFIG = OptimizationConfig(batch_size=12, learning_rate=1e-2, warmup_steps=2, e
 
 
 def learner(config: OptimizationConfig = CONFIG, unet: UNetConfig = UNET, flip: bool = False) -> Learner:
-    return Learner(unet, NoiseSchedule.linear(100), config, flip, CPU)
+    return Learner(unet, DiscreteProcess.linear(100), config, flip, CPU)
 
 
 def batch(step: int, size: int = 12, epoch: int = 0) -> MicroBatch:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
-from ddpm_core.unet import UNet, count_parameters
+from ddpm_core.networks.unet import UNet, count_parameters
 from pipelines.training.network import NetworkConfig
 
 sides = st.integers(1, 300)

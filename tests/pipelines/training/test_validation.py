@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ddpm_core.likelihood import estimate_bpd
-from ddpm_core.schedule import NoiseSchedule
 from pipelines.storage.location import json_bytes
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.training.config import GridConfig, ValidationConfig
 from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
 
 torch.set_num_threads(1)
-SCHEDULE = NoiseSchedule.linear(100)
+SCHEDULE = DiscreteProcess.linear(100)
 CONFIG = ValidationConfig(num_images=50, timesteps_per_image=4, batch_size=16)
 CPU = torch.device("cpu")
 

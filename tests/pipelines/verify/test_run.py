@@ -13,7 +13,8 @@ from support.sample_runs import NETWORK, tiny_state
 
 from ddpm_core.errors import ConfigError, DataError
 from ddpm_core.model import model_bytes, model_id_of
-from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.denoiser import EpsDenoiser
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location, json_bytes
@@ -35,7 +36,7 @@ def save(run: Path, step: int, ledger: Ledger | None = None, **changes: Any) -> 
     """Commit a checkpoint as the training loop does; returns its model's id."""
     config = {"train": {"batch_size": BATCH}, "data": {}}
     provenance = {"step": step, "dataset": DATA, "config": config, "code_version": "1.2+src.abc"}
-    model = model_bytes(tiny_state(step), NETWORK, NoiseSchedule.linear(20), provenance)
+    model = model_bytes(tiny_state(step), EpsDenoiser.build(NETWORK, DiscreteProcess.linear(20)), provenance)
     files = {f"model/{name}": data for name, data in model.items()}
     files |= {"weights.safetensors": b"weights", "optimizer.safetensors": b"moments"}
     files["ledger.parquet"] = (ledger or ledger_of(step)).to_bytes()
