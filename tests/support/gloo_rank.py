@@ -21,7 +21,7 @@ def main(rank: int, world_size: int, directory: Path) -> None:
     ranks = Ranks(rank, world_size)
     for accumulate in (1, 2):
         config = replace(single.CONFIG, accumulate=accumulate, grad_clip=0.5)
-        learner = Learner(single.UNET, single.DiscreteProcess.linear(100), config, False, single.CPU, rank, world_size)
+        learner = Learner(single.build, config, False, single.CPU, rank, world_size)
         results = []
         for step in range(4):
             whole = single.batch(step)

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from ddpm_core.model import save_model
-from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.config import UNetConfig
 from ddpm_core.denoiser import EpsDenoiser
+from ddpm_core.model import save_model
 from ddpm_core.networks.unet import UNet
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.sampling.config import SampleConfig
 
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)

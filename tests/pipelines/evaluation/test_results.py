@@ -11,15 +11,17 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from support.denoisers import FunctionDenoiser
 from support.evaluate_runs import ROWS, tiny_evaluation
 from support.sample_runs import save_tiny_model
 
 from ddpm_core.errors import ModelError
-from ddpm_core.estimators import decoder_variances, full_design
-from ddpm_core.likelihood import elbo_terms, optimal_sigma2
+from ddpm_core.likelihood.curves import decoder_variances, optimal_variance
+from ddpm_core.likelihood.designs import full_design
+from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.model import Model, load_model
-from ddpm_core.sampling import ddim_timesteps
 from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import GivenVariance
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation import first_pass, results
@@ -50,7 +52,7 @@ def in_process(
     records = output.compute(TermShards(location, request, data, 1), num_shards)
     names = [record.name for record in records]
     rows = pd.concat(pd.read_parquet(io.BytesIO((output.shards / name).read_bytes())) for name in names)
-    return results.results(location, request, names, model.schedule, inputs.num_rows), rows, model
+    return results.results(location, request, names, model.denoiser.process, inputs.num_rows), rows, model
 
 
 @pytest.fixture
@@ -128,11 +130,12 @@ def test_the_optimal_variances_equal_a_direct_evaluation_with_the_other_halfs_ta
     half = np.arange(ROWS) % 2
     values = np.empty(ROWS)
     for mine in (0, 1):
-        sigma2 = optimal_sigma2(model.schedule, torch.tensor(mse[half != mine].mean(0)))
-        sigma2[0] = decoder_variances(model.schedule)[decoder[half != mine].sum(0).argmin()]
+        optimal = optimal_variance(model.denoiser.process, torch.tensor(mse[half != mine].mean(0)))
+        optimal.table[0] = decoder_variances(model.denoiser.process)[decoder[half != mine].sum(0).argmin()]
         ids = torch.tensor(np.flatnonzero(half == mine))
-        direct = elbo_terms(model.schedule, model.eps_fn(), pixels[ids], ids, 3, sigma2, draws=2)
-        values[half == mine] = direct.total
+        values[half == mine] = elbo(
+            model.denoiser, pixels[ids], ids, full_design(20, len(ids), 2), 3, optimal
+        ).replicates.mean(1)
     assert found.summary["means"]["bits_per_dim.optimal"]["mean"] == pytest.approx(values.mean(), rel=1e-5)
     best = found.summary["means"]["bits_per_dim.optimal"]["mean"]
     assert best < min(found.summary["means"][f"bits_per_dim.{name}"]["mean"] for name in ("beta", "beta_tilde"))
@@ -142,21 +145,17 @@ def test_a_sub_sequences_prediction_equals_a_direct_evaluation(tmp_path: Path, d
     """Kingma 2021, VDM, eq. 14: K = 10 of T = 20 steps, exactly with every t, within its interval with some of them."""
     config = tiny_evaluation(tmp_path, data, estimator="all")
     found, _, model = in_process(config, data)
-    steps = ddim_timesteps(20, 10)
-    abar = model.schedule.alphas_cumprod[steps]
+    process = model.denoiser.process
+    steps = process.grid(10).flip(0)
+    abar = process.alpha2[steps]
     short = DiscreteProcess.from_betas(1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]]))
-    sigma2 = torch.cat([model.schedule.posterior_variance[1:2], short.posterior_variance[1:]])
+    sigma2 = GivenVariance(torch.cat([process.posterior_variance[1:2], short.posterior_variance[1:]]))
     _, images, _ = data.read_images(0, ROWS)
-    pixels, of_step = torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(steps)
-    direct = elbo_terms(
-        short,
-        lambda x_t, t: model.eps_fn()(x_t, of_step[t]),
-        pixels,
-        torch.arange(ROWS),
-        seed=11,
-        sigma2=sigma2,
-        draws=8,
-    ).total
+    pixels = torch.tensor(images).permute(0, 3, 1, 2)
+    denoiser = FunctionDenoiser(lambda z_t, t: model.denoiser(z_t, steps[t]).eps, short)
+    direct = elbo(
+        denoiser, pixels, torch.arange(ROWS), full_design(10, ROWS, 8), seed=11, variance=sigma2
+    ).replicates.mean(1)
     got = found.summary["means"]["bits_per_dim.steps_10.beta_tilde"]
     # Two Monte-Carlo estimates of the same images with different noise: 2 and 8 draws.
     tolerance = 2 * (got["given_images"][1] - got["mean"])

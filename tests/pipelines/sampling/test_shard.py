@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 from support.sample_runs import save_tiny_model, tiny
 
+from ddpm_core.config import UNetConfig
 from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
 from ddpm_core.model import load_model
-from ddpm_core.sampling import sample_ddim, sample_ddpm
-from ddpm_core.config import UNetConfig
+from ddpm_core.process.variances import variance_named
+from ddpm_core.samplers.base import sample
+from ddpm_core.samplers.ddim import DDIM
+from ddpm_core.samplers.ddpm import DDPM
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
@@ -78,11 +81,10 @@ def test_shards_in_another_order_and_by_another_actor_are_the_same_bytes(tmp_pat
 def test_the_images_are_those_of_the_sampler(tmp_path: Path, fields: dict[str, Any]) -> None:
     """Ho 2020, algorithm 2; Song 2021 (DDIM), eq. 12: an image is the sampler's, by its id alone."""
     found, model = all_images(tmp_path, **fields), load_model(tmp_path / "model")
-    ids, common = torch.tensor([0, 7, 21]), {"clip_x_0": fields.get("clip_x_0", True)}
+    ids, sampler = torch.tensor([0, 7, 21]), DDIM(5, fields.get("eta", 0.0))
     if fields.get("sampler") == "ddpm":
-        x = sample_ddpm(model.schedule, model.unet, ids, (1, 8, 8), 3, fields.get("sigma2", "beta_tilde"), **common)
-    else:
-        x = sample_ddim(model.schedule, model.unet, ids, (1, 8, 8), 3, 5, fields.get("eta", 0.0), **common)
+        sampler = DDPM(variance_named(fields.get("sigma2", "beta_tilde")))
+    x = sample(model.denoiser, sampler, ids, 3, fields.get("clip_x_0", True))
     expected = to_uint8(x).numpy()[..., 0]
     for row, index in enumerate(ids.tolist()):
         assert np.abs(found[index].astype(int) - expected[row].astype(int)).max() <= 1

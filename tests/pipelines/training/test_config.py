@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ddpm_core.errors import ConfigError
-from pipelines.cli.config import as_dict, differences, parse
 from ddpm_core.networks.unet import UNet
+from pipelines.cli.config import as_dict, differences, parse
 from pipelines.training.config import DIGITS_TEST, ClusterConfig, DataConfig, OptimizationConfig, TrainConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -113,7 +113,7 @@ def test_a_batch_has_a_row_for_every_worker_and_part() -> None:
 def test_a_table_of_betas_replaces_the_schedule_and_is_checked() -> None:
     betas = ["--diffusion.betas", "[0.1, 0.2, 0.3]", "--validation.timesteps_per_image", "2"]
     config = read(*betas, "--grid.sampler_steps", "3")
-    assert config.diffusion.process().betas.tolist() == [0.1, 0.2, 0.3]
+    assert config.diffusion.process().step_variance.tolist() == [0.1, 0.2, 0.3]
     with pytest.raises(ConfigError, match=r"grid\.sampler_steps = 4: must be at most .* = 3"):
         read(*betas, "--grid.sampler_steps", "4")
     with pytest.raises(ConfigError, match=r"validation\.timesteps_per_image = 16: must be below .* = 3"):
@@ -126,7 +126,7 @@ def test_a_table_of_betas_replaces_the_schedule_and_is_checked() -> None:
 
 def test_schedules_are_those_named() -> None:
     linear = TrainConfig().diffusion.process()
-    assert (linear.num_timesteps, float(linear.betas[0]), float(linear.betas[-1])) == (1000, 1e-4, 0.02)
+    assert (linear.num_timesteps, float(linear.step_variance[0]), float(linear.step_variance[-1])) == (1000, 1e-4, 0.02)
     assert read("--diffusion.schedule", "cosine").diffusion.process().config["name"] == "cosine"
 
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from ddpm_core.config import UNetConfig
+from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.errors import CheckpointError
 from ddpm_core.process.discrete import DiscreteProcess
-from ddpm_core.config import UNetConfig
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import OptimizationConfig
 from pipelines.training.learner import Learner
@@ -28,8 +29,12 @@ UNET = UNetConfig(
 CONFIG = OptimizationConfig(batch_size=12, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, precision="fp32")
 
 
+def build(unet: UNetConfig = UNET) -> EpsDenoiser:
+    return EpsDenoiser.build(unet, DiscreteProcess.linear(100))
+
+
 def learner(config: OptimizationConfig = CONFIG, unet: UNetConfig = UNET, flip: bool = False) -> Learner:
-    return Learner(unet, DiscreteProcess.linear(100), config, flip, CPU)
+    return Learner(lambda: build(unet), config, flip, CPU)
 
 
 def batch(step: int, size: int = 12, epoch: int = 0) -> MicroBatch:
@@ -39,7 +44,7 @@ def batch(step: int, size: int = 12, epoch: int = 0) -> MicroBatch:
 
 
 def weights(trained: Learner) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trained.unet.state_dict().items()}
+    return {name: value.detach().clone() for name, value in trained.denoiser.named_weights().items()}
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -85,7 +90,7 @@ def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
 
 def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("pipelines.training.learner.q_sample", lambda schedule, x_0, t, eps: seen.append(x_0) or x_0)
+    monkeypatch.setattr("ddpm_core.objectives.q_sample", lambda marginal, x_0, eps: seen.append(x_0) or x_0)
     trained = learner(flip=True)
     ids = torch.arange(400)
     ramp = torch.arange(8.0).expand(400, 1, 8, 8)
@@ -164,7 +169,7 @@ def test_bf16_keeps_float32_weights_moments_and_loss() -> None:
     plain = learner()
     assert float(plain.step(batch(0)).loss) == pytest.approx(float(result.loss), rel=0.02)
     ran_in: list[torch.dtype] = []
-    for module in trained.unet.modules():
+    for module in trained.denoiser.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda module, inputs, output: ran_in.append(output.dtype))
     trained.step(batch(1))
@@ -187,13 +192,13 @@ def test_gradients_are_clipped_and_their_norm_before_it_is_told() -> None:
 def test_the_evaluation_network_is_a_copy_without_dropout() -> None:
     trained = learner(unet=replace(UNET, dropout=0.5))
     trained.step(batch(0))
-    eps_fn = trained.eps_fn(trained.ema_unet())
-    x_t, t = torch.randn(4, 1, 8, 8), torch.arange(4)
-    before = eps_fn(x_t, t)
-    assert torch.equal(before, eps_fn(x_t, t))
+    averaged = trained.averaged()
+    z_t, t = torch.randn(4, 1, 8, 8), torch.arange(4)
+    before = averaged(z_t, t).eps
+    assert torch.equal(before, averaged(z_t, t).eps)
     trained.step(batch(1))
-    assert torch.equal(before, eps_fn(x_t, t))
-    assert not torch.equal(before, trained.eps_fn(trained.ema_unet())(x_t, t))
+    assert torch.equal(before, averaged(z_t, t).eps)
+    assert not torch.equal(before, trained.averaged()(z_t, t).eps)
 
 
 @pytest.mark.slow
@@ -229,7 +234,7 @@ def test_moments_take_the_memory_layout_of_their_parameters() -> None:
 
     def channels_last() -> Learner:
         made = learner()
-        made.unet.to(memory_format=torch.channels_last)
+        made.denoiser.network.to(memory_format=torch.channels_last)
         return made
 
     whole, first, second = channels_last(), channels_last(), channels_last()

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.denoisers import FunctionDenoiser
 
-from ddpm_core.likelihood import estimate_bpd
-from pipelines.storage.location import json_bytes
+from ddpm_core.likelihood.designs import Design, stratified_design, timestep_proposal
+from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import BetaTilde
+from pipelines.storage.location import json_bytes
 from pipelines.training.config import GridConfig, ValidationConfig
 from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
 
 torch.set_num_threads(1)
-SCHEDULE = DiscreteProcess.linear(100)
+PROCESS = DiscreteProcess.linear(100)
 CONFIG = ValidationConfig(num_images=50, timesteps_per_image=4, batch_size=16)
 CPU = torch.device("cpu")
 
@@ -63,12 +66,16 @@ class Network:
         return torch.tanh(self.mix(x_t)) * (1 + t.float() / 100)[:, None, None, None]
 
 
+def denoiser(network: Network | None = None) -> FunctionDenoiser:
+    return FunctionDenoiser(lambda z_t, t: (network or Network())(z_t.float(), t), PROCESS)
+
+
 @pytest.mark.parametrize("num_rows", [50, 33, 70, 1])
 def test_any_number_of_ranks_gives_the_very_same_bits_per_dim(make_dataset, num_rows: int) -> None:
     dataset = make_dataset(num_rows=num_rows)
 
     def work(ranks: Ranks) -> BitsPerDim:
-        return validate(Network(), SCHEDULE, dataset, CONFIG, 7, CPU, ranks)
+        return validate(denoiser(), dataset, CONFIG, 7, CPU, ranks)
 
     alone = work(Ranks(0, 1))
     assert alone.num_images == min(50, num_rows)
@@ -78,31 +85,35 @@ def test_any_number_of_ranks_gives_the_very_same_bits_per_dim(make_dataset, num_
 
 def test_the_estimate_is_the_mean_over_each_image_once_with_its_standard_error(make_dataset) -> None:
     dataset = make_dataset(num_rows=70)
-    result = validate(Network(), SCHEDULE, dataset, CONFIG, 7, CPU, Ranks(0, 1))
+    result = validate(denoiser(), dataset, CONFIG, 7, CPU, Ranks(0, 1))
     ids, images, _ = dataset.read_images(0, 50)
     pixels = torch.tensor(images).permute(0, 3, 1, 2)
+
+    def design_of(place: int) -> Design:
+        return stratified_design(torch.tensor([place]), 7, timestep_proposal(PROCESS), 4, replicates=1)
+
     one_by_one = [
-        estimate_bpd(SCHEDULE, Network(), pixels[i : i + 1], torch.tensor(ids[i : i + 1]), 7, 4, sigma2="beta_tilde")
+        elbo(denoiser(), pixels[i : i + 1], torch.tensor(ids[i : i + 1]), design_of(i), 7, BetaTilde(), batch_size=5)
         for i in range(50)
     ]
-    total = np.array([float(terms.total) for terms in one_by_one])
+    total = np.array([float(found.parts()[0]) for found in one_by_one])
     assert result.total == pytest.approx(total.mean(), rel=1e-6)
     assert result.standard_error == pytest.approx(total.std(ddof=1) / math.sqrt(50), rel=1e-5)
-    assert result.prior == pytest.approx(np.mean([float(terms.prior) for terms in one_by_one]), rel=1e-9)
-    assert result.decoder == pytest.approx(np.mean([float(terms.decoder) for terms in one_by_one]), rel=1e-6)
+    assert result.prior == pytest.approx(np.mean([float(found.prior) for found in one_by_one]), rel=1e-9)
+    assert result.decoder == pytest.approx(np.mean([float(found.parts()[1]) for found in one_by_one]), rel=1e-6)
     assert result.total == pytest.approx(result.prior + result.kl_sum + result.decoder, rel=1e-12)
 
 
 def test_every_call_of_the_network_has_the_same_shape(make_dataset) -> None:
     network = Network()
-    validate(network, SCHEDULE, make_dataset(num_rows=35), CONFIG, 7, CPU, Ranks(0, 1))
+    validate(denoiser(network), make_dataset(num_rows=35), CONFIG, 7, CPU, Ranks(0, 1))
     assert set(network.shapes) == {(16, 1, 8, 8)}
 
 
 def test_another_seed_or_sigma2_is_another_estimate(make_dataset) -> None:
     dataset = make_dataset(num_rows=20)
     results = [
-        validate(Network(), SCHEDULE, dataset, replace(CONFIG, sigma2=sigma2), seed, CPU, Ranks(0, 1))
+        validate(denoiser(), dataset, replace(CONFIG, sigma2=sigma2), seed, CPU, Ranks(0, 1))
         for sigma2, seed in (("beta_tilde", 7), ("beta_tilde", 8), ("beta", 7))
     ]
     assert len({result.total for result in results}) == 3
@@ -110,7 +121,7 @@ def test_another_seed_or_sigma2_is_another_estimate(make_dataset) -> None:
 
 
 def test_one_image_has_no_standard_error(make_dataset) -> None:
-    result = validate(Network(), SCHEDULE, make_dataset(num_rows=1), CONFIG, 7, CPU, Ranks(0, 1))
+    result = validate(denoiser(), make_dataset(num_rows=1), CONFIG, 7, CPU, Ranks(0, 1))
     assert json.loads(json_bytes(asdict(result)), parse_constant=pytest.fail)["standard_error"] is None
     assert (result.num_images, result.standard_error) == (1, None)
 
@@ -120,7 +131,7 @@ def test_samples_are_the_same_on_any_number_of_ranks(num_images: int) -> None:
     config = GridConfig(num_images=num_images, sampler_steps=3)
 
     def work(ranks: Ranks) -> np.ndarray:
-        return sample_images(Network(), SCHEDULE, (8, 8, 1), config, 3, CPU, ranks)
+        return sample_images(denoiser(), config, 3, CPU, ranks)
 
     alone = work(Ranks(0, 1))
     assert (alone.shape, alone.dtype) == ((num_images, 8, 8, 1), np.uint8)
@@ -129,5 +140,5 @@ def test_samples_are_the_same_on_any_number_of_ranks(num_images: int) -> None:
         for samples in on_ranks(world_size, work):
             np.testing.assert_array_equal(samples, alone)
     np.testing.assert_array_equal(
-        sample_images(Network(), SCHEDULE, (8, 8, 1), replace(config, num_images=1), 3, CPU, Ranks(0, 1)), alone[:1]
+        sample_images(denoiser(), replace(config, num_images=1), 3, CPU, Ranks(0, 1)), alone[:1]
     )
