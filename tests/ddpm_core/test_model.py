@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm_core.config import UNetConfig
+from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.ema import EMA
 from ddpm_core.errors import ModelError
 from ddpm_core.model import load_model, model_bytes, model_from_bytes, model_id_of, save_model
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import UNet, UNetConfig
+from ddpm_core.process.discrete import DiscreteProcess
 
 CONFIG = UNetConfig(
     image_size=(8, 12),
@@ -26,44 +27,48 @@ EXTRA = {"step": 1000, "dataset_id": "abc", "loss": 0.1 + 0.2}
 
 
 @pytest.fixture
-def unet():
+def denoiser():
     torch.manual_seed(0)
-    unet = UNet(CONFIG)
-    for p in unet.parameters():
+    denoiser = EpsDenoiser.build(CONFIG, DiscreteProcess.cosine(30))
+    for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    return unet
+    return denoiser
+
+
+def averages(denoiser):
+    return EMA(denoiser.named_weights(), 0.9).state_dict()
 
 
 @pytest.fixture
-def saved(unet, tmp_path):
-    model_id = save_model(tmp_path / "m", EMA(unet, 0.9).state_dict(), CONFIG, NoiseSchedule.cosine(30), EXTRA)
+def saved(denoiser, tmp_path):
+    model_id = save_model(tmp_path / "m", averages(denoiser), denoiser, EXTRA)
     return tmp_path / "m", model_id
 
 
-def test_round_trip(unet, saved):
+def test_round_trip(denoiser, saved):
     directory, model_id = saved
     model = load_model(directory)
     x, t = torch.randn(2, 1, 8, 12), torch.tensor([0, 29])
-    assert torch.equal(model.unet(x, t), unet.eval()(x, t))
-    assert not model.unet.training
-    assert not any(p.requires_grad for p in model.unet.parameters())
-    assert torch.equal(model.schedule.betas, NoiseSchedule.cosine(30).betas)
+    assert torch.equal(model.denoiser(x, t).eps, denoiser.eval()(x, t).eps)
+    assert not model.denoiser.training
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
+    assert torch.equal(model.denoiser.process.alpha2, DiscreteProcess.cosine(30).alpha2)
     assert model.config["extra"] == EXTRA
     assert model.model_id == model_id
     assert sorted(p.name for p in directory.iterdir()) == ["config.json", "ema.safetensors"]
-    assert load_file(directory / "ema.safetensors").keys() == dict(unet.named_parameters()).keys()
+    assert load_file(directory / "ema.safetensors").keys() == denoiser.named_weights().keys()
 
 
-def test_the_same_content_has_the_same_id_in_any_order(unet, saved):
+def test_the_same_content_has_the_same_id_in_any_order(denoiser, saved):
     _, model_id = saved
-    state = EMA(unet, 0.9).state_dict()
+    state = averages(denoiser)
     shuffled = {name: state[name] for name in reversed(list(state))}
-    files = model_bytes(shuffled, CONFIG, NoiseSchedule.cosine(30), dict(reversed(EXTRA.items())))
+    files = model_bytes(shuffled, denoiser, dict(reversed(EXTRA.items())))
     assert model_id_of(files) == model_id
     assert model_from_bytes(files).model_id == model_id
-    assert model_id_of(model_bytes(state, CONFIG, NoiseSchedule.cosine(31), EXTRA)) != model_id
+    assert model_id_of(model_bytes(state, EpsDenoiser(denoiser.network, DiscreteProcess.cosine(31)), EXTRA)) != model_id
     state["conv_in.bias"] = state["conv_in.bias"] + 1e-6
-    assert model_id_of(model_bytes(state, CONFIG, NoiseSchedule.cosine(30), EXTRA)) != model_id
+    assert model_id_of(model_bytes(state, denoiser, EXTRA)) != model_id
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "config.json"])
@@ -105,8 +110,8 @@ def test_an_altered_or_unknown_config_is_refused(saved, change, match):
         load_model(saved[0])
 
 
-def test_weights_of_another_network_are_refused(unet):
-    wider = dataclasses.replace(CONFIG, base_channels=24)
-    files = model_bytes(EMA(unet, 0.9).state_dict(), wider, NoiseSchedule.cosine(30), {})
+def test_weights_of_another_network_are_refused(denoiser):
+    wider = EpsDenoiser.build(dataclasses.replace(CONFIG, base_channels=24), DiscreteProcess.cosine(30))
+    files = model_bytes(averages(denoiser), wider, {})
     with pytest.raises(ModelError, match="network"):
         model_from_bytes(files)

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from ddpm_core.sampling import STREAM, ddim_timesteps, sample_ddim, sample_ddpm
+from ddpm_core.schedule import NoiseSchedule
 
 from ddpm_core import noise
 from ddpm_core.errors import ConfigError
-from ddpm_core.sampling import STREAM, ddim_timesteps, sample_ddim, sample_ddpm
-from ddpm_core.schedule import NoiseSchedule
 
 MEAN = torch.tensor([0.3, -0.2, 0.1, 0.0])
 FACTOR = torch.tensor([[0.5, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0], [0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.2, 0.6]])

@@ -5,14 +5,14 @@ import math
 import mpmath
 import pytest
 import torch
+from ddpm_core.diffusion import p_mean_variance, q_posterior, q_sample, sigma2_table, x_0_from_eps
+from ddpm_core.schedule import NoiseSchedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_core import likelihood as lk
 from ddpm_core import noise
-from ddpm_core.diffusion import p_mean_variance, q_posterior, q_sample, sigma2_table, x_0_from_eps
 from ddpm_core.errors import ConfigError
-from ddpm_core.schedule import NoiseSchedule
 
 
 def toy_eps(x_t, t):

@@ -10,12 +10,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from ddpm_core.ode import ode_bpd, ode_timesteps
+from ddpm_core.schedule import NoiseSchedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
-from ddpm_core.ode import ode_bpd, ode_timesteps
-from ddpm_core.schedule import NoiseSchedule
 
 SCHEDULES = {
     "linear-1000": NoiseSchedule.linear(1000),

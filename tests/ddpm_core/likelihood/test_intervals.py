@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
-from ddpm_core.uncertainty import MeanStatistics, Variance
+from ddpm_core.likelihood.intervals import MeanStatistics, Variance
 
 
 def test_by_hand():

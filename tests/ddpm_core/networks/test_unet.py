@@ -7,21 +7,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.denoisers import FunctionDenoiser
 
+from ddpm_core.config import UNetConfig
 from ddpm_core.errors import ConfigError
-from ddpm_core.likelihood import estimate_bpd
-from ddpm_core.ode import ode_bpd
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.unet import (
+from ddpm_core.likelihood.designs import full_design
+from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.ode import ode_bpd
+from ddpm_core.networks.unet import (
     Attention,
     UNet,
-    UNetConfig,
     Upsample,
     count_parameters,
     forward_flops,
     pixel_weights,
     timestep_embedding,
 )
+from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import BetaTilde
 
 SMALL = UNetConfig(
     image_size=8,
@@ -123,15 +126,20 @@ def test_likelihoods_of_a_padded_network_are_of_the_images_own_pixels():
     def outside(x_t, t):
         return larger(torch.nn.functional.pad(x_t, (0, 1, 0, 1)), t)[:, :, :3, :5]
 
-    schedule, ids = NoiseSchedule.linear(30), torch.arange(2)
+    process, ids = DiscreteProcess.linear(30), torch.arange(2)
+    inside, outside = (
+        FunctionDenoiser(lambda z, t, network=network: network(z.float(), t), process, (1, 3, 5))
+        for network in (unet, outside)
+    )
     images = torch.randint(0, 256, (2, 1, 3, 5), dtype=torch.uint8)
-    ode, expected = (ode_bpd(schedule, eps_fn, images, ids, seed=0, num_steps=8) for eps_fn in (unet, outside))
+    ode, expected = (ode_bpd(denoiser, images, ids, seed=0, num_steps=8) for denoiser in (inside, outside))
     assert torch.equal(ode.bits_per_dim, expected.bits_per_dim)
     assert torch.equal(ode.trace_error, expected.trace_error)
     assert bool(ode.bits_per_dim.isfinite().all())
-    elbo, expected = (estimate_bpd(schedule, eps_fn, images, ids, 0, 8).total for eps_fn in (unet, outside))
-    assert torch.equal(elbo, expected)
-    assert bool(elbo.isfinite().all())
+    design = full_design(30, 2)
+    found, expected = (elbo(denoiser, images, ids, design, 0, BetaTilde()).terms for denoiser in (inside, outside))
+    assert torch.equal(found, expected)
+    assert bool(found.isfinite().all())
 
 
 def test_attention_is_at_heights_of_the_padded_image():

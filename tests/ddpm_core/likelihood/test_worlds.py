@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
+from ddpm_core.diffusion import sigma2_table
+from ddpm_core.schedule import NoiseSchedule
 from scipy import integrate, stats
 
 from ddpm_core import likelihood as lk
-from ddpm_core.diffusion import sigma2_table
-from ddpm_core.schedule import NoiseSchedule
 
 LEVELS = torch.tensor([0, 60, 200, 255])
 PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from ddpm_core.sampling import ddim_timesteps
+from ddpm_core.schedule import NoiseSchedule
+from ddpm_core.uncertainty import MeanStatistics
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -11,9 +14,6 @@ from scipy import stats
 from ddpm_core import estimators as es
 from ddpm_core import likelihood as lk
 from ddpm_core.errors import ConfigError
-from ddpm_core.sampling import ddim_timesteps
-from ddpm_core.schedule import NoiseSchedule
-from ddpm_core.uncertainty import MeanStatistics
 
 SCHEDULE = NoiseSchedule.cosine(25)
 T = SCHEDULE.num_timesteps
