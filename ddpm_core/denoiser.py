@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -89,6 +89,7 @@ class Prediction:
         return Prediction(self.z[rows], self.marginal[rows], self.holds, self.held[rows], log_variance)
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Network, parameterisation and process: what samplers and likelihoods call."""
 
@@ -121,7 +122,7 @@ class NetworkDenoiser(nn.Module):
         self.network, self.process, self.precision = network, process, precision
 
     @classmethod
-    def build(cls, network: UNetConfig, process: Process) -> Self:
+    def build(cls, network: UNetConfig, process: Process) -> "NetworkDenoiser":
         """With a new network."""
         return cls(UNet(network), process)
 
@@ -135,7 +136,7 @@ class NetworkDenoiser(nn.Module):
             output: Tensor = self.network(z_t.float(), time)
         return self.read(z_t, self.process.at(time), output.to(z_t.dtype))
 
-    def in_precision(self, precision: Precision) -> Self:
+    def in_precision(self, precision: Precision) -> "NetworkDenoiser":
         """The same network, not a copy, in evaluation mode and computing in another precision."""
         return type(self)(self.network, self.process, precision).eval()
 

@@ -4,7 +4,7 @@ L_simple, L_vlb and min-SNR are one squared error, weighted by a table over t: e
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -20,6 +20,7 @@ Weights = Float64[Tensor, " T"]
 Denoise = Callable[..., Prediction]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """The loss of each row, whose mean training minimises. A module: its `state_dict` is kept in checkpoints."""
 

@@ -5,7 +5,7 @@ time axis. Coefficients are float64 [B, 1, 1, 1] and are rounded to the images' 
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -124,6 +124,7 @@ class Step:
         return Step(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
+@runtime_checkable
 class Process(Protocol):
     """The noise schedule and its time axis: alpha and sigma with strictly falling SNR, from the data to the noise."""
 

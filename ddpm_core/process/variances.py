@@ -1,7 +1,7 @@
 """Variances of the reverse steps p(z_s | z_t) = N(mu, sigma^2 I) (Ho 2020, sec. 3.2)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ddpm_core.denoiser import Prediction
 
 
+@runtime_checkable
 class ReverseVariance(Protocol):
     """Which sigma^2 the reverse steps have."""
 

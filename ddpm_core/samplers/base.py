@@ -7,7 +7,7 @@ with the whole batch, so equal batch shapes give bit-equal samples.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64
@@ -21,6 +21,7 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 STREAM = "sample"
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """How z_s follows from z_t and what the denoiser says of it. A frozen dataclass: its fields are its options."""
 

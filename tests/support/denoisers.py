@@ -7,6 +7,7 @@ import torch
 
 from ddpm_core.denoiser import Labels, Prediction
 from ddpm_core.process.base import Images, Process, Time
+from ddpm_core.process.discrete import DiscreteProcess
 
 
 @dataclass
@@ -23,3 +24,8 @@ class FunctionDenoiser:
 
     def in_precision(self, precision: str) -> "FunctionDenoiser":
         return self
+
+
+def abar(process: DiscreteProcess, t: torch.Tensor) -> torch.Tensor:
+    """alpha_t^2 of each row, float64 [B, 1, 1, 1]: a variance-preserving process's share of the image."""
+    return process.alpha2[t][:, None, None, None]

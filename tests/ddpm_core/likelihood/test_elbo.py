@@ -2,22 +2,37 @@
 
 import math
 
-import mpmath
 import pytest
 import torch
-from ddpm_core.diffusion import p_mean_variance, q_posterior, q_sample, sigma2_table, x_0_from_eps
-from ddpm_core.schedule import NoiseSchedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.denoisers import FunctionDenoiser
 
-from ddpm_core import likelihood as lk
-from ddpm_core import noise
+from ddpm_core.denoiser import Prediction
 from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood.curves import optimal_variance
+from ddpm_core.likelihood.designs import GROUP_SIZE, full_design, stratified_design, timestep_proposal
+from ddpm_core.likelihood.elbo import elbo, kl_bpd, prior_bpd, term_bpd, x_0_of
+from ddpm_core.process.base import q_sample
+from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import Beta, BetaTilde, GivenVariance, variance_named
 
 
 def toy_eps(x_t, t):
     """The reference file's network."""
     return 0.9 * x_t + 0.1 * torch.sin(t.double())[:, None, None, None].to(x_t.dtype)
+
+
+def toy(process, shape=(2, 3, 3)):
+    return FunctionDenoiser(toy_eps, process, shape)
+
+
+def kl_of(process, x_0, t, s, eps, eps_pred, variance=None, clip=False):
+    """KL of the steps from t to s under `variance`, or under the posterior's own."""
+    marginal, step = process.at(t), process.step(t, s)
+    prediction = Prediction.of_eps(q_sample(marginal, x_0, eps), marginal, eps_pred)
+    sigma2 = variance.of(step) if variance else step.posterior_variance
+    return kl_bpd(step, x_0, eps, prediction.clipped() if clip else prediction, sigma2)
 
 
 def images_like(seed, batch=4, shape=(2, 3, 3)):
@@ -30,15 +45,17 @@ def test_elbo_terms_equal_the_reference(reference, case):
     expected = reference["elbo"][case]
     levels = torch.tensor(reference["x_0"], dtype=torch.uint8)
     noises = torch.tensor(reference["eps"], dtype=torch.float64)
-    schedule = NoiseSchedule.from_betas(expected["betas"])
-    x_0 = lk.x_0_of(levels)
+    schedule = DiscreteProcess.from_betas(expected["betas"])
+    x_0 = x_0_of(levels)
     columns = []
-    for t, eps in enumerate(noises):
-        t_batch = torch.full((len(levels),), t)
-        eps_pred = toy_eps(q_sample(schedule, x_0, t_batch, eps), t_batch)
-        clip = expected["clip_denoised"]
-        columns.append(lk.term_bpd(schedule, levels, t, eps, eps_pred, expected["sigma2"], clip))
-    terms, prior = torch.stack(columns, 1), lk.prior_bpd(schedule, x_0)
+    for index, eps in enumerate(noises):
+        t = torch.full((len(levels),), index)
+        z_t = q_sample(schedule.at(t), x_0, eps)
+        prediction = Prediction.of_eps(z_t, schedule.at(t), toy_eps(z_t, t))
+        prediction = prediction.clipped() if expected["clip_denoised"] else prediction
+        variance = variance_named(expected["sigma2"])
+        columns.append(term_bpd(schedule.step(t, t - 1), levels, eps, prediction, variance))
+    terms, prior = torch.stack(columns, 1), prior_bpd(schedule, x_0)
     close = {"rtol": 1e-9, "atol": 0.0}
     torch.testing.assert_close(prior, torch.tensor(expected["prior"], dtype=torch.float64), **close)
     torch.testing.assert_close(terms, torch.tensor(expected["terms"], dtype=torch.float64), **close)
@@ -46,111 +63,87 @@ def test_elbo_terms_equal_the_reference(reference, case):
     torch.testing.assert_close(prior + terms.sum(1), total, **close)
 
 
-def test_decoder_equals_the_reference(reference):
-    """Ho 2020, eq. 13, in the middle, at the open ends and where a float32 CDF difference is 0."""
-    for case in reference["decoder"]:
-        level = torch.tensor([case["level"]], dtype=torch.uint8)
-        mean = torch.tensor([case["mean"]], dtype=torch.float64)
-        assert float(lk.decoder_nll_nats(level, mean, case["sigma"])) == pytest.approx(case["nll_nats"], rel=1e-9)
-
-
-@given(st.integers(0, 255), st.floats(-1.5, 1.5), st.floats(1e-3, 1.0))
-@settings(max_examples=200, deadline=None)
-def test_decoder_equals_60_digit_arithmetic(level, mean, sigma):
-    with mpmath.workdps(60):
-        x, half = mpmath.mpf(level) / mpmath.mpf("127.5") - 1, mpmath.mpf(1) / 255
-
-        def upper_tail(z):
-            return mpmath.erfc(z / mpmath.sqrt(2)) / 2
-
-        below = (x - half - mpmath.mpf(mean)) / mpmath.mpf(sigma)
-        above = (x + half - mpmath.mpf(mean)) / mpmath.mpf(sigma)
-        if level == 0:
-            mass = upper_tail(-above)
-        elif level == 255:
-            mass = upper_tail(below)
-        else:
-            mass = upper_tail(below) - upper_tail(above) if below > 0 else upper_tail(-above) - upper_tail(-below)
-        expected = float(-mpmath.log(mass))
-    found = lk.decoder_nll_nats(
-        torch.tensor([level], dtype=torch.uint8), torch.tensor([mean], dtype=torch.float64), sigma
-    )
-    assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-
-
-@given(st.floats(-1.2, 1.2), st.floats(1e-3, 2.0))
-@settings(max_examples=50, deadline=None)
-def test_decoder_masses_sum_to_one(mean, sigma):
-    levels = torch.arange(256).to(torch.uint8)
-    nll = lk.decoder_nll_nats(levels, torch.full((256,), mean, dtype=torch.float64), sigma)
-    assert float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-12)
-
-
 @given(st.integers(0, 10**6), st.sampled_from(["beta", "beta_tilde"]), st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_kl_equals_torchs_gaussian_kl(seed, sigma2, clip):
     """Ho 2020, eq. 5: the closed form against torch.distributions for every t."""
-    schedule = NoiseSchedule.linear(12, 0.01, 0.3)
+    schedule = DiscreteProcess.linear(12, 0.01, 0.3)
     levels = images_like(seed, 11)
-    x_0, t = lk.x_0_of(levels), torch.arange(1, 12)
+    x_0, t = x_0_of(levels), torch.arange(1, 12)
     eps = torch.randn(x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    x_t = q_sample(schedule, x_0, t, eps)
-    eps_pred = toy_eps(x_t, t)
-    q = q_posterior(schedule, x_0, x_t, t)
-    p = p_mean_variance(schedule, eps_pred, x_t, t, sigma2, clip)
+    z_t, step, variance = q_sample(schedule.at(t), x_0, eps), schedule.step(t, t - 1), variance_named(sigma2)
+    prediction = Prediction.of_eps(z_t, schedule.at(t), toy_eps(z_t, t))
+    prediction = prediction.clipped() if clip else prediction
+    q, mean, sigma = step.posterior(z_t, x_0), prediction.posterior_mean(step), variance.of(step).sqrt()
     kl = torch.distributions.kl_divergence(
         torch.distributions.Normal(q.mean, q.variance.sqrt().expand_as(q.mean)),
-        torch.distributions.Normal(p.mean, p.variance.sqrt().expand_as(p.mean)),
+        torch.distributions.Normal(mean, sigma.expand_as(mean)),
     )
     expected = kl.flatten(1).sum(1) / (x_0[0].numel() * math.log(2))
-    found = lk.kl_bpd(schedule, x_0, t, eps, eps_pred, sigma2, clip)
+    found = kl_of(schedule, x_0, t, t - 1, eps, toy_eps(z_t, t), variance, clip)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_prior_equals_torchs_gaussian_kl():
-    schedule = NoiseSchedule.linear(5, 0.1, 0.3)
-    x_0 = lk.x_0_of(images_like(3))
-    abar = schedule.alphas_cumprod[-1]
-    q = torch.distributions.Normal(abar.sqrt() * x_0, (1 - abar).sqrt().expand_as(x_0))
+    schedule = DiscreteProcess.linear(5, 0.1, 0.3)
+    x_0 = x_0_of(images_like(3))
+    share = schedule.alpha2[-1]
+    q = torch.distributions.Normal(share.sqrt() * x_0, (1 - share).sqrt().expand_as(x_0))
     p = torch.distributions.Normal(torch.zeros_like(x_0), torch.ones_like(x_0))
     expected = torch.distributions.kl_divergence(q, p).flatten(1).mean(1) / math.log(2)
-    torch.testing.assert_close(lk.prior_bpd(schedule, x_0), expected)
+    torch.testing.assert_close(prior_bpd(schedule, x_0), expected)
 
 
 def test_snr_form_equals_the_kl_and_telescopes():
     """Kingma 2021, eq. 14: 1/2 (SNR(s) - SNR(t)) ||x_0 - x_0_pred||^2, for one step and for a jump."""
-    schedule = NoiseSchedule.linear(12, 0.01, 0.3)
-    x_0, t = lk.x_0_of(images_like(1, 11)), torch.arange(1, 12)
+    schedule = DiscreteProcess.linear(12, 0.01, 0.3)
+    x_0, t = x_0_of(images_like(1, 11)), torch.arange(1, 12)
     eps = torch.randn(x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x_t = q_sample(schedule, x_0, t, eps)
-    x_0_pred = x_0_from_eps(schedule, x_t, t, toy_eps(x_t, t))
-    expected = lk.kl_bpd(schedule, x_0, t, eps, toy_eps(x_t, t), "beta_tilde")
-    torch.testing.assert_close(lk.kl_between_bpd(schedule, x_0, x_0_pred, t - 1, t), expected, rtol=1e-9, atol=0)
-    one = x_0[:1].expand(11, -1, -1, -1)
-    steps = lk.kl_between_bpd(schedule, one, x_0_pred[:1].expand_as(one), t - 1, t)
-    jump = lk.kl_between_bpd(schedule, one[:1], x_0_pred[:1], torch.tensor([0]), torch.tensor([11]))
-    torch.testing.assert_close(steps.sum(), jump[0])
+    z_t = q_sample(schedule.at(t), x_0, eps)
+    x_0_pred = Prediction.of_eps(z_t, schedule.at(t), toy_eps(z_t, t)).x_0
+
+    def snr_form(s, t, error):
+        return 0.5 * (schedule.snr[s] - schedule.snr[t]) * error / math.log(2)
+
+    errors = (x_0 - x_0_pred).square().flatten(1).mean(1)
+    expected = kl_of(schedule, x_0, t, t - 1, eps, toy_eps(z_t, t), BetaTilde())
+    torch.testing.assert_close(snr_form(t - 1, t, errors), expected, rtol=1e-9, atol=0)
+    jumps = torch.tensor([0, 0, 1, 0, 3, 5, 0, 7, 2, 0, 4])
+    expected = kl_of(schedule, x_0, t, jumps, eps, toy_eps(z_t, t))
+    torch.testing.assert_close(snr_form(jumps, t, errors)[1:], expected[1:], rtol=1e-9, atol=0)
+    # The same prediction at every step: the steps' sum is the jump's.
+    error = errors[:1]
+    steps = snr_form(t - 1, t, error.expand(11))
+    torch.testing.assert_close(steps.sum(), snr_form(torch.tensor([0]), torch.tensor([11]), error)[0])
 
 
-def test_elbo_terms_is_the_terms_of_its_own_noise_and_batch_free():
-    schedule, images, ids = NoiseSchedule.linear(6, 0.05, 0.3), images_like(0, 5), torch.arange(20, 25)
-    full = lk.elbo_terms(schedule, toy_eps, images, ids, 3, "beta", draws=2)
-    assert full.terms.shape == (5, 6)
-    part = lk.elbo_terms(schedule, toy_eps, images[[3, 1]], ids[[3, 1]], 3, "beta", timesteps=[4, 0], draws=2)
-    assert torch.equal(part.terms, full.terms[[3, 1]][:, [4, 0]])
-    torch.testing.assert_close(full.total, full.prior + full.terms.sum(1))
+def test_elbo_is_the_terms_of_its_own_noise_and_batch_free():
+    schedule, images, ids = DiscreteProcess.linear(6, 0.05, 0.3), images_like(0, 5), torch.arange(20, 25)
+    design = full_design(6, 5, 2)
+    full = elbo(toy(schedule), images, ids, design, 3, Beta())
+    assert full.terms.shape == (5, 12)
+    rows = torch.tensor([3, 1])
+    part = elbo(toy(schedule), images[rows], ids[rows], full_design(6, 2, 2), 3, Beta(), batch_size=7)
+    for name in ("prior", "terms", "terms_clipped", "eps_mse", "decoder_draws"):
+        assert torch.equal(getattr(part, name), getattr(full, name)[rows]), name
+    torch.testing.assert_close(full.replicates.mean(1), full.prior + full.terms.sum(1) / 2)
+    total, decoder, kl_sum = full.parts()
+    assert torch.equal(total, full.prior + decoder + kl_sum)
+    torch.testing.assert_close(decoder, full.terms[:, [0, 6]].mean(1))
     # The squared errors alone give the unclipped KL under any other variances.
-    tilde = lk.elbo_terms(schedule, toy_eps, images, ids, 3, "beta_tilde", draws=2)
-    coefficient = schedule.reverse_mean_coef_eps[1:] ** 2 / (2 * schedule.posterior_variance[1:])
-    torch.testing.assert_close(tilde.terms[:, 1:], full.eps_mse[:, 1:] * coefficient / math.log(2))
+    tilde = elbo(toy(schedule), images, ids, design, 3, BetaTilde())
+    coefficient = schedule.coef_eps[1:] ** 2 / (2 * schedule.posterior_variance[1:])
+    torch.testing.assert_close(tilde.terms[:, 1:6], full.eps_mse[:, 1:6] * coefficient / math.log(2))
 
 
 @given(st.integers(2, 60), st.data())
 @settings(max_examples=50, deadline=None)
 def test_strata_hold_one_time_step_each(num_timesteps, data):
     k = data.draw(st.integers(1, num_timesteps - 1))
-    proposal = lk.timestep_proposal(NoiseSchedule.linear(num_timesteps, 0.01, 0.3))
-    t = lk.stratified_timesteps(torch.arange(50), 3, proposal, k)
+    proposal = timestep_proposal(DiscreteProcess.linear(num_timesteps, 0.01, 0.3))
+    # One image to a group: its own strata, shifted by a number of its own.
+    design = stratified_design(torch.arange(50) * GROUP_SIZE, 3, proposal, k, replicates=1)
+    t = design.t[:, 1:]
     assert int(t.min()) >= 1
     assert int(t.max()) <= num_timesteps - 1
     upper = proposal.cumsum(0)
@@ -162,8 +155,8 @@ def test_strata_hold_one_time_step_each(num_timesteps, data):
 
 def test_the_proposal_is_uniform_in_log_snr():
     """Kingma 2021, VDM, sec. 5.1: the probability of t is its share of the whole change of log-SNR."""
-    schedule = NoiseSchedule.cosine(100)
-    proposal = lk.timestep_proposal(schedule)
+    schedule = DiscreteProcess.cosine(100)
+    proposal = timestep_proposal(schedule)
     change = (schedule.snr[:-1] / schedule.snr[1:]).log()
     torch.testing.assert_close(proposal, change / (schedule.snr[0] / schedule.snr[-1]).log(), rtol=1e-9, atol=0)
     assert float(proposal.sum()) == pytest.approx(1.0)
@@ -172,8 +165,8 @@ def test_the_proposal_is_uniform_in_log_snr():
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_a_time_step_is_expected_as_often_as_it_is_weighted(k):
     n = 40_000
-    proposal = lk.timestep_proposal(NoiseSchedule.linear(12, 0.01, 0.3))
-    t = lk.stratified_timesteps(torch.arange(n), 1, proposal, k)
+    proposal = timestep_proposal(DiscreteProcess.linear(12, 0.01, 0.3))
+    t = stratified_design(torch.arange(n) * GROUP_SIZE, 1, proposal, k, replicates=1).t[:, 1:]
     frequency = torch.bincount(t.flatten(), minlength=12)[1:].double() / n
     expected = k * proposal
     assert bool(((frequency - expected).abs() < 4 * (expected / n) ** 0.5).all())
@@ -181,78 +174,74 @@ def test_a_time_step_is_expected_as_often_as_it_is_weighted(k):
 
 def test_importance_makes_the_estimate_tighter_than_uniform_time_steps_would():
     """The spread of a single image's estimate against that of T / K times K uniformly drawn KLs."""
-    schedule, images = NoiseSchedule.linear(), images_like(5, 1, (1, 2, 2)).expand(500, -1, -1, -1)
-    ids = torch.arange(500)
-    estimate = lk.estimate_bpd(schedule, toy_eps, images, ids, 1, 8).kl_sum
-    uniform = torch.full((999,), 1 / 999, dtype=torch.float64)
-    x_0 = lk.x_0_of(images)
-    kls = []
-    for draw, t in enumerate(lk.stratified_timesteps(ids, 1, uniform, 8).unbind(1)):
-        eps = noise.normal(2, "uniform", ids, draw, (1, 2, 2), dtype=torch.float64)
-        kls.append(lk.kl_bpd(schedule, x_0, t, eps, toy_eps(q_sample(schedule, x_0, t, eps), t), "beta_tilde"))
-    assert float(estimate.std()) < 0.5 * float((torch.stack(kls).mean(0) * 999).std())
+    schedule, images = DiscreteProcess.linear(), images_like(5, 1, (1, 2, 2)).expand(500, -1, -1, -1)
+    ids, positions = torch.arange(500), torch.arange(500) * GROUP_SIZE
+    spreads = []
+    for proposal in (timestep_proposal(schedule), torch.full((999,), 1 / 999, dtype=torch.float64)):
+        design = stratified_design(positions, 1, proposal, 8, replicates=1)
+        _, _, kl_sum = elbo(toy(schedule, (1, 2, 2)), images, ids, design, 1, BetaTilde(), batch_size=500).parts()
+        spreads.append(float(kl_sum.std()))
+    assert spreads[0] < 0.5 * spreads[1]
 
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_the_estimate_is_unbiased(clip):
-    """The mean of estimate_bpd over seeds is the mean of elbo_terms over draws, term by term."""
-    schedule, images = NoiseSchedule.linear(8, 0.01, 0.3), images_like(5, 1, (1, 2, 2)).expand(4000, -1, -1, -1)
-    ids = torch.arange(4000)
-    estimate = lk.estimate_bpd(schedule, toy_eps, images, ids, 1, 3, "beta_tilde", clip)
-    exact = lk.elbo_terms(schedule, toy_eps, images, ids, 2, "beta_tilde", clip_x_0=clip)
-    pairs = [
-        (estimate.kl_sum, exact.terms[:, 1:].sum(1)),
-        (estimate.decoder, exact.terms[:, 0]),
-        (estimate.total, exact.total),
-    ]
-    for a, b in pairs:
+    """The mean of stratified estimates over seeds is the mean of the exact sum's draws, term by term."""
+    schedule, images = DiscreteProcess.linear(8, 0.01, 0.3), images_like(5, 1, (1, 2, 2)).expand(4000, -1, -1, -1)
+    ids, denoiser = torch.arange(4000), toy(schedule, (1, 2, 2))
+    design = stratified_design(ids * GROUP_SIZE, 1, timestep_proposal(schedule), 3, replicates=1)
+    estimate = elbo(denoiser, images, ids, design, 1, BetaTilde(), batch_size=4000).parts(clip)
+    exact = elbo(denoiser, images, ids, full_design(8, 4000), 2, BetaTilde(), batch_size=4000).parts(clip)
+    for a, b in zip(estimate, exact, strict=True):  # total, decoder, sum of the KLs
         error = ((a.var() + b.var()) / 4000) ** 0.5
         assert abs(float(a.mean() - b.mean())) < 4 * float(error)
-    assert torch.equal(estimate.total, estimate.prior + estimate.kl_sum + estimate.decoder)
 
 
-def test_the_estimate_calls_the_network_k_plus_1_times_on_one_shape():
+def test_the_denoiser_is_called_with_batches_of_one_shape():
     shapes = []
 
-    def recording(x_t, t):
-        shapes.append((tuple(x_t.shape), x_t.dtype, tuple(t.shape)))
-        return toy_eps(x_t, t)
+    def recording(z_t, t):
+        shapes.append((tuple(z_t.shape), z_t.dtype, tuple(t.shape)))
+        return toy_eps(z_t, t)
 
-    lk.estimate_bpd(NoiseSchedule.linear(20), recording, images_like(0), torch.arange(4), 0, 5)
-    assert shapes == [((4, 2, 3, 3), torch.float32, (4,))] * 6
+    process, told = DiscreteProcess.linear(20), []
+    design = stratified_design(torch.arange(4), 0, timestep_proposal(process), 5, replicates=1)
+    denoiser = FunctionDenoiser(recording, process, (2, 3, 3))
+    elbo(denoiser, images_like(0), torch.arange(4), design, 0, BetaTilde(), batch_size=7, on_images=told.append)
+    assert shapes == [((7, 2, 3, 3), torch.float64, (7,))] * 4  # 4 images with 5 + 1 evaluations each, and padding
+    assert told == [7 / 6, 14 / 6, 21 / 6, 4.0]
 
 
 def test_the_optimal_variance_minimises_every_kl():
     """sigma*^2 = beta_tilde + c^2 mse: no other variance gives a smaller mean term, at any t."""
-    schedule, images, ids = NoiseSchedule.linear(8, 0.01, 0.3), images_like(2, 6), torch.arange(6)
-    mse = lk.elbo_terms(schedule, toy_eps, images, ids, 0).eps_mse.mean(0)
-    best = lk.optimal_sigma2(schedule, mse)
+    schedule, images, ids = DiscreteProcess.linear(8, 0.01, 0.3), images_like(2, 6), torch.arange(6)
+    design = full_design(8, 6)
+    best = optimal_variance(schedule, elbo(toy(schedule), images, ids, design, 0, Beta()).eps_mse.mean(0))
 
-    def mean_terms(sigma2):
-        return lk.elbo_terms(schedule, toy_eps, images, ids, 0, sigma2).terms.mean(0)[1:]
+    def mean_terms(variance):
+        return elbo(toy(schedule), images, ids, design, 0, variance).terms.mean(0)[1:]
 
     smallest = mean_terms(best)
-    for other in (best * 0.98, best * 1.02, sigma2_table(schedule, "beta"), sigma2_table(schedule, "beta_tilde")):
+    for other in (GivenVariance(best.table * 0.98), GivenVariance(best.table * 1.02), Beta(), BetaTilde()):
         assert bool((mean_terms(other) > smallest).all())
 
 
 def test_beta_costs_half_a_bit_against_beta_tilde_even_with_perfect_means():
     """The constant D/2 [ln(beta / beta_tilde) - 1 + beta_tilde / beta], summed, at linear T = 1000."""
-    schedule = NoiseSchedule.linear()
-    x_0, t = lk.x_0_of(images_like(0, 999)), torch.arange(1, 1000)
+    schedule = DiscreteProcess.linear()
+    x_0, t = x_0_of(images_like(0, 999)), torch.arange(1, 1000)
     eps = torch.randn(x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cost = lk.kl_bpd(schedule, x_0, t, eps, eps, "beta").sum()
+    cost = kl_of(schedule, x_0, t, t - 1, eps, eps, Beta()).sum()
     assert float(cost) == pytest.approx(0.49, abs=0.005)
-    assert float(lk.kl_bpd(schedule, x_0, t, eps, eps, "beta_tilde").sum()) == 0.0
+    assert float(kl_of(schedule, x_0, t, t - 1, eps, eps, BetaTilde()).sum()) == 0.0
 
 
 def test_bad_arguments_are_refused():
-    schedule, images, ids = NoiseSchedule.linear(6), images_like(0), torch.arange(4)
-    x_0 = lk.x_0_of(images)
-    with pytest.raises(ConfigError, match="use decoder_bpd"):
-        lk.kl_bpd(schedule, x_0, torch.tensor([0, 1, 2, 3]), x_0, x_0, "beta")
-    with pytest.raises(ConfigError, match="draws"):
-        lk.elbo_terms(schedule, toy_eps, images, ids, 0, draws=0)
+    schedule, images, ids = DiscreteProcess.linear(6), images_like(0), torch.arange(4)
+    with pytest.raises(ConfigError, match="sigma2"):
+        elbo(toy(schedule), images, ids, full_design(6, 4), 0, GivenVariance(torch.ones(5, dtype=torch.float64)))
+    with pytest.raises(ConfigError, match="t: values"):
+        elbo(toy(schedule), images, ids, full_design(7, 4), 0, Beta())
     for k in (0, 6):
         with pytest.raises(ConfigError, match="k:"):
-            lk.estimate_bpd(schedule, toy_eps, images, ids, 0, k)
+            stratified_design(ids, 0, timestep_proposal(schedule), k, replicates=1)

@@ -10,17 +10,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from ddpm_core.ode import ode_bpd, ode_timesteps
-from ddpm_core.schedule import NoiseSchedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.denoisers import FunctionDenoiser, abar
 
 from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood.ode import ode_bpd, ode_timesteps
+from ddpm_core.process.discrete import DiscreteProcess
 
 SCHEDULES = {
-    "linear-1000": NoiseSchedule.linear(1000),
-    "cosine-1000": NoiseSchedule.cosine(1000),
-    "linear-200": NoiseSchedule.linear(200, 5e-4, 0.1),
+    "linear-1000": DiscreteProcess.linear(1000),
+    "cosine-1000": DiscreteProcess.cosine(1000),
+    "linear-200": DiscreteProcess.linear(200, 5e-4, 0.1),
 }
 
 
@@ -34,11 +35,11 @@ class GaussianWorld:
         self.first = None
 
     def eps(self, x_t, t):
-        abar = self.schedule.gather("alphas_cumprod", t, x_t.double()).flatten(1)
-        xbar = x_t.double().flatten(1) / abar.sqrt()
+        share = abar(self.schedule, t).flatten(1)
+        xbar = x_t.double().flatten(1) / share.sqrt()
         if self.first is None:
             self.first = xbar.detach()
-        sbar = ((1 - abar) / abar).sqrt()
+        sbar = ((1 - share) / share).sqrt()
         along = (xbar - self.mean) @ self.axes * (sbar / (self.variances + sbar**2))
         return (along @ self.axes.T).reshape(x_t.shape).to(x_t.dtype)
 
@@ -46,7 +47,7 @@ class GaussianWorld:
         """Of the exact flow of `eps` from x_{T-1} ~ N(0, I), at xbar_0 [B, D]."""
         start, end = self.variances + self.sbar[0] ** 2, self.variances + self.sbar[-1] ** 2
         xbar_end = self.mean + ((xbar - self.mean) @ self.axes * (end / start).sqrt()) @ self.axes.T
-        prior = torch.distributions.Normal(0.0, 1 / self.schedule.alphas_cumprod[-1].sqrt())
+        prior = torch.distributions.Normal(0.0, 1 / self.schedule.alpha[-1])
         return bpd_of(prior.log_prob(xbar_end).sum(1) + 0.5 * (end / start).log().sum(), xbar)
 
     def data_bpd(self, xbar, blur=0.0):
@@ -73,13 +74,13 @@ def mixture_eps(schedule, means, weights, variance):
     """x_0 ~ sum of w_k N(means_k, variance I), `means` [K, D]: the nonlinear eps, by Bayes over the components."""
 
     def eps(x_t, t):
-        abar = schedule.gather("alphas_cumprod", t, x_t.double()).flatten(1)
+        share = abar(schedule, t).flatten(1)
         x = x_t.double().flatten(1)
-        total = abar * variance + 1 - abar
-        offsets = x[:, None] - abar.sqrt()[..., None] * means
+        total = share * variance + 1 - share
+        offsets = x[:, None] - share.sqrt()[..., None] * means
         posterior = torch.softmax(weights.log() - offsets.square().sum(-1) / (2 * total), 1)
         mean_offset = (posterior[..., None] * offsets).sum(1)
-        return ((1 - abar).sqrt() / total * mean_offset).reshape(x_t.shape).to(x_t.dtype)
+        return ((1 - share).sqrt() / total * mean_offset).reshape(x_t.shape).to(x_t.dtype)
 
     return eps
 
@@ -98,6 +99,10 @@ def recording(eps_fn, calls):
     return eps
 
 
+def denoiser(schedule, eps):
+    return FunctionDenoiser(eps, schedule)
+
+
 def toy_eps(x_t, t):
     """Mixes the pixels of an image, never those of two images."""
     return 0.7 * x_t + 0.2 * torch.tanh(x_t.roll(1, 3) * x_t) + 0.1 * torch.sin(t.to(x_t.dtype))[:, None, None, None]
@@ -114,7 +119,7 @@ def test_a_gaussian_world_meets_its_flow_and_its_data(name, variance):
     schedule, n = SCHEDULES[name], 30
     world = isotropic(schedule, variance)
     images = world.images(n, (1, 2, 2))
-    found = ode_bpd(schedule, world.eps, images, torch.arange(n), 0, probes=2, network_dtype=torch.float64)
+    found = ode_bpd(denoiser(schedule, world.eps), images, torch.arange(n), 0, probes=2)
     xbar = world.first
     assert bool((found.trace_error < 1e-12).all())  # v^T (c I) v = c D for every vector of signs
     assert bool(((found.bits_per_dim - world.flow_bpd(xbar)).abs() < found.step_error + 1e-9).all())
@@ -135,7 +140,7 @@ def test_twice_the_steps_have_a_quarter_of_the_error():
     world = isotropic(schedule, 0.25)
     images, errors = world.images(n, (1, 2, 2)), []
     for steps in (32, 64, 128):
-        found = ode_bpd(schedule, world.eps, images, torch.arange(n), 0, steps, 2, torch.float64)
+        found = ode_bpd(denoiser(schedule, world.eps), images, torch.arange(n), 0, steps, 2)
         error = found.bits_per_dim - world.flow_bpd(world.first)
         assert bool((error < 0).all())  # as OdeLikelihood says
         torch.testing.assert_close(-error / found.step_error, torch.full_like(error, 1 / 3), rtol=0.35, atol=0)
@@ -150,7 +155,7 @@ def test_random_traces_are_unbiased_and_their_error_is_calibrated():
     index = torch.arange(size, dtype=torch.float64)
     world = GaussianWorld(schedule, 0.1 * index.sin(), 0.09 * 0.9 ** (index - index[:, None]).abs())
     images = world.images(n, (3, 2, 2))
-    found = ode_bpd(schedule, world.eps, images, torch.arange(n), 0, 128, 4, torch.float64)
+    found = ode_bpd(denoiser(schedule, world.eps), images, torch.arange(n), 0, 128, 4)
     error = found.bits_per_dim - world.flow_bpd(world.first)
     assert abs(float(error.mean())) < 4 * float(error.std()) / n**0.5 + float(found.step_error.mean())
     assert float(found.step_error.mean()) < 0.1 * float(found.trace_error.mean())
@@ -163,7 +168,7 @@ def test_more_probes_give_a_smaller_error_around_the_same_value():
     index = torch.arange(12, dtype=torch.float64)
     world = GaussianWorld(schedule, 0 * index, 0.09 * 0.9 ** (index - index[:, None]).abs())
     images = world.images(n, (3, 2, 2))
-    few, many = (ode_bpd(schedule, world.eps, images, torch.arange(n), 0, 16, p, torch.float64) for p in (4, 16))
+    few, many = (ode_bpd(denoiser(schedule, world.eps), images, torch.arange(n), 0, 16, p) for p in (4, 16))
     ratio = few.trace_error.square().mean() / many.trace_error.square().mean()
     assert float(ratio) == pytest.approx(4.0, rel=0.3)
 
@@ -180,8 +185,8 @@ def test_a_nonlinear_world_meets_its_density():
     images = ((x_0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).reshape(n, 1, 2, 3)
     calls = []
     eps_fn = recording(mixture_eps(schedule, means, weights, variance), calls)
-    found = ode_bpd(schedule, eps_fn, images, torch.arange(n), 0, 128, 4, torch.float64)
-    xbar = calls[0][0].flatten(1) / schedule.sqrt_alphas_cumprod[0]
+    found = ode_bpd(denoiser(schedule, eps_fn), images, torch.arange(n), 0, 128, 4)
+    xbar = calls[0][0].flatten(1) / schedule.alpha[0]
     blurred = variance + float(1 / schedule.snr[0])
     error = found.bits_per_dim - bpd_of(mixture_log_density(xbar, means, weights, blurred), xbar)
     assert abs(float(error.mean())) < 4 * float(error.std()) / n**0.5 + float(found.step_error.mean())
@@ -196,8 +201,8 @@ def test_the_density_integrates_to_one():
     images = torch.arange(256).to(torch.uint8).repeat(8).reshape(-1, 1, 1, 1)
     calls = []
     eps_fn = recording(mixture_eps(schedule, means, weights, variance), calls)
-    found = ode_bpd(schedule, eps_fn, images, torch.arange(len(images)), 0, 128, 2, torch.float64)
-    xbar = calls[0][0].flatten() / schedule.sqrt_alphas_cumprod[0]
+    found = ode_bpd(denoiser(schedule, eps_fn), images, torch.arange(len(images)), 0, 128, 2)
+    xbar = calls[0][0].flatten() / schedule.alpha[0]
     density = 2 ** (math.log2(127.5) - found.bits_per_dim)
     order = xbar.argsort()
     assert float(torch.trapezoid(density[order], xbar[order])) == pytest.approx(1.0, abs=3e-3)
@@ -207,10 +212,10 @@ def test_the_density_integrates_to_one():
 
 def test_the_data_point_lies_uniformly_in_its_bin():
     """xbar_0 = (k + u - 1/2) / 127.5 - 1: centred on x_0 = k / 127.5 - 1, for every level."""
-    schedule, calls = NoiseSchedule.linear(6, 0.05, 0.3), []
+    schedule, calls = DiscreteProcess.linear(6, 0.05, 0.3), []
     images = torch.arange(256).to(torch.uint8).repeat(4, 1).reshape(4, 1, 16, 16)
-    ode_bpd(schedule, recording(toy_eps, calls), images, torch.arange(4), 0, 2, 2, torch.float64)
-    u = ((calls[0][0] / schedule.sqrt_alphas_cumprod[0] + 1) * 127.5 - images + 0.5).flatten()
+    ode_bpd(denoiser(schedule, recording(toy_eps, calls)), images, torch.arange(4), 0, 2, 2)
+    u = ((calls[0][0] / schedule.alpha[0] + 1) * 127.5 - images + 0.5).flatten()
     assert float(u.min()) >= -1e-9
     assert float(u.max()) <= 1 + 1e-9
     assert abs(float(u.mean()) - 0.5) < 4 * (1 / 12 / len(u)) ** 0.5
@@ -219,9 +224,9 @@ def test_the_data_point_lies_uniformly_in_its_bin():
 
 def test_an_image_has_its_result_whatever_its_batch():
     schedule, images, ids = SCHEDULES["linear-200"], random_images(5), torch.tensor([7, 3, 2**40, 0, 9])
-    full = ode_bpd(schedule, toy_eps, images, ids, 1, 8, 3)
+    full = ode_bpd(denoiser(schedule, toy_eps), images, ids, 1, 8, 3)
     for row in range(5):
-        alone = ode_bpd(schedule, toy_eps, images[row : row + 1], ids[row : row + 1], 1, 8, 3)
+        alone = ode_bpd(denoiser(schedule, toy_eps), images[row : row + 1], ids[row : row + 1], 1, 8, 3)
         for field in ("bits_per_dim", "trace_error", "step_error"):
             assert torch.equal(getattr(alone, field), getattr(full, field)[row : row + 1]), field
 
@@ -230,14 +235,14 @@ def test_the_draws_are_keyed_by_seed_and_id():
     schedule, calls = SCHEDULES["linear-200"], []
     images = random_images(1).expand(4, -1, -1, -1)
     ids = torch.tensor([5, 6, 5, 2**33 + 5])
-    found = ode_bpd(schedule, recording(toy_eps, calls), images, ids, 1, 4, 2)
+    found = ode_bpd(denoiser(schedule, recording(toy_eps, calls)), images, ids, 1, 4, 2)
     bpd, start = found.bits_per_dim, calls[0][0]
     assert bpd[0] == bpd[2]
     assert len(bpd.unique()) == 3
     assert torch.equal(start[0], start[2])
     assert not bool((start[0] == start[1]).any())
-    again = ode_bpd(schedule, toy_eps, images, ids, 1, 4, 2)
-    other = ode_bpd(schedule, toy_eps, images, ids, 2, 4, 2)
+    again = ode_bpd(denoiser(schedule, toy_eps), images, ids, 1, 4, 2)
+    other = ode_bpd(denoiser(schedule, toy_eps), images, ids, 2, 4, 2)
     assert torch.equal(again.bits_per_dim, bpd)
     assert not bool((other.bits_per_dim == bpd).any())
     # With one u for all, the probes still differ: a trace that is random has another value for another id.
@@ -249,15 +254,14 @@ def test_the_network_is_called_3_n_times_whatever_the_probes_and_the_callers_gra
     schedule, calls = SCHEDULES["linear-200"], []
     weight = torch.nn.Parameter(torch.tensor(0.5))
     with outer():
-        found = ode_bpd(
-            schedule, recording(lambda x, t: weight * toy_eps(x, t), calls), random_images(2), torch.arange(2), 0, 6, 5
-        )
+        watched = denoiser(schedule, recording(lambda x, t: weight * toy_eps(x, t), calls))
+        found = ode_bpd(watched, random_images(2), torch.arange(2), 0, 6, 5)
     fine = ode_timesteps(schedule, 6)
     visited = [int(t[0]) for _, t in calls]
     expected = [t for steps in (fine, fine[::2]) for pair in itertools.pairwise(steps) for t in pair]
     assert visited == expected
     assert len(visited) == 18
-    assert {(tuple(x.shape), x.dtype, tuple(t.shape)) for x, t in calls} == {((2, 3, 4, 4), torch.float32, (2,))}
+    assert {(tuple(x.shape), x.dtype, tuple(t.shape)) for x, t in calls} == {((2, 3, 4, 4), torch.float64, (2,))}
     assert weight.grad is None
     assert not found.bits_per_dim.requires_grad
 
@@ -266,7 +270,8 @@ def test_float32_networks_give_the_float64_value():
     schedule, images, ids = SCHEDULES["cosine-1000"], random_images(3), torch.arange(3)
     world = isotropic(schedule, 0.2, 48)
     single, double = (
-        ode_bpd(schedule, world.eps, images, ids, 0, 32, 2, dtype) for dtype in (torch.float32, torch.float64)
+        ode_bpd(denoiser(schedule, eps), images, ids, 0, 32, 2)
+        for eps in (lambda z_t, t: world.eps(z_t.float(), t), world.eps)
     )
     torch.testing.assert_close(single.bits_per_dim, double.bits_per_dim, rtol=0, atol=1e-5)
 
@@ -276,7 +281,7 @@ def test_float32_networks_give_the_float64_value():
 def test_the_grid_is_distinct_integers_from_end_to_end(num_timesteps, seed, data):
     steps = 2 * data.draw(st.integers(1, (num_timesteps - 1) // 2))
     betas = 0.5 * torch.rand(num_timesteps, generator=torch.Generator().manual_seed(seed)).double() ** 4 + 1e-6
-    grid = ode_timesteps(NoiseSchedule.from_betas(betas), steps)
+    grid = ode_timesteps(DiscreteProcess.from_betas(betas), steps)
     assert len(grid) == steps + 1
     assert (grid[0], grid[-1]) == (0, num_timesteps - 1)
     assert all(a < b for a, b in itertools.pairwise(grid))
@@ -297,18 +302,18 @@ def test_the_grid_is_uniform_in_log_snr_where_integers_allow(name):
 
 
 def test_all_time_steps_are_the_finest_grid():
-    assert ode_timesteps(NoiseSchedule.cosine(21), 20) == list(range(21))
-    constant = NoiseSchedule.from_betas([0.2] * 11)
+    assert ode_timesteps(DiscreteProcess.cosine(21), 20) == list(range(21))
+    constant = DiscreteProcess.from_betas([0.2] * 11)
     assert ode_timesteps(constant, 10) == list(range(11))
-    assert ode_timesteps(NoiseSchedule.linear(1000), 2)[::2] == [0, 999]
+    assert ode_timesteps(DiscreteProcess.linear(1000), 2)[::2] == [0, 999]
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 7, 20, -2])
 def test_a_bad_number_of_steps_is_refused(num_steps):
-    schedule = NoiseSchedule.linear(20)
+    schedule = DiscreteProcess.linear(20)
     for call in (
         lambda: ode_timesteps(schedule, num_steps),
-        lambda: ode_bpd(schedule, toy_eps, random_images(1), torch.arange(1), 0, num_steps),
+        lambda: ode_bpd(denoiser(schedule, toy_eps), random_images(1), torch.arange(1), 0, num_steps),
     ):
         with pytest.raises(ConfigError, match=rf"^num_steps: {num_steps} is not an even number in 2\.\.19\b.*$"):
             call()
@@ -317,9 +322,9 @@ def test_a_bad_number_of_steps_is_refused(num_steps):
 @pytest.mark.parametrize("probes", [1, 0, -1])
 def test_too_few_probes_are_refused(probes):
     with pytest.raises(ConfigError, match=rf"^probes: {probes} is not >= 2.*$"):
-        ode_bpd(SCHEDULES["linear-200"], toy_eps, random_images(1), torch.arange(1), 0, 4, probes)
+        ode_bpd(denoiser(SCHEDULES["linear-200"], toy_eps), random_images(1), torch.arange(1), 0, 4, probes)
 
 
-def test_an_eps_fn_without_gradients_is_an_error_not_a_trace_of_zero():
+def test_a_denoiser_without_gradients_is_an_error_not_a_trace_of_zero():
     with pytest.raises(RuntimeError, match="does not require grad"):
-        ode_bpd(SCHEDULES["linear-200"], torch.no_grad()(toy_eps), random_images(1), torch.arange(1), 0, 4, 2)
+        ode_bpd(denoiser(SCHEDULES["linear-200"], torch.no_grad()(toy_eps)), random_images(1), torch.arange(1), 0, 4, 2)
