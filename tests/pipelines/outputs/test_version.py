@@ -23,7 +23,7 @@ def test_the_version_follows_the_sources_and_needs_no_git(tmp_path: Path) -> Non
     for package in ("ddpm_core", "pipelines"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     assert version_of(tmp_path) == [code_version(), "None"]
-    with (tmp_path / "ddpm_core/noise.py").open("a") as file:
+    with (tmp_path / "ddpm_core/counter_random.py").open("a") as file:
         file.write("\n")
     assert version_of(tmp_path)[0] != code_version()
 
