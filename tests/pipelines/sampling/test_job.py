@@ -149,7 +149,7 @@ def test_a_request_that_was_begun_with_another_shard_size_is_the_same_where_none
 @pytest.mark.slow
 def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, tmp_path: Path) -> None:
     config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), num_images=60, num_workers=1)
-    fields = ("model", "output", "num_images", "seed", "sampler", "steps", "batch_size", "shard_size", "root")
+    fields = ("model", "output", "num_images", "seed", "sampler", "steps", "dtype", "batch_size", "shard_size", "root")
     command = [sys.executable, str(ROOT / "jobs" / "sample.py"), "--num_workers", "1"]
     command += [f"--{name}={getattr(config, name)}" for name in fields]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
