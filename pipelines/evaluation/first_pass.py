@@ -5,8 +5,8 @@ OUTPUT/first_pass/part-00001.npz    proposal float64 [T-1], of the importance es
 """
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ddpm_core.process.discrete import discrete
 from pipelines.data.baselines import HISTOGRAM_IMAGES, level_counts
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.terms import evaluate_images
 from pipelines.models.kept import load_kept
 from pipelines.outputs.shards import ShardOutput, shard_name
@@ -39,7 +40,7 @@ class FirstPass:
     """Computes part 0, the histogram, and part 1, the proposal; arguments as of `evaluation.shard.TermShards`."""
 
     location: Location
-    request: Mapping[str, Any]
+    request: EvaluateRequest
     data: PreparedDataset
     train: PreparedDataset | None
     threads: int
@@ -47,7 +48,7 @@ class FirstPass:
     @property
     def num_parts(self) -> int:
         """1 or 2."""
-        return 2 if self.request["estimator"] == "importance" else 1
+        return 2 if self.request.estimator == "importance" else 1
 
     @property
     def is_small(self) -> bool:
@@ -59,9 +60,9 @@ class FirstPass:
     @property
     def _hold_out(self) -> HoldOut | None:
         """Which rows of the training data are evaluated: the histogram must not have seen them either."""
-        if self.train is None or self.train.dataset_id != self.data.dataset_id or "hold_out" not in self.request:
+        if self.train is None or self.train.dataset_id != self.data.dataset_id:
             return None
-        return HoldOut(**self.request["hold_out"])
+        return self.request.hold_out
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """The engine calls this once per actor."""
@@ -73,7 +74,7 @@ class FirstPass:
             none = np.zeros((0, 256), np.uint32)
             counts = none if self.train is None else level_counts(self.train, hold_out=self._hold_out)
             return ShardOutput(_npz(counts=counts), rows=1)
-        model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
+        model = load_kept(self.location / "model", self.request.model_id, self.request.device)
         return ShardOutput(_npz(proposal=measured_proposal(model, self.data, self.request)), rows=1)
 
 
@@ -86,15 +87,15 @@ def read_first_pass(location: Location, index: int) -> npt.NDArray[Any]:
         return array
 
 
-def measured_proposal(model: Model, data: PreparedDataset, request: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+def measured_proposal(model: Model, data: PreparedDataset, request: EvaluateRequest) -> npt.NDArray[np.float64]:
     """`importance_proposal` from a first, stratified pass over some images, with noise of its own."""
     process = discrete(model.denoiser.process)
-    seed, num_kl_terms = request["seed"] + _PILOT_SEED_OFFSET, process.num_timesteps - 1
+    seed, num_kl_terms = request.seed + _PILOT_SEED_OFFSET, process.num_timesteps - 1
     ids = permutation(0, "first-pass", 0, data.num_rows)[:_PILOT_IMAGES]
     images, _ = data.read_rows(ids)
     k = min(_PILOT_TIMESTEPS, num_kl_terms // 2 * 2)
     design = stratified_design(torch.arange(len(ids)), seed, timestep_proposal(process), k)
-    found = evaluate_images(model, images, torch.tensor(ids), design, {**request, "seed": seed})
+    found = evaluate_images(model, images, torch.tensor(ids), design, replace(request, seed=seed))
     t = design.t.reshape(-1)
     return np.asarray(importance_proposal(process, t, found.terms.reshape(-1)).numpy())
 

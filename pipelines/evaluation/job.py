@@ -20,10 +20,12 @@ from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.publish import calibration_notes, provenance, record_results, summary_rows
 from pipelines.evaluation.report import make_report
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import half_width, results
-from pipelines.evaluation.shard import DIRECTORY, FORMAT, FORMAT_VERSION, TermShards, held_out_of, order_of
+from pipelines.evaluation.shard import TermShards
 from pipelines.models.find import model_for
 from pipelines.models.kept import FoundModel, source_of
 from pipelines.outputs.bulk_run import BulkRun, settled_dtype
@@ -100,13 +102,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         require_apart(location, inputs.train.location, "the training data")
     event(f"model {found.described(inputs.step)}")
     config = replace(config, dtype=settled_dtype(config.dtype, begun_request(location), config.gpus_per_worker))
-    output = ShardedOutput(location, request_of(config, inputs), DIRECTORY, passes=(first_pass.DIRECTORY,))
+    request = request_of(config, inputs)
+    output = EVALUATION.output(location, request)
     manifest = output.committed()
     if manifest is None:
         config.pool.check()
         if config.promote:
-            _check_promotable(config, output.request, found, data, root)
-        manifest, closing = _evaluate(config, output, inputs)
+            _check_promotable(config, request, found, data, root)
+        manifest, closing = _evaluate(config, request, output, inputs)
         title = "Evaluation"
     else:
         title, closing = "Evaluation, complete before", []
@@ -115,9 +118,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
             config.pool.check()
             event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
             try:
-                factory = TermShards(location, output.request, data, config.cpus_per_worker)
+                factory = TermShards(location, request, data, config.cpus_per_worker)
                 images = len(lost) * config.shard_size
-                pool = config.pool.unless_small(lambda: _work(output.request, model, images))
+                pool = config.pool.unless_small(lambda: _work(request, model, images))
                 output.restore(factory, lost, manifest, pool)
             finally:
                 connection.disconnect()
@@ -127,35 +130,35 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     rows, failure = summary_rows(location, found.described(inputs.step), manifest) + closing, None
     if config.promote:
         try:
-            rows.append(("champion", _promote(config, found, manifest, root)))
+            rows.append(("champion", _promote(config, request, found, manifest, root)))
         except TrackingError as error:  # the result stands, whatever becomes of the promotion
             failure = error
     return EvaluateSummary(title, rows, failure)
 
 
-def request_of(config: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """The values that determine every number of the evaluation."""
+def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
+    """The request that a job's fields make of what they name; every `auto` has been settled."""
     by_all = config.estimator == "all"
-    return {
-        "model_id": inputs.found.model_id,
-        "dataset_id": inputs.data.dataset_id,
-        "estimator": config.estimator,
-        "timesteps_per_image": None if by_all else config.timesteps_per_image,
-        "draws": config.draws if by_all else None,
-        "sigma2": config.sigma2,
-        "num_images": config.num_images,
-        "target_halfwidth": config.target_halfwidth,
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "device": "cuda" if config.gpus_per_worker else "cpu",
-        "by_label": config.by_label,
-        "train_dataset_id": inputs.train.dataset_id if inputs.train else None,
-        "ode": asdict(config.ode),
-        "batch_size": config.batch_size,
-        "shard_size": config.shard_size,
-        # not there at all without: evaluations that were made before it could be asked for have the same request
-        **({"hold_out": asdict(inputs.hold_out)} if inputs.hold_out else {}),
-    }
+    assert config.dtype != "auto"
+    return EvaluateRequest(
+        model_id=inputs.found.model_id,
+        dataset_id=inputs.data.dataset_id,
+        estimator=config.estimator,
+        timesteps_per_image=None if by_all else config.timesteps_per_image,
+        draws=config.draws if by_all else None,
+        sigma2=config.sigma2,
+        num_images=config.num_images,
+        target_halfwidth=config.target_halfwidth,
+        seed=config.seed,
+        dtype=config.dtype,
+        device="cuda" if config.gpus_per_worker else "cpu",
+        by_label=config.by_label,
+        train_dataset_id=inputs.train.dataset_id if inputs.train else None,
+        ode=config.ode,
+        batch_size=config.batch_size,
+        shard_size=config.shard_size,
+        hold_out=inputs.hold_out,
+    )
 
 
 def hold_out_of(config: EvaluateConfig, model: Model, data: PreparedDataset) -> HoldOut | None:
@@ -234,7 +237,7 @@ def _training_data(config: EvaluateConfig, model: Model, root: Path) -> Prepared
 
 
 def _evaluate(
-    config: EvaluateConfig, output: ShardedOutput, inputs: Inputs
+    config: EvaluateConfig, request: EvaluateRequest, output: ShardedOutput, inputs: Inputs
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     output.begin()
     inputs.found.keep(output.location / "model")
@@ -247,16 +250,16 @@ def _evaluate(
         root=Location.parse(config.root).local_path,
         tracking_uri=config.tracking_uri,
     )
-    return run.attempt(lambda: _compute(config, run, inputs))
+    return run.attempt(lambda: _compute(config, request, run, inputs))
 
 
-def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, Any]:
+def _compute(config: EvaluateConfig, request: EvaluateRequest, run: BulkRun, inputs: Inputs) -> dict[str, Any]:
     """Compute what is missing, report, commit; returns the manifest."""
-    output, request, data = run.output, run.output.request, inputs.data
-    run.announce({"ddpm.dataset_id": measured_on(request), "ddpm.step": inputs.step})
+    output, data = run.output, inputs.data
+    run.announce({"ddpm.dataset_id": request.measured_on, "ddpm.step": inputs.step})
     name = f"{data.location.uri} (held-out rows)" if inputs.hold_out else data.location.uri
     run.record("dataset", name=name, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
-    num_images = len(order_of(request, data.num_rows))
+    num_images = len(request.order(data.num_rows))
     with waiting("preparing the output"):
         pool = config.pool.unless_small(lambda: _work(request, inputs.model, num_images))
         where = f"on {connection.connect()}" if pool else "in this process"
@@ -288,8 +291,8 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
         for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
             (output.location / "report" / name).write_bytes(content)
     fields = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": EVALUATION.format,
+        "version": EVALUATION.version,
         "num_rows": evaluation.summary["num_images"],
         "results": evaluation.summary,
         "first_pass": [asdict(record) for record in fitted],
@@ -300,25 +303,19 @@ def _compute(config: EvaluateConfig, run: BulkRun, inputs: Inputs) -> dict[str, 
         "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
     }
     manifest = output.commit(fields, records)
-    record_results(run, evaluation, data, inputs.step)
+    record_results(run, request, evaluation, data, inputs.step)
     return manifest
 
 
-def measured_on(request: Mapping[str, Any]) -> str:
-    """What stands for the images that are evaluated, the same only for the same ones."""
-    held_out = held_out_of(request)
-    return held_out.name_of(request["dataset_id"]) if held_out else request["dataset_id"]
-
-
-def _work(request: Mapping[str, Any], model: Model, num_images: int) -> tuple[int, float]:
+def _work(request: EvaluateRequest, model: Model, num_images: int) -> tuple[int, float]:
     """What so many images take, see `ActorPool.unless_small`; of the ODE and the first pass at most."""
-    by_all, ode = request["estimator"] == "all", request["ode"]
+    ode = request.ode
     num_timesteps = discrete(model.denoiser.process).num_timesteps
-    each = num_timesteps * request["draws"] if by_all else request["timesteps_per_image"] + 2
-    of_ode = 3 * ode["steps"] * (1 + 2 * ode["probes"]) * min(ode["num_images"], num_images)
-    of_first_pass = first_pass.PILOT_EVALUATIONS if request["estimator"] == "importance" else 0
+    each = request.evaluations_per_image(num_timesteps)
+    of_ode = 3 * ode.steps * (1 + 2 * ode.probes) * min(ode.num_images, num_images)
+    of_first_pass = first_pass.PILOT_EVALUATIONS if request.estimator == "importance" else 0
     evaluations = num_images * each + of_ode + of_first_pass
-    return math.ceil(num_images / request["shard_size"]), float(evaluations) * pixel_weights(model.denoiser.network)
+    return math.ceil(num_images / request.shard_size), float(evaluations) * pixel_weights(model.denoiser.network)
 
 
 class _Enough:
@@ -348,17 +345,19 @@ class _Enough:
 
 
 def _check_promotable(
-    config: EvaluateConfig, request: Mapping[str, Any], found: FoundModel, data: PreparedDataset, root: Path
+    config: EvaluateConfig, request: EvaluateRequest, found: FoundModel, data: PreparedDataset, root: Path
 ) -> None:
     uri = resolve_tracking_uri(config.tracking_uri, root)
-    num_images = None if config.target_halfwidth else len(order_of(request, data.num_rows))
+    num_images = None if config.target_halfwidth else len(request.order(data.num_rows))
     draws_known = config.estimator != "all" or config.draws >= 2
-    what = measured_on(request), num_images, config.sigma2
+    what = request.measured_on, num_images, config.sigma2
     check_promotable(uri, found.name, found.model_id, *what, draws_known=draws_known)
 
 
-def _promote(config: EvaluateConfig, found: FoundModel, manifest: Mapping[str, Any], root: Path) -> str:
-    request, summary = manifest["request"], manifest["results"]
+def _promote(
+    config: EvaluateConfig, request: EvaluateRequest, found: FoundModel, manifest: Mapping[str, Any], root: Path
+) -> str:
+    summary = manifest["results"]
     uri, intervals = resolve_tracking_uri(config.tracking_uri, root), summary["means"][summary["headline"]]
-    what = measured_on(request), summary["num_images"], request["sigma2"]
+    what = request.measured_on, summary["num_images"], request.sigma2
     return promote_if_better(uri, found.name, found.model_id, *what, intervals)

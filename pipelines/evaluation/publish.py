@@ -8,6 +8,7 @@ from typing import Any
 from ddpm_core.model import Model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.report import headline_of, label_of, table_rows
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models.kept import FoundModel
 from pipelines.outputs.bulk_run import BulkRun
@@ -20,22 +21,24 @@ _BASELINES = ("png", "webp", "histogram")
 _NOTE_ROWS = 40
 
 
-def record_results(run: BulkRun, evaluation: Evaluation, data: PreparedDataset, step: int | None) -> None:
+def record_results(
+    run: BulkRun, request: EvaluateRequest, evaluation: Evaluation, data: PreparedDataset, step: int | None
+) -> None:
     """Record metrics, curves, report, description, and the links to model and data set."""
-    output, summary, request = run.output, evaluation.summary, run.output.request
-    scalars = {metric_of(name, request["sigma2"]): found["mean"] for name, found in summary["means"].items()}
+    output, summary = run.output, evaluation.summary
+    scalars = {metric_of(name, request.sigma2): found["mean"] for name, found in summary["means"].items()}
     headline = summary["means"][summary["headline"]]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
-            scalars |= dict(zip(interval_metrics(kind, request["sigma2"]), headline[kind], strict=True))
+            scalars |= dict(zip(interval_metrics(kind, request.sigma2), headline[kind], strict=True))
     scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
     run.record("metrics", step=0, values=scalars)
     for t, kl, mse in zip(evaluation.t.tolist(), evaluation.kl_by_t, evaluation.eps_mse_by_t, strict=True):
-        values = {f"eval_by_t/kl_bits_per_dim.{request['sigma2']}": kl, "eval_by_t/eps_mse": mse}
+        values = {f"eval_by_t/kl_bits_per_dim.{request.sigma2}": kl, "eval_by_t/eps_mse": mse}
         run.record("metrics", step=t, values=values)
     run.record("artifact", path=(output.location / "report").uri, artifact_path="report")
-    point = {metric_of(summary["headline"], request["sigma2"]): headline["mean"]}
-    dataset = {"name": data.location.uri, "digest": request["dataset_id"]}
+    point = {metric_of(summary["headline"], request.sigma2): headline["mean"]}
+    dataset = {"name": data.location.uri, "digest": request.dataset_id}
     run.record("evaluated", model_id=run.found.model_id, step=step or 0, values=point, dataset=dataset)
     columns = ("label", "mean", "data_set", "population")
     lines = [f"| {' | '.join(row[name] for name in columns)} |" for row in table_rows(summary)[:_NOTE_ROWS]]
@@ -77,19 +80,19 @@ def metric_of(name: str, sigma2: str) -> str:
     return f"bpd/{steps[1]}_steps" if steps else f"bpd/{rest[0]}"
 
 
-def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], target: float | None) -> list[str]:
+def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], target: float | None) -> list[str]:
     """How the numbers came about, a sentence each."""
     done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
     how = {
-        "all": f"Every t, {request['draws']} draw(s) each.",
-        "stratified": f"{request['timesteps_per_image']} time steps per image, stratified uniformly in log-SNR and "
+        "all": f"Every t, {request.draws} draw(s) each.",
+        "stratified": f"{request.timesteps_per_image} time steps per image, stratified uniformly in log-SNR and "
         "spread evenly over groups of 16 images, in two independent replicates; L_0 twice.",
-        "importance": f"{request['timesteps_per_image']} time steps per image, by importance (root mean square of the "
+        "importance": f"{request.timesteps_per_image} time steps per image, by importance (root mean square of the "
         "KL in a first pass with noise of its own) and spread evenly over groups of 16 images, in two independent "
         "replicates; L_0 twice.",
-    }[request["estimator"]]
-    whole = request["num_images"] is None and target is None
-    which = f"the {'rows that the training held out' if 'hold_out' in request else 'images'} of the data set"
+    }[request.estimator]
+    whole = request.num_images is None and target is None
+    which = f"the {'rows that the training held out' if request.hold_out else 'images'} of the data set"
     notes = [
         how,
         f"{done:,} network evaluations; every t once for the same images would have taken {full:,} "
@@ -101,7 +104,7 @@ def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], ta
         "grid.",
         "In K steps: predicted from the same ε-errors for K evenly spaced time steps with each step's posterior "
         "variance, unclipped; L_0 is that of β̃ in the full sequence."
-        + ("" if request["estimator"] == "all" else f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."),
+        + ("" if request.estimator == "all" else f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."),
         "PNG and WebP: whole files, one per image. Independent pixels: each place's histogram over training images.",
     ]
     if target is not None:
@@ -114,11 +117,11 @@ def calibration_notes(request: Mapping[str, Any], summary: Mapping[str, Any], ta
             else f"; the images are used up, raise timesteps_per_image about {(half / target) ** 2:.1f} times"
         )
         notes.append(f"Target half-width {target}: {'reached' if reached else f'not reached ({half:.4f})'}{advice}.")
-    if request["ode"]["num_images"]:
+    if request.ode.num_images:
         notes.append(
-            f"ODE: exact likelihood of uniformly dequantised images, Heun with {request['ode']['steps']} steps, "
-            f"{request['ode']['probes']} random vectors for the trace, on the first "
-            f"{request['ode']['num_images']} images. Trace error: "
+            f"ODE: exact likelihood of uniformly dequantised images, Heun with {request.ode.steps} steps, "
+            f"{request.ode.probes} random vectors for the trace, on the first "
+            f"{request.ode.num_images} images. Trace error: "
             "standard error over the vectors, mean over images; step error: difference to half as many steps "
             "(bits/dim is too low by about a third of it)."
         )

@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 
 from pipelines.data.dataset import PreparedDataset
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import Evaluation
 from pipelines.outputs.pictures import grid_png
 
@@ -88,7 +89,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def make_report(
     evaluation: Evaluation,
-    request: Mapping[str, Any],
+    request: EvaluateRequest,
     data: PreparedDataset,
     notes: Sequence[str],
     provenance: Sequence[tuple[str, str]],
@@ -109,7 +110,7 @@ def make_report(
     files: dict[str, bytes] = {}
     best, worst = (data.read_rows(evaluation.ids[part])[0] for part in (order[:count], order[::-1][:count]))
     files["extremes.png"] = grid_png(np.concatenate([best, worst]), columns=count, min_side=900)
-    curve, histogram = _draw_by_t(evaluation, request["sigma2"]), _draw_histogram(evaluation)
+    curve, histogram = _draw_by_t(evaluation, request.sigma2), _draw_histogram(evaluation)
     files["by_t.png"], files["histogram.png"] = curve["png"], histogram["png"]
     picture = base64.b64encode(files["extremes.png"]).decode()
     values = evaluation.bits_per_dim[order]
@@ -129,7 +130,7 @@ def make_report(
     page = template.render(
         title=title,
         headline=headline_of(evaluation.summary),
-        model=request["model_id"],
+        model=request.model_id,
         data=f"{data.location} ({data.dataset_id[:12]})",
         rows=table_rows(evaluation.summary),
         summary=evaluation.summary,

@@ -3,7 +3,7 @@
 Nothing here calls the network. The rows are read shard by shard, so memory does not grow with the lists in them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from ddpm_core.likelihood.designs import Design
 from ddpm_core.likelihood.intervals import MeanStatistics, Variance
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import variance_named
-from pipelines.evaluation.shard import DIRECTORY, group_size, read_terms
+from pipelines.evaluation.request import EvaluateRequest
+from pipelines.evaluation.shard import DIRECTORY, read_terms
 from pipelines.storage.location import Location
 
 # Places in `decoder_variances`.
@@ -41,7 +42,7 @@ class Evaluation:
         ids: int64 [N], of the images in the order of evaluation.
         bits_per_dim: float64 [N], their headline values.
         t: int64 [n], the time steps that were evaluated at all.
-        kl_by_t: float64 [n], mean term over the evaluations at t (L_0 at t = 0), bits/dim, under `request["sigma2"]`.
+        kl_by_t: float64 [n], mean term over the evaluations at t (L_0 at t = 0), bits/dim, under `request.sigma2`.
         eps_mse_by_t: float64 [n], mean ||eps - eps_pred||^2 / D.
     """
 
@@ -94,15 +95,15 @@ class _Means:
 
 
 def results(
-    location: Location, request: Mapping[str, Any], shards: Sequence[str], process: DiscreteProcess, num_rows: int
+    location: Location, request: EvaluateRequest, shards: Sequence[str], process: DiscreteProcess, num_rows: int
 ) -> Evaluation:
     """Everything that follows from the rows of `shards` (names, in order) of the evaluation at `location`.
 
     `num_rows` is the size of the data set that the images are from.
     """
-    sigma2, size = request["sigma2"], group_size(request)
+    sigma2, size = request.sigma2, request.group_size
     means, over_t = _Means(size), _OverT(process.num_timesteps)
-    bandwidth = 0.0 if request["estimator"] == "all" else BANDWIDTH
+    bandwidth = 0.0 if request.estimator == "all" else BANDWIDTH
     subsequences = {k: process.grid(k).flip(0).tolist() for k in SUBSEQUENCES if k < process.num_timesteps}
     ids, headline, evaluations = [], [], 0
     decoders = [torch.zeros(len(decoder_variances(process)), dtype=torch.float64) for _ in range(2)]
@@ -129,7 +130,7 @@ def results(
             means.add(f"bits_per_dim.{baseline}", known.expand(-1, design.num_replicates))  # no draws: no error of them
         for column in ("bits_per_dim", "trace_error", "step_error"):
             means.add(f"ode.{column}", rows.known(f"ode_{column}"))
-        if request["by_label"]:
+        if request.by_label:
             labels = rows.table["label"].to_numpy()
             values = rows.tensor(f"bits_per_dim_{sigma2}")
             for label in np.unique(labels):

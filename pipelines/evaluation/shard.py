@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ddpm_core.counter_random import permutation
 from ddpm_core.errors import ModelError
-from ddpm_core.likelihood.designs import GROUP_SIZE, Design, full_design, stratified_design, timestep_proposal
+from ddpm_core.likelihood.designs import Design, full_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import Elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.likelihood.ode import OdeLikelihood, ode_bpd
@@ -28,50 +27,26 @@ from ddpm_core.process.discrete import discrete
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
-from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.first_pass import read_first_pass
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.terms import evaluate_images, levels_of
 from pipelines.models.kept import load_kept
 from pipelines.outputs.shards import ShardOutput
 from pipelines.storage.location import Location
 
-FORMAT = "ddpm-evaluation"
-FORMAT_VERSION = 1
 DIRECTORY = "terms"
 
 
-def order_of(request: Mapping[str, Any], num_rows: int) -> Int64s:
-    """Ids in the order of evaluation: the data set's own if all are evaluated, else a fixed pseudo-random one.
-
-    `num_rows` is the size of the data set, or of the part of it that the request names.
-    """
-    held_out = held_out_of(request)
-    size = num_rows if held_out is None else len(held_out.ids)
-    order = np.arange(size, dtype=np.int64)
-    if request["num_images"] is not None or request["target_halfwidth"] is not None:
-        order = permutation(0, "evaluate/order", 0, size)[: request["num_images"]]
-    return order if held_out is None else held_out.ids[order]
-
-
-def held_out_of(request: Mapping[str, Any]) -> HoldOut | None:
-    """The rows that are evaluated, if they are only those that a training held out."""
-    return HoldOut(**request["hold_out"]) if "hold_out" in request else None
-
-
 def design_of(
-    request: Mapping[str, Any], model: Model, positions: Tensor, proposal: npt.NDArray[np.float64] | None
+    request: EvaluateRequest, model: Model, positions: Tensor, proposal: npt.NDArray[np.float64] | None
 ) -> Design:
     """The evaluations of the images at `positions` int64 [n] of the order; `proposal` as the first pass measured it."""
     process = discrete(model.denoiser.process)
-    if request["estimator"] == "all":
-        return full_design(process.num_timesteps, len(positions), request["draws"])
+    if request.draws is not None:
+        return full_design(process.num_timesteps, len(positions), request.draws)
+    assert request.timesteps_per_image is not None, "by what the request checks"
     over_t = timestep_proposal(process) if proposal is None else torch.tensor(proposal)
-    return stratified_design(positions, request["seed"], over_t, request["timesteps_per_image"])
-
-
-def group_size(request: Mapping[str, Any]) -> int:
-    """Neighbours in the order whose draws depend on each other."""
-    return 1 if request["estimator"] == "all" else GROUP_SIZE
+    return stratified_design(positions, request.seed, over_t, request.timesteps_per_image)
 
 
 @dataclass(frozen=True)
@@ -80,23 +55,23 @@ class TermShards:
 
     Attributes:
         location: The output; its model/ is the model.
-        request: The evaluation's request, see `pipelines.evaluation.job`.
+        request: The evaluation's.
         data: The data set.
         threads: CPU threads of the network.
     """
 
     location: Location
-    request: Mapping[str, Any]
+    request: EvaluateRequest
     data: PreparedDataset
     threads: int
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Load model and first pass: the engine calls this once per actor."""
         torch.set_num_threads(self.threads)
-        model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
+        model = load_kept(self.location / "model", self.request.model_id, self.request.device)
         counts = read_first_pass(self.location, 0)
-        proposal = read_first_pass(self.location, 1) if self.request["estimator"] == "importance" else None
-        order = order_of(self.request, self.data.num_rows)
+        proposal = read_first_pass(self.location, 1) if self.request.estimator == "importance" else None
+        order = self.request.order(self.data.num_rows)
         return lambda index: self.compute(model, order, counts, proposal, index)
 
     def compute(
@@ -108,14 +83,14 @@ class TermShards:
         index: int,
     ) -> ShardOutput:
         """Evaluate, score, encode."""
-        request, start = self.request, index * self.request["shard_size"]
-        ids = order[start : start + request["shard_size"]]
+        request, start = self.request, index * self.request.shard_size
+        ids = order[start : start + request.shard_size]
         images, labels = self.data.read_rows(ids)
         positions = torch.arange(start, start + len(ids))
         design = design_of(request, model, positions, proposal)
         found = evaluate_images(model, images, torch.tensor(ids), design, request)
         columns: dict[str, Any] = {"id": ids, "position": positions.numpy(), "label": labels}
-        columns |= term_columns(request["sigma2"], found)
+        columns |= term_columns(request.sigma2, found)
         columns |= baseline_columns(images, counts)
         columns |= self._ode(model, images, ids, start)
         values = found.replicates
@@ -123,29 +98,29 @@ class TermShards:
         if len(bad):
             raise ModelError(
                 f"model: gives no finite bits/dim (NaN or infinite) for {len(bad)} of {len(ids)} images (first ids "
-                f"{', '.join(map(str, bad[:3].tolist()))}) in {request['dtype']}; take float32, or another model"
+                f"{', '.join(map(str, bad[:3].tolist()))}) in {request.dtype}; take float32, or another model"
             )
         extra = {
             "first_position": start,
             "evaluations": design.t.numel(),
-            "bits_per_dim": asdict(MeanStatistics.of(values, group_size(request))),
+            "bits_per_dim": asdict(MeanStatistics.of(values, request.group_size)),
         }
         return ShardOutput(_encode(columns), len(ids), extra)
 
     def _ode(self, model: Model, images: UInt8s, ids: Int64s, start: int) -> dict[str, Any]:
         """The ODE's columns: of the images at the first `ode.num_images` positions, null for the others."""
-        ode, chosen = self.request["ode"], max(0, min(len(ids), self.request["ode"]["num_images"] - start))
+        ode, chosen = self.request.ode, max(0, min(len(ids), self.request.ode.num_images - start))
         names = ("bits_per_dim", "trace_error", "step_error")
-        denoiser = model.denoiser.in_precision(PRECISION_OF[self.request["dtype"]])
+        denoiser = model.denoiser.in_precision(PRECISION_OF[self.request.dtype])
         columns: dict[str, list[float | None]] = {f"ode_{name}": [None] * len(ids) for name in names}
         for row in range(chosen):  # one by one: all probes of an image fill a batch
             found: OdeLikelihood = ode_bpd(
                 denoiser,
                 levels_of(images[row : row + 1]).to(denoiser.device),
                 torch.tensor(ids[row : row + 1], device=denoiser.device),
-                self.request["seed"],
-                ode["steps"],
-                ode["probes"],
+                self.request.seed,
+                ode.steps,
+                ode.probes,
             )
             for name in names:
                 columns[f"ode_{name}"][row] = float(getattr(found, name))

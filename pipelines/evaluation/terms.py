@@ -1,8 +1,5 @@
 """Scoring images: the ELBO's terms of every evaluation, as a request asks for them."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -13,6 +10,7 @@ from ddpm_core.model import Model
 from ddpm_core.process.variances import variance_named
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.dataset import UInt8s
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.outputs.progress import made
 
 
@@ -22,7 +20,7 @@ def levels_of(images: UInt8s) -> Tensor:
 
 
 def evaluate_images(
-    model: Model, images: UInt8s, ids: Int64[Tensor, " n"], design: Design, request: Mapping[str, Any]
+    model: Model, images: UInt8s, ids: Int64[Tensor, " n"], design: Design, request: EvaluateRequest
 ) -> Elbo:
     """Every evaluation of the design; tells how many images are made.
 
@@ -31,9 +29,9 @@ def evaluate_images(
         images: uint8 [n, H, W, C].
         ids: int64 [n].
         design: Of n images with E evaluations each.
-        request: `seed`, `sigma2`, `dtype`, `batch_size`.
+        request: Its seed, variances, precision and batch size are taken.
     """
-    denoiser = model.denoiser.in_precision(PRECISION_OF[request["dtype"]])
-    levels, variance = levels_of(images).to(denoiser.device), variance_named(request["sigma2"])
+    denoiser = model.denoiser.in_precision(PRECISION_OF[request.dtype])
+    levels, variance = levels_of(images).to(denoiser.device), variance_named(request.sigma2)
     ids = ids.to(denoiser.device)
-    return elbo(denoiser, levels, ids, design, request["seed"], variance, request["batch_size"], on_images=made)
+    return elbo(denoiser, levels, ids, design, request.seed, variance, request.batch_size, on_images=made)

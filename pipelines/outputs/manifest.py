@@ -9,11 +9,16 @@ from pipelines.storage.location import Location
 MANIFEST = "manifest.json"
 
 
+def refused(path: Location, field: str, value: object, rule: str) -> DataError:
+    """The error that names the JSON file at `path`, the field, its value and the rule that it breaks."""
+    shown = f"{value!r:.100}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return DataError(f"{path}: {field} = {shown}: {rule}; restore the file, or delete the output and make it again")
+
+
 def require_in(path: Location, holds: bool, field: str, value: object, rule: str) -> None:
-    """Raise a DataError that names the JSON file at `path`, the field, its value and the rule unless `holds`."""
+    """Raise the DataError `refused` unless `holds`."""
     if not holds:
-        shown = f"{value!r:.100}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-        raise DataError(f"{path}: {field} = {shown}: {rule}; restore the file, or delete the output and make it again")
+        raise refused(path, field, value, rule)
 
 
 def read_manifest(location: Location) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model, model_from_bytes
-from ddpm_core.process.discrete import discrete
 from pipelines.cli.console import event, waiting
 from pipelines.cluster import connection
 from pipelines.data.ingest.decode import decode_image
@@ -24,12 +22,13 @@ from pipelines.outputs.pictures import grid_png
 from pipelines.outputs.shards import ShardedOutput, begun_request
 from pipelines.outputs.version import code_version
 from pipelines.sampling.config import SampleConfig
+from pipelines.sampling.kind import SAMPLE_SET
 from pipelines.sampling.plan import plan, work_of
-from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SUFFIXES, SampleShards, decode_shard
+from pipelines.sampling.request import SampleRequest, request_of
+from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
 
-_DEFAULT_DDIM_STEPS = 50
 _PREVIEW_IMAGES = 64
 
 
@@ -62,26 +61,27 @@ def sample(config: SampleConfig) -> SampleSummary:
     require_apart(location, source_of(found), "the model")
     event(f"model {_described(found, model)}")
     config = replace(config, dtype=settled_dtype(config.dtype, begun, config.gpus_per_worker))
-    output = ShardedOutput(location, request_of(config, found, model))
+    request = request_of(config, model)
+    output = SAMPLE_SET.output(location, request)
     manifest = output.committed()
     lost = output.lost(manifest) if manifest else []
     if config.dry_run:
-        left = lost if manifest else _missing(config, output)
+        left = lost if manifest else _missing(request, output)
         if left:
             config.pool.check()
-        return SampleSummary("Plan; nothing was written", plan(output, found, model, left, config.pool))
+        return SampleSummary("Plan; nothing was written", plan(output, request, found, model, left, config.pool))
     if manifest is None or lost:
         config.pool.check()
     if manifest is None:
-        return _generate(config, output, found, model)
+        return _generate(config, request, output, found, model)
     rows = _rows(config, output, _described(found, model), manifest)
     if not lost:
         event(f"{location} is already complete: nothing to do")
         return SampleSummary("Sample set, complete before", rows)
     event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
-    pool = config.pool.unless_small(lambda: (len(lost), work_of(output.request, model, lost).weights))
+    pool = config.pool.unless_small(lambda: (len(lost), work_of(request, model, lost).weights))
     try:
-        output.restore(SampleShards(location, output.request, config.cpus_per_worker), lost, manifest, pool)
+        output.restore(SampleShards(location, request, config.cpus_per_worker), lost, manifest, pool)
     finally:
         connection.disconnect()
     return SampleSummary(f"Sample set, {len(lost)} lost shard(s) made again", rows)
@@ -94,52 +94,21 @@ def _with_shard_size(config: SampleConfig, begun: Mapping[str, Any]) -> SampleCo
     return replace(config, shard_size=size)
 
 
-def request_of(config: SampleConfig, found: FoundModel, model: Model) -> dict[str, Any]:
-    """The values that determine every image of the sample set.
-
-    Raises:
-        ConfigError: The model has other numbers of steps.
-    """
-    ddim, num_timesteps = config.sampler == "ddim", discrete(model.denoiser.process).num_timesteps
-    steps = config.steps or (min(_DEFAULT_DDIM_STEPS, num_timesteps) if ddim else num_timesteps)
-    if steps > num_timesteps:
-        raise ConfigError(f"steps = {steps}: the model has {num_timesteps} diffusion steps; ask for at most as many")
-    if not ddim and steps != num_timesteps:
-        raise ConfigError(f"steps = {steps}: ddpm takes all {num_timesteps}; leave it out, or use --sampler ddim")
-    return {
-        "model_id": found.model_id,
-        "num_images": config.num_images,
-        "seed": config.seed,
-        "sampler": config.sampler,
-        "steps": steps,
-        "eta": config.eta if ddim else None,
-        "sigma2": None if ddim else config.sigma2,
-        "clip_x_0": config.clip_x_0,
-        "dtype": config.dtype,
-        "device": "cuda" if config.gpus_per_worker else "cpu",
-        "batch_size": config.batch_size,
-        "shard_size": config.chosen_shard_size,
-        "format": config.format,
-    }
-
-
-def _num_shards(config: SampleConfig) -> int:
-    return -(-config.num_images // config.chosen_shard_size)
-
-
-def _missing(config: SampleConfig, output: ShardedOutput) -> list[int]:
+def _missing(request: SampleRequest, output: ShardedOutput) -> list[int]:
     """Shards that an unfinished sample set lacks."""
-    found = output.finished(_num_shards(config), suffix=SUFFIXES[config.format])
-    return [index for index in range(_num_shards(config)) if index not in found]
+    found = output.finished(request.num_shards, suffix=SUFFIXES[request.format])
+    return [index for index in range(request.num_shards) if index not in found]
 
 
-def _work(config: SampleConfig, output: ShardedOutput, model: Model) -> tuple[int, float]:
+def _work(request: SampleRequest, output: ShardedOutput, model: Model) -> tuple[int, float]:
     """What is left to do, see `ActorPool.unless_small`."""
-    missing = _missing(config, output)
-    return len(missing), work_of(output.request, model, missing).weights
+    missing = _missing(request, output)
+    return len(missing), work_of(request, model, missing).weights
 
 
-def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, model: Model) -> SampleSummary:
+def _generate(
+    config: SampleConfig, request: SampleRequest, output: ShardedOutput, found: FoundModel, model: Model
+) -> SampleSummary:
     output.begin()
     found.keep(output.location / "model")
     run = BulkRun(
@@ -151,30 +120,30 @@ def _generate(config: SampleConfig, output: ShardedOutput, found: FoundModel, mo
         root=Location.parse(config.root).local_path,
         tracking_uri=config.tracking_uri,
     )
-    manifest, closing = run.attempt(lambda: _compute(config, run, model))
+    manifest, closing = run.attempt(lambda: _compute(config, request, run, model))
     return SampleSummary("Sample set", [*_rows(config, output, _described(found, model), manifest), *closing])
 
 
-def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]:
+def _compute(config: SampleConfig, request: SampleRequest, run: BulkRun, model: Model) -> dict[str, Any]:
     """Compute what is missing, commit; returns the manifest."""
     output = run.output
     with waiting("preparing the output"):
         run.announce({"ddpm.dataset_id": (model.extra.get("dataset") or {}).get("id")})
-        pool = config.pool.unless_small(lambda: _work(config, output, model))
+        pool = config.pool.unless_small(lambda: _work(request, output, model))
         where = f"on {connection.connect()}" if pool else "in this process"
     event(f"sampling {config.num_images:,} images {where} into {output.location}")
     records = output.compute(
-        SampleShards(output.location, output.request, config.cpus_per_worker),
-        _num_shards(config),
-        suffix=SUFFIXES[config.format],
+        SampleShards(output.location, request, config.cpus_per_worker),
+        request.num_shards,
+        suffix=SUFFIXES[request.format],
         pool=pool,
         on_progress=lambda progress: run.show(progress, config.num_images, "samples"),
     )
     names = [record.name for record in records[: -(-_PREVIEW_IMAGES // config.chosen_shard_size)]]
-    (output.location / "preview" / "grid.png").write_bytes(_grid(output, names))
+    (output.location / "preview" / "grid.png").write_bytes(_grid(output, names, request.format))
     fields = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": SAMPLE_SET.format,
+        "version": SAMPLE_SET.version,
         "num_rows": config.num_images,
         "image_shape": [*model.denoiser.image_shape[1:], model.denoiser.image_shape[0]],
         "model": run.found.origin,
@@ -183,18 +152,17 @@ def _compute(config: SampleConfig, run: BulkRun, model: Model) -> dict[str, Any]
         "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
     }
     manifest = output.commit(fields, records)
-    _record_result(run, manifest)
+    _record_result(run, request, manifest)
     return manifest
 
 
-def _record_result(run: BulkRun, manifest: Mapping[str, Any]) -> None:
-    preview, request = run.output.location / "preview", run.output.request
+def _record_result(run: BulkRun, request: SampleRequest, manifest: Mapping[str, Any]) -> None:
+    preview = run.output.location / "preview"
     for name in ("grid.png", "trajectory.png"):
         run.record("artifact", path=(preview / name).uri, artifact_path="preview")
-    how = f"ddim, {request['steps']} steps, η = {request['eta']}" if request["eta"] is not None else "ddpm"
     run.record(
         "note",
-        markdown=f"**{manifest['num_rows']:,} images** ({how}, seed {request['seed']}) at "
+        markdown=f"**{manifest['num_rows']:,} images** ({request.described_sampler}, seed {request.seed}) at "
         f"`{run.output.location}`, by model `{run.found.model_id[:12]}` (`{run.found.uri}`).\n\n"
         "![samples](get-artifact?path=preview/grid.png&run_uuid={run_id})\n\n"
         "From noise to image: x_t above the predicted x_0.\n\n"
@@ -202,12 +170,12 @@ def _record_result(run: BulkRun, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def _grid(output: ShardedOutput, names: list[str]) -> bytes:
+def _grid(output: ShardedOutput, names: list[str], kind: str) -> bytes:
     """The first images, from the stored shards."""
     pngs: list[bytes] = []
     for name in names:
         content = (output.location / "data" / name).read_bytes()
-        pngs += [png for _, png in decode_shard(content, output.request["format"])]
+        pngs += [png for _, png in decode_shard(content, kind)]
     return grid_png(np.stack([decode_image(png, None, None) for png in pngs[:_PREVIEW_IMAGES]]))
 
 

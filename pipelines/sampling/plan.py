@@ -3,20 +3,22 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.networks.unet import pixel_weights
 from ddpm_core.process.discrete import discrete
+from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.console import clock, waiting
 from pipelines.cluster import connection
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
 from pipelines.models.kept import FoundModel
 from pipelines.outputs.pictures import encode_png, to_picture
 from pipelines.outputs.shards import ShardedOutput
+from pipelines.sampling.request import SampleRequest
+from pipelines.sampling.samplers import name_of
 from pipelines.sampling.shard import sample_batch
 
 _CALIBRATION_STEPS = 10
@@ -35,24 +37,23 @@ class _Calibrate:
     """Samples one batch in few steps, after a first one that loads kernels."""
 
     files: Mapping[str, bytes]
-    request: Mapping[str, Any]
+    request: SampleRequest
     threads: int
 
     def __call__(self, index: int) -> Calibration:
         torch.set_num_threads(self.threads)
-        model = model_from_bytes(self.files, self.request["device"])
-        ids = torch.arange(self.request["batch_size"])
+        model = model_from_bytes(self.files, self.request.device)
+        ids = torch.arange(self.request.batch_size)
         steps = min(_CALIBRATION_STEPS, discrete(model.denoiser.process).num_timesteps)
-        request = {**self.request, "sampler": "ddim", "eta": 0.0}
-        sample_batch({**request, "steps": 1}, model, ids)
+        sample_batch(replace(self.request, sampler=DDIM(1)), model, ids)
         start = time.perf_counter()
-        images = sample_batch({**request, "steps": steps}, model, ids)
+        images = sample_batch(replace(self.request, sampler=DDIM(steps)), model, ids)
         seconds = (time.perf_counter() - start) / steps
         return Calibration(seconds, sum(len(encode_png(to_picture(image))) for image in images) / len(images))
 
 
 def calibrate(
-    found: FoundModel, request: Mapping[str, Any], pool: ActorPool | None, threads: int | None = None
+    found: FoundModel, request: SampleRequest, pool: ActorPool | None, threads: int | None = None
 ) -> Calibration:
     """Measure on one actor of the pool's kind, or with so many threads in this process.
 
@@ -74,28 +75,31 @@ class Work:
     weights: float
 
 
-def work_of(request: Mapping[str, Any], model: Model, shards_left: Sequence[int]) -> Work:
+def work_of(request: SampleRequest, model: Model, shards_left: Sequence[int]) -> Work:
     """What the shards take."""
-    shard_size, batch_size, num_images = request["shard_size"], request["batch_size"], request["num_images"]
+    shard_size, batch_size, num_images = request.shard_size, request.batch_size, request.num_images
     sizes = [min(shard_size, num_images - index * shard_size) for index in shards_left]
-    calls = sum(-(-size // batch_size) for size in sizes) * request["steps"]
+    calls = sum(-(-size // batch_size) for size in sizes) * request.steps
     return Work(sum(sizes), calls, float(calls) * batch_size * pixel_weights(model.denoiser.network))
 
 
 def plan(
-    output: ShardedOutput, found: FoundModel, model: Model, shards_left: Sequence[int], pool: ActorPool
+    output: ShardedOutput,
+    request: SampleRequest,
+    found: FoundModel,
+    model: Model,
+    shards_left: Sequence[int],
+    pool: ActorPool,
 ) -> list[tuple[str, str]]:
     """(name, value) rows: what is left to do, and what it takes by a calibration on one actor."""
-    request = output.request
-    shard_size, batch_size, num_images = request["shard_size"], request["batch_size"], request["num_images"]
-    num_shards = -(-num_images // shard_size)
+    batch_size = request.batch_size
     work = work_of(request, model, shards_left)
     images, calls = work.images, work.calls
     channels, height, width = model.denoiser.image_shape
     rows = [
-        ("shards", f"{len(shards_left):,} of {num_shards:,} to do, up to {shard_size:,} images each"),
-        ("images", f"{images:,} of {num_images:,} to do, {height}x{width}x{channels}"),
-        ("sampler", f"{request['sampler']}, {request['steps']:,} steps"),
+        ("shards", f"{len(shards_left):,} of {request.num_shards:,} to do, up to {request.shard_size:,} images each"),
+        ("images", f"{images:,} of {request.num_images:,} to do, {height}x{width}x{channels}"),
+        ("sampler", f"{name_of(request.sampler)}, {request.steps:,} steps"),
         ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
         ("model", found.described(model.extra.get("step"))),
     ]

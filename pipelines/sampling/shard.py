@@ -9,9 +9,8 @@ OUTPUT/model/                    the model that made them
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +21,15 @@ from torch import Tensor
 
 from ddpm_core.images import to_uint8
 from ddpm_core.model import Model
-from ddpm_core.process.variances import variance_named
-from ddpm_core.samplers.base import OnStep, Sampler, sample
-from ddpm_core.samplers.ddim import DDIM
-from ddpm_core.samplers.ddpm import DDPM
+from ddpm_core.samplers.base import OnStep, sample
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.models.kept import load_kept
 from pipelines.outputs.pictures import encode_png, grid_png, to_picture
 from pipelines.outputs.progress import made
 from pipelines.outputs.shards import ShardOutput
+from pipelines.sampling.request import SampleRequest
 from pipelines.storage.location import Location
 
-FORMAT = "ddpm-sample-set"
-FORMAT_VERSION = 1
 SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}
 # The picture of the first images' way from noise: x_t above, the predicted x_0 below.
 _TRAJECTORY_IMAGES, _TRAJECTORY_STEPS = 4, 12
@@ -46,54 +41,47 @@ class SampleShards:
 
     Attributes:
         location: The output; its model/ is the model.
-        request: The sample set's request, see `pipelines.sampling.job`.
+        request: The sample set's.
         threads: CPU threads of the network.
     """
 
     location: Location
-    request: Mapping[str, Any]
+    request: SampleRequest
     threads: int
 
     def __call__(self) -> Callable[[int], ShardOutput]:
         """Load the model: the engine calls this once per actor."""
         torch.set_num_threads(self.threads)
-        model = load_kept(self.location / "model", self.request["model_id"], self.request["device"])
+        model = load_kept(self.location / "model", self.request.model_id, self.request.device)
         return lambda index: self.compute(model, index)
 
     def compute(self, model: Model, index: int) -> ShardOutput:
         """Sample, encode. The network sees batches of one shape at fixed ids; what is beyond the last is dropped."""
-        start = index * self.request["shard_size"]
-        stop = min(start + self.request["shard_size"], self.request["num_images"])
-        trajectory = Trajectory(self.request["steps"]) if start == 0 else None
+        start = index * self.request.shard_size
+        stop = min(start + self.request.shard_size, self.request.num_images)
+        trajectory = Trajectory(self.request.steps) if start == 0 else None
         pngs: list[bytes] = []
-        for first in range(start, stop, self.request["batch_size"]):
-            ids = torch.arange(first, first + self.request["batch_size"])
-            counted = _Counted(first - start, min(stop - first, len(ids)), self.request["steps"])
+        for first in range(start, stop, self.request.batch_size):
+            ids = torch.arange(first, first + self.request.batch_size)
+            counted = _Counted(first - start, min(stop - first, len(ids)), self.request.steps)
             images = sample_batch(self.request, model, ids, counted.watching(trajectory if first == 0 else None))
             pngs += [encode_png(to_picture(image)) for image in images[: stop - first]]
         if trajectory is not None:
             (self.location / "preview" / "trajectory.png").write_bytes(trajectory.png(stop))
-        encode = encode_parquet if self.request["format"] == "parquet" else encode_tar
+        encode = encode_parquet if self.request.format == "parquet" else encode_tar
         return ShardOutput(encode(start, pngs), len(pngs), {"first_id": start})
 
 
 def sample_batch(
-    request: Mapping[str, Any], model: Model, ids: Tensor, on_step: OnStep | None = None
+    request: SampleRequest, model: Model, ids: Tensor, on_step: OnStep | None = None
 ) -> npt.NDArray[np.uint8]:
     """The images uint8 [B, H, W, C] of `ids` int64 [B] by the request's sampler, on the model's device."""
-    denoiser = model.denoiser.in_precision(PRECISION_OF[request["dtype"]])
+    denoiser = model.denoiser.in_precision(PRECISION_OF[request.dtype])
     ids = ids.to(denoiser.device)
     with torch.inference_mode():
-        x = sample(denoiser, sampler_of(request), ids, request["seed"], request["clip_x_0"], on_step=on_step)
+        x = sample(denoiser, request.sampler, ids, request.seed, request.clip_x_0, on_step=on_step)
     images: npt.NDArray[np.uint8] = to_uint8(x).cpu().numpy()
     return images
-
-
-def sampler_of(request: Mapping[str, Any]) -> Sampler:
-    """The request's sampler."""
-    if request["sampler"] == "ddpm":
-        return DDPM(variance_named(request["sigma2"]))
-    return DDIM(request["steps"], request["eta"])
 
 
 @dataclass

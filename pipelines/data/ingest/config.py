@@ -1,7 +1,7 @@
 """Configuration of the ingest job."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import ImageColor
 
@@ -9,7 +9,6 @@ from pipelines.cli.config import require, require_place
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.ingest.decode import PixelRules
 from pipelines.data.ingest.formats import Options
-from pipelines.data.ingest.sources import canonical_source
 
 
 @dataclass(frozen=True)
@@ -61,25 +60,6 @@ class IngestConfig:
         require(fraction_holds, "max_rejected_fraction", self.max_rejected_fraction, "must be in [0, 1]")
         _ = self.pool  # checks `num_workers`
         require(1 <= self.shard_mib <= 2048, "shard_mib", self.shard_mib, "must be in 1..2048")
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """The values that determine the bytes of the result."""
-        request = {
-            "source": canonical_source(self.source),
-            "format": self.format,
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "shard_mib": self.shard_mib,
-        }
-        # Only where they are not the default: requests from before there were such fields stay the same.
-        chosen = {"split": self.split, "image_column": self.image_column, "label_column": self.label_column}
-        request |= {name: value for name, value in chosen.items() if value is not None}
-        if self.rules.background != PixelRules.background:
-            request["background"] = "#{:02x}{:02x}{:02x}".format(*self.rules.background)
-        if self.sixteen_bit != PixelRules.sixteen_bit:
-            request["sixteen_bit"] = self.sixteen_bit
-        return request
 
     @property
     def options(self) -> Options:

@@ -10,7 +10,7 @@ import importlib.metadata
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 from ddpm_core.errors import DataError, StorageError
 from pipelines.cli.console import Interrupted, event
 from pipelines.data.dataset import (
-    FORMAT,
-    FORMAT_VERSION,
     PreparedDataset,
     dataset_id,
     encode_shard,
@@ -33,6 +31,8 @@ from pipelines.data.ingest.account import account_of, require_unchanged, source_
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.decode import PixelRules, RejectedImage, decode_image, with_channels
 from pipelines.data.ingest.formats import Format, Item
+from pipelines.data.ingest.kind import DATA_SET
+from pipelines.data.ingest.request import request_of
 from pipelines.data.ingest.sizes import mixed_sizes, probe, sizes_of
 from pipelines.data.ingest.sources import canonical_source, open_source, source_place, split_units
 from pipelines.outputs.manifest import read_manifest
@@ -90,11 +90,11 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
     """
     location = Location.parse(config.output)
     require_apart(location, source_place(config.source), "the source")
-    request, begun = config.request, begun_request(location).get("source")
+    request, begun = request_of(config), begun_request(location).get("source")
     # Before `..` was resolved, it was recorded: the same source is the same request still.
-    if isinstance(begun, str) and ".." in begun.split("/") and canonical_source(begun) == request["source"]:
-        request["source"] = begun
-    output = ShardedOutput(location, request, passes=("_work/decoded",), scratch=("units.parquet",))
+    if isinstance(begun, str) and ".." in begun.split("/") and canonical_source(begun) == request.source:
+        request = replace(request, source=begun)
+    output = DATA_SET.output(location, request)
     manifest = output.committed()
     lost = output.lost(manifest) if manifest is not None else []
     if manifest is not None and not lost:
@@ -107,7 +107,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress = lambda stage, done, t
         else:
             _restore(config, output, manifest, lost, on_progress)
     except StorageError:
-        # A racing run of the same request ends first and removes the work objects under our hands.
+        # A racing run of the same request ends first and removes the work objects while this one reads them.
         finished = output.committed()
         if finished is None or output.lost(finished):
             raise
@@ -207,8 +207,8 @@ def _prepare(
         on_progress=lambda progress: on_progress("write", progress.rows, num_rows, progress.rate),
     )
     fields = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": DATA_SET.format,
+        "version": DATA_SET.version,
         "dataset_id": dataset_id(shape, shards),
         "num_rows": num_rows,
         "image_shape": list(shape),

@@ -1,0 +1,95 @@
+"""What an evaluation answers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ddpm_core.counter_random import permutation
+from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood.designs import GROUP_SIZE
+from pipelines.data.dataset import Int64s
+from pipelines.data.hold_out import HoldOut
+from pipelines.evaluation.config import OdeConfig
+from pipelines.outputs.request import Request
+
+
+@dataclass(frozen=True)
+class EvaluateRequest(Request):
+    """The values that determine every number of an evaluation.
+
+    Attributes:
+        model_id: Hash of the model's files.
+        dataset_id: Of the images.
+        estimator: Which time steps each image is evaluated at.
+        timesteps_per_image: K, even; null where the estimator is `all`.
+        draws: Of the noise at every time step, where the estimator is `all`; else null.
+        sigma2: Variances of the reverse steps, of the headline.
+        num_images: In a fixed pseudo-random order; null for all, in their own order.
+        target_halfwidth: Bits/dim, at which the evaluation stops.
+        seed: Of all noise.
+        dtype: Precision of the network.
+        device: What computes.
+        by_label: Whether each label's mean is reported.
+        train_dataset_id: Of the images of the histogram baseline.
+        ode: The probability-flow ODE's likelihood of the first images.
+        batch_size: Evaluations in one call of the network.
+        shard_size: Images in one object.
+        hold_out: Which rows of the data set the model's training held out, if only they are evaluated.
+    """
+
+    model_id: str
+    dataset_id: str
+    estimator: Literal["all", "stratified", "importance"]
+    timesteps_per_image: int | None
+    draws: int | None
+    sigma2: Literal["beta", "beta_tilde"]
+    num_images: int | None
+    target_halfwidth: float | None
+    seed: int
+    dtype: Literal["float32", "bfloat16"]
+    device: Literal["cpu", "cuda"]
+    by_label: bool
+    train_dataset_id: str | None
+    ode: OdeConfig
+    batch_size: int
+    shard_size: int
+    hold_out: HoldOut | None = None
+
+    def __post_init__(self) -> None:
+        by_all = self.estimator == "all"
+        if (self.draws is not None, self.timesteps_per_image is not None) != (by_all, not by_all):
+            raise ConfigError("draws belong to the estimator `all`, timesteps_per_image to the others")
+
+    @property
+    def on_gpu(self) -> bool:
+        """See `Request`."""
+        return self.device == "cuda"
+
+    @property
+    def group_size(self) -> int:
+        """Neighbours in the order whose draws depend on each other."""
+        return 1 if self.estimator == "all" else GROUP_SIZE
+
+    @property
+    def measured_on(self) -> str:
+        """What stands for the images that are evaluated, the same only for the same ones."""
+        return self.hold_out.name_of(self.dataset_id) if self.hold_out else self.dataset_id
+
+    def order(self, num_rows: int) -> Int64s:
+        """Ids in the order of evaluation: the data set's own if all are evaluated, else a fixed pseudo-random one.
+
+        `num_rows` is the size of the data set, or of the part of it that `hold_out` names.
+        """
+        size = num_rows if self.hold_out is None else len(self.hold_out.ids)
+        order = np.arange(size, dtype=np.int64)
+        if self.num_images is not None or self.target_halfwidth is not None:
+            order = permutation(0, "evaluate/order", 0, size)[: self.num_images]
+        return order if self.hold_out is None else self.hold_out.ids[order]
+
+    def evaluations_per_image(self, num_timesteps: int) -> int:
+        """Evaluations of the network for each image's ELBO, of a model with `num_timesteps`."""
+        if self.draws is not None:
+            return num_timesteps * self.draws
+        assert self.timesteps_per_image is not None, "see __post_init__"
+        return self.timesteps_per_image + 2  # L_0, once in each replicate
