@@ -41,8 +41,9 @@ from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess, discrete
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.dataset import PreparedDataset, UInt8s
-from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import evaluate
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import half_width
 from pipelines.evaluation.terms import evaluate_images
 from pipelines.models.find import find_model
@@ -66,7 +67,24 @@ def bare(model: Model, args: argparse.Namespace) -> float:
 
 def score(model: Model, images: UInt8s, args: argparse.Namespace, seed: int, k: int) -> tuple[float, MeanStatistics]:
     """Seconds, and the mean bits/dim, by the stratified estimator."""
-    request = {"seed": seed, "sigma2": "beta_tilde", "dtype": args.dtype, "batch_size": args.batch}
+    request = EvaluateRequest(
+        model_id=model.model_id,
+        dataset_id="none",
+        estimator="stratified",
+        timesteps_per_image=k,
+        draws=None,
+        sigma2="beta_tilde",
+        num_images=len(images),
+        target_halfwidth=None,
+        seed=seed,
+        dtype=args.dtype,
+        device=args.device,
+        by_label=False,
+        train_dataset_id=None,
+        ode=OdeConfig(),
+        batch_size=args.batch,
+        shard_size=SHARD_SIZE,
+    )
     start, positions = time.perf_counter(), torch.arange(len(images))
     design = stratified_design(positions, seed, timestep_proposal(discrete(model.denoiser.process)), k)
     evaluated = evaluate_images(model, images, positions, design, request)

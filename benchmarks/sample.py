@@ -27,6 +27,7 @@ from ddpm_core.networks.unet import count_parameters
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
+from pipelines.sampling.request import request_of
 from pipelines.sampling.shard import sample_batch
 from pipelines.tracking.spool import iter_records
 
@@ -36,7 +37,10 @@ Turn = Callable[[int], object]
 def ours(directory: Path, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
     """(a) The bare sampler, DDIM with η = 0, without encoding or storing anything."""
     model = load_model(directory, args.device)
-    request = {"sampler": "ddim", "steps": args.steps, "eta": 0.0, "seed": 0, "clip_x_0": True, "dtype": dtype}
+    config = SampleConfig(
+        str(directory), "unused", args.batch, sampler="ddim", steps=args.steps, dtype=dtype, batch_size=args.batch
+    )
+    request = request_of(config, model)
     return model.denoiser.network, lambda turn: sample_batch(
         request, model, torch.arange(args.batch) + turn * args.batch
     )

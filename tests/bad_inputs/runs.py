@@ -141,19 +141,16 @@ def _record(content: bytes) -> Build:
 
     def build(at: Path) -> list[str]:
         from ddpm_core.model import load_model
-        from pipelines.models.find import find_model
         from pipelines.sampling.config import SampleConfig
-        from pipelines.sampling.job import request_of
+        from pipelines.sampling.request import request_of
 
         write(at / "model", model_files())
         model = str(at / "model")
-        request = request_of(
-            SampleConfig(model, "out", 4, dtype="float32"), find_model(model, None, at), load_model(model)
-        )
+        request = request_of(SampleConfig(model, "out", 4, dtype="float32"), load_model(model))
         write(
             at / "out",
             {
-                "_work/request.json": json.dumps(request).encode(),
+                "_work/request.json": json.dumps(request.to_json()).encode(),
                 "_work/records/data/part-00000.json": content,
                 "data/part-00000.parquet": b"x",
             },

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.config import EvaluateConfig, OdeConfig
+from pipelines.evaluation.request import EvaluateRequest
 from support.sample_runs import save_tiny_model
 
 if TYPE_CHECKING:
@@ -30,3 +31,26 @@ def tiny_evaluation(root: Path, data: "PreparedDataset", **fields: Any) -> Evalu
         "root": str(root / "home"),
     }
     return EvaluateConfig(**{**values, **fields})
+
+
+def evaluate_request(**fields: Any) -> EvaluateRequest:
+    """8 time steps of each image, in batches of 24 evaluations."""
+    values: dict[str, Any] = {
+        "model_id": "m" * 64,
+        "dataset_id": "d" * 64,
+        "estimator": "stratified",
+        "timesteps_per_image": 8,
+        "draws": None,
+        "sigma2": "beta_tilde",
+        "num_images": None,
+        "target_halfwidth": None,
+        "seed": 3,
+        "dtype": "float32",
+        "device": "cpu",
+        "by_label": False,
+        "train_dataset_id": None,
+        "ode": OdeConfig(),
+        "batch_size": 24,
+        "shard_size": 16,
+    }
+    return EvaluateRequest(**{**values, **fields})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.evaluate_runs import evaluate_request
 from support.sample_runs import save_tiny_model
 
 from ddpm_core.likelihood.designs import timestep_proposal
@@ -18,7 +19,7 @@ def test_the_measured_proposal_is_a_distribution_of_its_own(
 ) -> None:
     save_tiny_model(tmp_path / "model")
     model = load_model(tmp_path / "model")
-    request = {"seed": 3, "sigma2": "beta_tilde", "dtype": "float32", "batch_size": 64, "estimator": "importance"}
+    request = evaluate_request(estimator="importance", batch_size=64)
     found = measured_proposal(model, make_dataset(70), request)
     plain = timestep_proposal(model.denoiser.process).numpy()
     assert found.shape == (19,)

@@ -27,11 +27,11 @@ from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation import first_pass, results
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import Inputs, request_of
+from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.publish import calibration_notes
 from pipelines.evaluation.results import Evaluation
-from pipelines.evaluation.shard import DIRECTORY, TermShards, order_of
+from pipelines.evaluation.shard import TermShards
 from pipelines.models.find import find_model
-from pipelines.outputs.shards import ShardedOutput
 from pipelines.storage.location import Location
 
 
@@ -43,12 +43,12 @@ def in_process(
     location = Location.parse(config.output)
     inputs = Inputs(found, model, data, data, hold_out)
     request = request_of(config, inputs)
-    output = ShardedOutput(location, request, DIRECTORY, passes=(first_pass.DIRECTORY,))
+    output = EVALUATION.output(location, request)
     output.begin()
     found.keep(location / "model")
     first = first_pass.FirstPass(location, request, data, data, 1)
     output.compute(first, first.num_parts, into=first_pass.DIRECTORY, suffix=first_pass.SUFFIX)
-    num_shards = -(-len(order_of(request, inputs.num_rows)) // config.shard_size)
+    num_shards = -(-len(request.order(inputs.num_rows)) // config.shard_size)
     records = output.compute(TermShards(location, request, data, 1), num_shards)
     names = [record.name for record in records]
     rows = pd.concat(pd.read_parquet(io.BytesIO((output.shards / name).read_bytes())) for name in names)

@@ -1,6 +1,7 @@
 """Scoring through the job's own code path: the reference values, batches, and the network's calls."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.denoisers import FunctionDenoiser
+from support.evaluate_runs import evaluate_request
 from support.sample_runs import save_tiny_model
 
 from ddpm_core import counter_random
@@ -21,7 +23,7 @@ from pipelines.evaluation.shard import term_columns
 from pipelines.evaluation.terms import evaluate_images
 
 REFERENCE = json.loads((Path(__file__).parents[2] / "data" / "ddpm_reference.json").read_text())
-REQUEST = {"seed": 3, "sigma2": "beta_tilde", "dtype": "float32", "batch_size": 24}
+REQUEST = evaluate_request()
 
 
 def toy_model(process: DiscreteProcess, image_shape: tuple[int, int, int]) -> Any:
@@ -42,7 +44,7 @@ def test_the_reference_values_through_the_jobs_code_path(case: int, monkeypatch:
     images = torch.tensor(REFERENCE["x_0"], dtype=torch.uint8).permute(0, 2, 3, 1)
     monkeypatch.setattr(counter_random, "normal", lambda seed, stream, ids, column, shape, dtype: eps[column, ids])
     design = full_design(len(eps), len(images), 1)
-    request = {**REQUEST, "sigma2": expected["sigma2"], "batch_size": 5}
+    request = replace(REQUEST, sigma2=expected["sigma2"], batch_size=5)
     model = toy_model(process, tuple(eps.shape[2:]))
     evaluated = evaluate_images(model, images.numpy(), torch.arange(len(images)), design, request)
     columns = term_columns(expected["sigma2"], evaluated)
@@ -91,7 +93,7 @@ def test_the_size_of_batches_moves_last_bits_only_and_every_call_has_one_shape(m
     watching: Any = SimpleNamespace(denoiser=FunctionDenoiser(watched, model.denoiser.process))
     one = evaluate_images(watching, images, ids, design, REQUEST)
     assert shapes == [(24, 1, 8, 8)] * 3  # 60 evaluations
-    other = evaluate_images(model, images, ids, design, {**REQUEST, "batch_size": 7})
+    other = evaluate_images(model, images, ids, design, replace(REQUEST, batch_size=7))
     assert one.decoder_draws.shape == (6, 2, len(decoder_variances(model.denoiser.process)))
     for name in ("prior", "terms", "terms_clipped", "eps_mse", "decoder_draws"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-6)
@@ -100,6 +102,6 @@ def test_the_size_of_batches_moves_last_bits_only_and_every_call_has_one_shape(m
 def test_the_decoder_under_its_own_variance_is_the_term(model: Any) -> None:
     design = full_design(20, 4, 2)
     for index, sigma2 in enumerate(("beta", "beta_tilde")):
-        request = {**REQUEST, "sigma2": sigma2}
+        request = replace(REQUEST, sigma2=sigma2)
         found = evaluate_images(model, images_of(4).numpy(), torch.arange(4), design, request)
         torch.testing.assert_close(found.decoder_draws[:, :, index], found.terms[:, [0, 20]], rtol=1e-12, atol=0)

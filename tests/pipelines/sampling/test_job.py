@@ -24,7 +24,9 @@ from pipelines.models.find import find_model
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.config import SampleConfig
-from pipelines.sampling.job import request_of, sample
+from pipelines.sampling.job import sample
+from pipelines.sampling.kind import SAMPLE_SET
+from pipelines.sampling.request import request_of
 from pipelines.sampling.shard import SampleShards
 from pipelines.storage.location import Location
 from pipelines.tracking.champion import CHAMPION
@@ -51,10 +53,11 @@ def digests(config: SampleConfig) -> list[str]:
 def by_hand(config: SampleConfig) -> tuple[ShardedOutput, SampleShards]:
     """The sample set's output and compute function, begun as the job begins it."""
     found, location = find_model(config.model, None, Path(config.root)), Location.parse(config.output)
-    output = ShardedOutput(location, request_of(config, found, load_model(config.model)))
+    request = request_of(config, load_model(config.model))
+    output = SAMPLE_SET.output(location, request)
     output.begin()
     found.keep(location / "model")
-    return output, SampleShards(location, output.request, 1)
+    return output, SampleShards(location, request, 1)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 from pipelines.models.find import find_model
 from pipelines.outputs.shards import ShardedOutput
-from pipelines.sampling.job import request_of
+from pipelines.sampling.request import request_of
 from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
 from pipelines.storage.location import Location
 
@@ -38,7 +38,7 @@ def shards_of(root: Path, **fields: Any) -> tuple[SampleShards, int, Path]:
     config = tiny(root, **fields)
     found, location = find_model(config.model, None, root), Location.parse(config.output)
     found.keep(location / "model")
-    request = request_of(config, found, load_model(config.model))
+    request = request_of(config, load_model(config.model))
     return SampleShards(location, request, threads=1), -(-config.num_images // config.shard_size), Path(config.output)
 
 

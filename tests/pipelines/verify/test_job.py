@@ -19,9 +19,9 @@ from pipelines.data.ingest.job import ingest
 from pipelines.data.opening import ensure_embedded
 from pipelines.models.find import find_model
 from pipelines.outputs.manifest import MANIFEST
-from pipelines.outputs.shards import ShardedOutput
-from pipelines.sampling.job import request_of
-from pipelines.sampling.shard import FORMAT, FORMAT_VERSION, SampleShards
+from pipelines.sampling.kind import SAMPLE_SET
+from pipelines.sampling.request import request_of
+from pipelines.sampling.shard import SampleShards
 from pipelines.storage.location import Location
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import VerifyResult, verify
@@ -32,14 +32,14 @@ def samples(tmp_path: Path) -> Path:
     """A complete sample set, made in this process."""
     config = tiny(tmp_path)
     found, location = find_model(config.model, None, tmp_path), Location.parse(config.output)
-    model = load_model(config.model)
-    output = ShardedOutput(location, request_of(config, found, model))
+    request = request_of(config, load_model(config.model))
+    output = SAMPLE_SET.output(location, request)
     output.begin()
     found.keep(location / "model")
-    records = output.compute(SampleShards(location, output.request, 1), 4)
+    records = output.compute(SampleShards(location, request, 1), 4)
     fields = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": SAMPLE_SET.format,
+        "version": SAMPLE_SET.version,
         "num_rows": 22,
         "image_shape": [8, 8, 1],
         "model": found.origin,

@@ -14,6 +14,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.account import account_rows, source_content
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import IngestSummary, ingest
+from pipelines.data.ingest.request import request_of
 from pipelines.data.ingest.sources import open_source
 from pipelines.data.opening import ensure_embedded
 from pipelines.storage.location import Location
@@ -171,9 +172,12 @@ def test_fingerprints_are_those_of_earlier_versions(tmp_path: Path) -> None:
 
 
 def test_choices_are_part_of_the_request_where_they_are_given() -> None:
-    plain = IngestConfig("a", "b").request
-    assert IngestConfig("a", "b", split="train").request == {**plain, "split": "train"}
-    assert IngestConfig("a", "b", image_column="x", label_column="none").request == {
+    def stored(**fields: Any) -> dict[str, Any]:
+        return request_of(IngestConfig("a", "b", **fields)).to_json()
+
+    plain = stored()
+    assert stored(split="train") == {**plain, "split": "train"}
+    assert stored(image_column="x", label_column="none") == {
         **plain,
         "image_column": "x",
         "label_column": "none",

@@ -22,6 +22,7 @@ from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, Stora
 from pipelines.cli.config import digest
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
+from pipelines.data.ingest.request import request_of
 from pipelines.data.ingest.job import ingest
 from pipelines.data.opening import ensure_embedded
 from pipelines.storage.location import Location
@@ -224,7 +225,7 @@ def test_what_was_done_to_pixels_follows_the_options_and_is_told(tmp_path: Path)
 def test_data_sets_from_before_these_options_are_found_and_their_unfinished_work_is_not_mixed(tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 4)
     config = IngestConfig(str(tmp_path / "in"), str(tmp_path / "out"), background="#FFF")
-    assert config.request.keys() == {"source", "format", "image_size", "channels", "shard_mib"}
+    assert request_of(config).to_json().keys() == {"source", "format", "image_size", "channels", "shard_mib"}
     ingest(config)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest.pop("adapted") == {}
@@ -238,7 +239,7 @@ def test_data_sets_from_before_these_options_are_found_and_their_unfinished_work
     begun = tmp_path / "unfinished/_work/request.json"
     pinned = {"source_content": manifest["source_content"]}  # what a run of an older version has written
     begun.parent.mkdir(parents=True)
-    begun.write_text(json.dumps({**unfinished.request, **pinned}))
+    begun.write_text(json.dumps({**request_of(unfinished).to_json(), **pinned}))
     with pytest.raises(RequestMismatchError, match=r"unfinished output of another request \(decoding: None -> 2\)"):
         ingest(unfinished)
 

@@ -1,0 +1,86 @@
+"""What a sample set's request is stored as: sample sets of before are found by it."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from support.sample_runs import save_tiny_model, tiny
+
+from ddpm_core.errors import DataError
+from ddpm_core.model import load_model
+from ddpm_core.samplers.ddim import DDIM
+from pipelines.cli.config import digest
+from pipelines.sampling.config import SampleConfig
+from pipelines.sampling.request import SampleRequest, request_of
+from pipelines.sampling.samplers import SAMPLERS
+from pipelines.storage.location import Location
+
+PATH = Location.parse("/out/manifest.json")
+COMMON: dict[str, Any] = {
+    "model_id": "m" * 64,
+    "num_images": 22,
+    "seed": 3,
+    "clip_x_0": True,
+    "dtype": "float32",
+    "device": "cpu",
+    "batch_size": 3,
+    "shard_size": 6,
+    "format": "parquet",
+}
+DDIM_5 = {**COMMON, "sampler": "ddim", "steps": 5, "eta": 0.0, "sigma2": None}
+DDPM_20 = {**COMMON, "sampler": "ddpm", "steps": 20, "eta": None, "sigma2": "beta_tilde"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "stored"),
+    [
+        ({}, DDIM_5),
+        ({"steps": None}, {**DDIM_5, "steps": 20}),
+        ({"eta": 0.7, "clip_x_0": False}, {**DDIM_5, "eta": 0.7, "clip_x_0": False}),
+        ({"sampler": "ddpm", "steps": None}, DDPM_20),
+        ({"sampler": "ddpm", "steps": 20, "sigma2": "beta"}, {**DDPM_20, "sigma2": "beta"}),
+        ({"gpus_per_worker": 0.5, "format": "webdataset"}, {**DDIM_5, "device": "cuda", "format": "webdataset"}),
+    ],
+)
+def test_the_stored_values_are_those_of_version_1(tmp_path: Path, fields: dict[str, Any], stored: Any) -> None:
+    model_id = save_tiny_model(tmp_path / "model")
+    request = request_of(tiny(tmp_path, **fields), load_model(tmp_path / "model"))
+    assert request.to_json() == {**stored, "model_id": model_id}
+    again = SampleRequest.from_json(json.loads(json.dumps(request.to_json())), PATH)
+    assert again == request == pickle.loads(pickle.dumps(request))
+    assert again.on_gpu == (stored["device"] == "cuda")
+
+
+def test_the_hashes_are_those_of_version_1() -> None:
+    """As the code of before typed requests has computed them from the same fields."""
+    assert [digest(SampleRequest.from_json(stored, PATH).to_json())[:16] for stored in (DDIM_5, DDPM_20)] == [
+        "bc58e14609a12b50",
+        "f1061a5b15a03f58",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"sampler": "euler"}, "request.sampler = 'euler': must be one of ddpm, ddim"),
+        ({"eta": None}, "request.eta = None: must be a number"),
+        ({"steps": "5"}, "request.steps = '5': must be a whole number"),
+        ({"order": 2}, "request.order = 2: is not known to this version"),
+        ({"batch_size": None}, "request.batch_size = None: must be a whole number"),
+    ],
+)
+def test_a_damaged_request_is_told_by_its_field(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataError, match=f"^/out/manifest.json: {told}; restore the file"):
+        SampleRequest.from_json({**DDIM_5, **changed}, PATH)
+
+
+def test_every_sampler_that_can_be_asked_for_is_in_the_table() -> None:
+    assert set(get_args(get_type_hints(SampleConfig)["sampler"])) == set(SAMPLERS)
+
+
+def test_the_samplers_options_are_told_to_a_person() -> None:
+    ddim = SampleRequest.from_json(DDIM_5, PATH)
+    assert (ddim.sampler, ddim.described_sampler) == (DDIM(5, 0.0), "ddim, 5 steps, η = 0.0")
+    assert SampleRequest.from_json(DDPM_20, PATH).described_sampler == "ddpm"
