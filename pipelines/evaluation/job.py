@@ -1,42 +1,38 @@
-"""The evaluation job's driver: settle what is asked for, let the shard engine do it, report it, commit it."""
+"""The evaluation job: what is asked for is settled, then `run_bulk` computes and reports it."""
 
-import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import ConfigError, DataError, DDPMError, TrackingError
+from ddpm_core.errors import TrackingError
 from ddpm_core.likelihood.intervals import MeanStatistics
-from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.networks.unet import pixel_weights
 from ddpm_core.process.discrete import discrete
-from pipelines.cli.config import require
 from pipelines.cli.console import event, waiting
-from pipelines.cluster import connection
-from pipelines.data.dataset import PreparedDataset
-from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.inputs import Inputs, fitting_inputs
 from pipelines.evaluation.kind import EVALUATION
-from pipelines.evaluation.publish import calibration_notes, provenance, record_results, summary_rows
+from pipelines.evaluation.publish import calibration_notes, provenance, records_of, summary_rows
 from pipelines.evaluation.report import make_report
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import half_width, results
 from pipelines.evaluation.shard import TermShards
-from pipelines.models.find import model_for
-from pipelines.models.kept import FoundModel, source_of
-from pipelines.outputs.bulk_run import BulkRun, settled_dtype
+from pipelines.models.kept import source_of
+from pipelines.models.used import UsedModel
+from pipelines.outputs.attempt import Record
+from pipelines.outputs.kind import Manifest
+from pipelines.outputs.run_bulk import BulkJob, Finished, Pass, Rows, look, run_bulk, settled_dtype
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
-from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
 from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.tracker import resolve_tracking_uri
 
-# `target_halfwidth` is asked at numbers of shards that grow by a tenth, so that few looks lead to few false stops.
+# `target_halfwidth` is looked at after numbers of shards that grow by a tenth: few looks lead to few false stops.
 _LOOK_GROWTH = 1.1
 _MIN_IMAGES = 256
 
@@ -49,31 +45,8 @@ class EvaluateSummary:
     """
 
     title: str
-    rows: list[tuple[str, str]]
+    rows: Rows
     failure: TrackingError | None = None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What an evaluation reads: the model, the data set, the training data of the histogram baseline, if known, and
-    which rows the model's training held out, if only they are asked for."""
-
-    found: FoundModel
-    model: Model
-    data: PreparedDataset
-    train: PreparedDataset | None
-    hold_out: HoldOut | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Of the data set, or of the part of it that is asked for."""
-        return len(self.hold_out.ids) if self.hold_out else self.data.num_rows
-
-    @property
-    def step(self) -> int | None:
-        """The training step that the model is of, where it says so."""
-        step: int | None = self.model.extra.get("step")
-        return step
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateSummary:
@@ -90,50 +63,27 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     """
     root, location = Location.parse(config.root).local_path, Location.parse(config.output)
     with waiting("reading model and data"):
-        found = model_for(location / "model", config.model, config.tracking_uri, root)
-        model = model_from_bytes(found.files, where=found.uri)
+        model = UsedModel.read(location, config.model, config.tracking_uri, root)
         data = open_dataset(Location.parse(root), "data", config.data)
-    hold_out = hold_out_of(config, model, data)
-    check_fit(config, model, data, len(hold_out.ids) if hold_out else data.num_rows)
-    inputs = Inputs(found, model, data, _training_data(config, model, root), hold_out)
-    require_apart(location, source_of(found), "the model")
+    inputs = fitting_inputs(config, model, data, root)
+    require_apart(location, source_of(model.found), "the model")
     require_apart(location, data.location, "the data set")
     if inputs.train is not None:
         require_apart(location, inputs.train.location, "the training data")
-    event(f"model {found.described(inputs.step)}")
+    event(f"model {model.described}")
     config = replace(config, dtype=settled_dtype(config.dtype, begun_request(location), config.gpus_per_worker))
-    request = request_of(config, inputs)
-    output = EVALUATION.output(location, request)
-    manifest = output.committed()
-    if manifest is None:
-        config.pool.check()
-        if config.promote:
-            _check_promotable(config, request, found, data, root)
-        manifest, closing = _evaluate(config, request, output, inputs)
-        title = "Evaluation"
-    else:
-        title, closing = "Evaluation, complete before", []
-        lost = output.lost(manifest)
-        if lost:
-            config.pool.check()
-            event(f"{location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
-            try:
-                factory = TermShards(location, request, data, config.cpus_per_worker)
-                images = len(lost) * config.shard_size
-                pool = config.pool.unless_small(lambda: _work(request, model, images))
-                output.restore(factory, lost, manifest, pool)
-            finally:
-                connection.disconnect()
-            title = f"Evaluation, {len(lost)} lost shard(s) made again"
-        else:
-            event(f"{location} is already complete: nothing to do")
-    rows, failure = summary_rows(location, found.described(inputs.step), manifest) + closing, None
-    if config.promote:
-        try:
-            rows.append(("champion", _promote(config, request, found, manifest, root)))
-        except TrackingError as error:  # the result stands, whatever becomes of the promotion
-            failure = error
-    return EvaluateSummary(title, rows, failure)
+    job = Evaluation(config, request_of(config, inputs), model, inputs)
+    standing = look(job)
+    if standing.manifest is None and config.promote:
+        _check_promotable(job, root)
+    result = run_bulk(standing)
+    if not config.promote:
+        return EvaluateSummary(result.title, result.rows)
+    try:
+        champion = _promote(job, result.manifest, root)
+    except TrackingError as error:  # the result stands, whatever becomes of the promotion
+        return EvaluateSummary(result.title, result.rows, failure=error)
+    return EvaluateSummary(result.title, [*result.rows, ("champion", champion)])
 
 
 def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
@@ -141,7 +91,7 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
     by_all = config.estimator == "all"
     assert config.dtype != "auto"
     return EvaluateRequest(
-        model_id=inputs.found.model_id,
+        model_id=inputs.model.found.model_id,
         dataset_id=inputs.data.dataset_id,
         estimator=config.estimator,
         timesteps_per_image=None if by_all else config.timesteps_per_image,
@@ -161,161 +111,103 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
     )
 
 
-def hold_out_of(config: EvaluateConfig, model: Model, data: PreparedDataset) -> HoldOut | None:
-    """The rows that are asked for by `held_out`; says so if others are that the model has been trained on."""
-    extra = model.extra
-    trained_on, section = extra.get("dataset") or {}, extra.get("config")
-    for name in ("data", "hold_out"):
-        section = section.get(name) if isinstance(section, dict) else None
-    every = section if type(section) is int else 0
-    same = trained_on.get("id") == data.dataset_id
-    if config.held_out:
-        require(same, "held_out", True, f"needs the data set that the model was trained on, {trained_on.get('uri')}")
-        require(every > 0, "held_out", True, "the model's training held out no rows; leave it out")
-        return HoldOut(data.num_rows, every)
-    if same:
-        rest = "; --held_out evaluates the rows that it was not trained on" if every else ""
-        event(f"data = {config.data}: the model was trained on these images, which flatters it{rest}")
-    return None
+@dataclass
+class Evaluation(BulkJob):
+    """See `BulkJob`; `inputs` is what it reads."""
 
+    config: EvaluateConfig
+    request: EvaluateRequest
+    model: UsedModel
+    inputs: Inputs
+    _enough: "_Enough" = field(init=False)
 
-def image_shape_of(model: Model) -> tuple[int, int, int]:
-    """(H, W, C), as data sets have it."""
-    channels, height, width = model.denoiser.image_shape
-    return height, width, channels
+    kind, job, doing, counted = EVALUATION, "evaluate", "evaluating", "images"
 
+    def __post_init__(self) -> None:
+        self._enough = _Enough(self.request.target_halfwidth, self.inputs.num_rows)
 
-def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_rows: int) -> None:
-    """Refuse what the model cannot be evaluated on, before anything is started; `num_rows` of `data` are asked for."""
-    expected = image_shape_of(model)
-    if data.image_shape != expected:
-        raise DataError(
-            f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
-            f"{'x'.join(map(str, expected))}; ingest the source again in that size and mode"
+    @property
+    def experiment(self) -> str:
+        """See `BulkJob`."""
+        return f"{self.model.found.name}/eval"
+
+    @property
+    def num_images(self) -> int:
+        """See `BulkJob`."""
+        asked = self.request.num_images
+        return self.inputs.num_rows if asked is None else asked
+
+    @property
+    def num_shards(self) -> int:
+        """See `BulkJob`."""
+        return math.ceil(self.num_images / self.request.shard_size)
+
+    def factory(self) -> TermShards:
+        """See `BulkJob`."""
+        return TermShards(self.location, self.request, self.inputs.data, self.config.cpus_per_worker)
+
+    def weights(self, shards: Sequence[int]) -> float:
+        """See `BulkJob`; of the ODE and the first pass at most."""
+        request, ode, denoiser = self.request, self.request.ode, self.model.model.denoiser
+        num_images = min(len(shards) * request.shard_size, self.num_images)
+        each = request.evaluations_per_image(discrete(denoiser.process).num_timesteps)
+        of_ode = 3 * ode.steps * (1 + 2 * ode.probes) * min(ode.num_images, num_images)
+        of_first_pass = first_pass.PILOT_EVALUATIONS if request.estimator == "importance" else 0
+        return float(num_images * each + of_ode + of_first_pass) * pixel_weights(denoiser.network)
+
+    def tags(self) -> Mapping[str, Any]:
+        """The images and the model's training step."""
+        return {"ddpm.dataset_id": self.request.measured_on, "ddpm.step": self.model.step}
+
+    def reads(self) -> Sequence[Record]:
+        """The data set."""
+        uri = self.inputs.data.location.uri
+        name = f"{uri} (held-out rows)" if self.inputs.hold_out else uri
+        payload = {"name": name, "digest": self.inputs.data.dataset_id, "uri": uri, "context": "evaluation"}
+        return [Record("dataset", payload)]
+
+    def passes(self) -> Sequence[Pass]:
+        """The histogram baseline's counts and the importance of the time steps."""
+        first = first_pass.FirstPass(
+            self.location, self.request, self.inputs.data, self.inputs.train, self.config.cpus_per_worker
         )
-    part = ", held-out rows" if config.held_out else ""
-    if num_rows < 2:
-        raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
-    if config.num_images is not None and config.num_images > num_rows:
-        raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
-    num_kl_terms = discrete(model.denoiser.process).num_timesteps - 1
-    if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
-        raise ConfigError(
-            f"timesteps_per_image = {config.timesteps_per_image}: the model has T - 1 = {num_kl_terms} KL terms; "
-            "take at most as many, or --estimator all"
-        )
-    if config.ode.num_images and config.ode.steps > num_kl_terms:
-        raise ConfigError(f"ode.steps = {config.ode.steps}: the model has T - 1 = {num_kl_terms}; take at most as many")
-    _, images = data.read_groups([0])
-    if images.max() == 1:
-        raise DataError(
-            f"data = {config.data}: levels are 0..1, the model's are 0..255; were images in [0, 1] cast to integers? "
-            "Multiply by 255 and ingest again"
-        )
-    if config.by_label and (data.read_images(0, 1)[2] < 0).any():
-        raise DataError(
-            f"data = {config.data}: has no labels, which by_label needs; leave it out, or ingest with labels"
-        )
+        return [
+            Pass(
+                first_pass.DIRECTORY,
+                first_pass.SUFFIX,
+                first,
+                first.num_parts,
+                first.is_small,
+                waiting="counting the levels of training images",
+            )
+        ]
 
+    def enough(self, records: Sequence[ShardRecord]) -> bool:
+        """Whether the data set's mean is known to the target."""
+        return self._enough(records)
 
-def _training_data(config: EvaluateConfig, model: Model, root: Path) -> PreparedDataset | None:
-    """What the histogram baseline is fitted on; None, with a word, if the model's own cannot be read from here."""
-    if config.train_data is not None:
-        given = open_dataset(Location.parse(root), "train_data", config.train_data)
-        if given.image_shape != image_shape_of(model):
-            raise DataError(f"train_data = {config.train_data}: images are {given.image_shape}, not the model's shape")
-        return given
-    known = model.extra.get("dataset") or {}
-    try:
-        trained_on = open_dataset(Location.parse(root), "train_data", known.get("uri") or "")
-        if trained_on.dataset_id == known.get("id"):
-            return trained_on
-    except DDPMError:
-        pass  # it was trained elsewhere, or its data are gone
-    event("no histogram baseline: the model's training data are not where it says; name them with --train_data")
-    return None
+    @property
+    def detail(self) -> str:
+        """How well the mean is known so far."""
+        return self._enough.detail
 
+    def finish(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> Finished:
+        """The report, for the output and for MLflow."""
+        request, inputs, data = self.request, self.inputs, self.inputs.data
+        with waiting("making the report"):
+            names, process = [record.name for record in records], discrete(self.model.model.denoiser.process)
+            evaluation = results(output.location, request, names, process, inputs.num_rows)
+            notes = calibration_notes(request, evaluation.summary)
+            made_with = provenance(self.model, data, inputs.train)
+            title = f"{self.model.found.name}: {output.location.name}"
+            for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
+                (output.location / "report" / name).write_bytes(content)
+        fields = {"results": evaluation.summary, "data": data.location.uri}
+        return Finished(fields, records_of(output.location, request, evaluation, data, self.model))
 
-def _evaluate(
-    config: EvaluateConfig, request: EvaluateRequest, output: ShardedOutput, inputs: Inputs
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    output.begin()
-    inputs.found.keep(output.location / "model")
-    run = BulkRun(
-        "evaluate",
-        output,
-        inputs.found,
-        experiment=f"{inputs.found.name}/eval",
-        name=config.name,
-        root=Location.parse(config.root).local_path,
-        tracking_uri=config.tracking_uri,
-    )
-    return run.attempt(lambda: _compute(config, request, run, inputs))
-
-
-def _compute(config: EvaluateConfig, request: EvaluateRequest, run: BulkRun, inputs: Inputs) -> dict[str, Any]:
-    """Compute what is missing, report, commit; returns the manifest."""
-    output, data = run.output, inputs.data
-    run.announce({"ddpm.dataset_id": request.measured_on, "ddpm.step": inputs.step})
-    name = f"{data.location.uri} (held-out rows)" if inputs.hold_out else data.location.uri
-    run.record("dataset", name=name, digest=data.dataset_id, uri=data.location.uri, context="evaluation")
-    num_images = len(request.order(data.num_rows))
-    with waiting("preparing the output"):
-        pool = config.pool.unless_small(lambda: _work(request, inputs.model, num_images))
-        where = f"on {connection.connect()}" if pool else "in this process"
-    event(f"evaluating {num_images:,} images {where} into {output.location}")
-    first = first_pass.FirstPass(output.location, request, data, inputs.train, config.cpus_per_worker)
-    with waiting("counting the levels of training images"):
-        fitted = output.compute(
-            first,
-            first.num_parts,
-            into=first_pass.DIRECTORY,
-            suffix=first_pass.SUFFIX,
-            pool=None if first.is_small else pool,
-        )
-    enough = _Enough(config.target_halfwidth, inputs.num_rows)
-    records = output.compute(
-        TermShards(output.location, request, data, config.cpus_per_worker),
-        math.ceil(num_images / config.shard_size),
-        pool=pool,
-        on_progress=lambda progress: run.show(progress, num_images, "images", enough.detail),
-        enough=enough,
-    )
-    run.leave_ray()
-    with waiting("making the report"):
-        names, process = [record.name for record in records], discrete(inputs.model.denoiser.process)
-        evaluation = results(output.location, request, names, process, inputs.num_rows)
-        notes = calibration_notes(request, evaluation.summary, config.target_halfwidth)
-        made_with = provenance(inputs.found, inputs.model, data, inputs.train)
-        title = f"{inputs.found.name}: {output.location.name}"
-        for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
-            (output.location / "report" / name).write_bytes(content)
-    fields = {
-        "format": EVALUATION.format,
-        "version": EVALUATION.version,
-        "num_rows": evaluation.summary["num_images"],
-        "results": evaluation.summary,
-        "first_pass": [asdict(record) for record in fitted],
-        "model": inputs.found.origin,
-        "data": data.location.uri,
-        "lineage": {name: inputs.model.extra.get(name) for name in ("step", "dataset", "code_version")},
-        "code_version": code_version(),
-        "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
-    }
-    manifest = output.commit(fields, records)
-    record_results(run, request, evaluation, data, inputs.step)
-    return manifest
-
-
-def _work(request: EvaluateRequest, model: Model, num_images: int) -> tuple[int, float]:
-    """What so many images take, see `ActorPool.unless_small`; of the ODE and the first pass at most."""
-    ode = request.ode
-    num_timesteps = discrete(model.denoiser.process).num_timesteps
-    each = request.evaluations_per_image(num_timesteps)
-    of_ode = 3 * ode.steps * (1 + 2 * ode.probes) * min(ode.num_images, num_images)
-    of_first_pass = first_pass.PILOT_EVALUATIONS if request.estimator == "importance" else 0
-    evaluations = num_images * each + of_ode + of_first_pass
-    return math.ceil(num_images / request.shard_size), float(evaluations) * pixel_weights(model.denoiser.network)
+    def rows(self, manifest: Manifest) -> Rows:
+        """See `BulkJob`."""
+        return summary_rows(self.location, self.model.described, manifest)
 
 
 class _Enough:
@@ -344,20 +236,17 @@ class _Enough:
         return half is not None and half <= self._target
 
 
-def _check_promotable(
-    config: EvaluateConfig, request: EvaluateRequest, found: FoundModel, data: PreparedDataset, root: Path
-) -> None:
+def _check_promotable(job: Evaluation, root: Path) -> None:
+    config, found = job.config, job.model.found
     uri = resolve_tracking_uri(config.tracking_uri, root)
-    num_images = None if config.target_halfwidth else len(request.order(data.num_rows))
+    num_images = None if config.target_halfwidth else job.num_images
     draws_known = config.estimator != "all" or config.draws >= 2
-    what = request.measured_on, num_images, config.sigma2
+    what = job.request.measured_on, num_images, config.sigma2
     check_promotable(uri, found.name, found.model_id, *what, draws_known=draws_known)
 
 
-def _promote(
-    config: EvaluateConfig, request: EvaluateRequest, found: FoundModel, manifest: Mapping[str, Any], root: Path
-) -> str:
-    summary = manifest["results"]
-    uri, intervals = resolve_tracking_uri(config.tracking_uri, root), summary["means"][summary["headline"]]
-    what = request.measured_on, summary["num_images"], request.sigma2
+def _promote(job: Evaluation, manifest: Manifest, root: Path) -> str:
+    found, summary = job.model.found, manifest["results"]
+    uri, intervals = resolve_tracking_uri(job.config.tracking_uri, root), summary["means"][summary["headline"]]
+    what = job.request.measured_on, summary["num_images"], job.request.sigma2
     return promote_if_better(uri, found.name, found.model_id, *what, intervals)

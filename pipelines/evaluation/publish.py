@@ -5,13 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_core.model import Model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.report import headline_of, label_of, table_rows
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
-from pipelines.models.kept import FoundModel
-from pipelines.outputs.bulk_run import BulkRun
+from pipelines.models.used import UsedModel
+from pipelines.outputs.attempt import Record
 from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
 from pipelines.tracking.champion import IMAGES_METRIC, interval_metrics
@@ -21,36 +20,37 @@ _BASELINES = ("png", "webp", "histogram")
 _NOTE_ROWS = 40
 
 
-def record_results(
-    run: BulkRun, request: EvaluateRequest, evaluation: Evaluation, data: PreparedDataset, step: int | None
-) -> None:
-    """Record metrics, curves, report, description, and the links to model and data set."""
-    output, summary = run.output, evaluation.summary
-    scalars = {metric_of(name, request.sigma2): found["mean"] for name, found in summary["means"].items()}
+def records_of(
+    location: Location, request: EvaluateRequest, evaluation: Evaluation, data: PreparedDataset, model: UsedModel
+) -> list[Record]:
+    """Metrics, curves, report, description, and the links to model and data set, for MLflow."""
+    summary, sigma2, found = evaluation.summary, request.sigma2, model.found
+    scalars = {metric_of(name, sigma2): measured["mean"] for name, measured in summary["means"].items()}
     headline = summary["means"][summary["headline"]]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
-            scalars |= dict(zip(interval_metrics(kind, request.sigma2), headline[kind], strict=True))
+            scalars |= dict(zip(interval_metrics(kind, sigma2), headline[kind], strict=True))
     scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
-    run.record("metrics", step=0, values=scalars)
+    records = [Record("metrics", {"step": 0, "values": scalars})]
     for t, kl, mse in zip(evaluation.t.tolist(), evaluation.kl_by_t, evaluation.eps_mse_by_t, strict=True):
-        values = {f"eval_by_t/kl_bits_per_dim.{request.sigma2}": kl, "eval_by_t/eps_mse": mse}
-        run.record("metrics", step=t, values=values)
-    run.record("artifact", path=(output.location / "report").uri, artifact_path="report")
-    point = {metric_of(summary["headline"], request.sigma2): headline["mean"]}
+        values = {f"eval_by_t/kl_bits_per_dim.{sigma2}": kl, "eval_by_t/eps_mse": mse}
+        records.append(Record("metrics", {"step": t, "values": values}))
+    records.append(Record("artifact", {"path": (location / "report").uri, "artifact_path": "report"}))
+    point = {metric_of(summary["headline"], sigma2): headline["mean"]}
     dataset = {"name": data.location.uri, "digest": request.dataset_id}
-    run.record("evaluated", model_id=run.found.model_id, step=step or 0, values=point, dataset=dataset)
+    evaluated = {"model_id": found.model_id, "step": model.step or 0, "values": point, "dataset": dataset}
+    records.append(Record("evaluated", evaluated))
     columns = ("label", "mean", "data_set", "population")
     lines = [f"| {' | '.join(row[name] for name in columns)} |" for row in table_rows(summary)[:_NOTE_ROWS]]
-    run.record(
-        "note",
-        markdown=f"**{headline_of(summary)}**\n\nModel `{run.found.model_id[:12]}` (`{run.found.uri}`, step {step}) on "
+    note = (
+        f"**{headline_of(summary)}**\n\nModel `{found.model_id[:12]}` (`{found.uri}`, step {model.step}) on "
         f"`{data.location}`. The whole report: artifact `report/index.html`.\n\n"
         "![terms over t](get-artifact?path=report/by_t.png&run_uuid={run_id})\n\n"
         "Images with the fewest bits above, with the most below:\n\n"
         "![images](get-artifact?path=report/extremes.png&run_uuid={run_id})\n\n"
-        "| What | Mean | ± data set | ± population |\n|---|---|---|---|\n" + "\n".join(lines),
+        "| What | Mean | ± data set | ± population |\n|---|---|---|---|\n" + "\n".join(lines)
     )
+    return [*records, Record("note", {"markdown": note})]
 
 
 def metric_of(name: str, sigma2: str) -> str:
@@ -80,9 +80,10 @@ def metric_of(name: str, sigma2: str) -> str:
     return f"bpd/{steps[1]}_steps" if steps else f"bpd/{rest[0]}"
 
 
-def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], target: float | None) -> list[str]:
+def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any]) -> list[str]:
     """How the numbers came about, a sentence each."""
     done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
+    target = request.target_halfwidth
     how = {
         "all": f"Every t, {request.draws} draw(s) each.",
         "stratified": f"{request.timesteps_per_image} time steps per image, stratified uniformly in log-SNR and "
@@ -128,14 +129,11 @@ def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], targ
     return notes
 
 
-def provenance(
-    found: FoundModel, model: Model, data: PreparedDataset, train: PreparedDataset | None
-) -> list[tuple[str, str]]:
+def provenance(model: UsedModel, data: PreparedDataset, train: PreparedDataset | None) -> list[tuple[str, str]]:
     """Model, data and code, as (name, value)."""
-    extra = model.config["extra"]
-    trained_on = extra.get("dataset") or {}
+    found, trained_on = model.found, model.trained_on
     return [
-        ("model", f"{found.uri} (id {found.model_id}, step {extra.get('step')})"),
+        ("model", f"{found.uri} (id {found.model_id}, step {model.step})"),
         ("trained on", f"{trained_on.get('uri')} (id {trained_on.get('id')})"),
         ("training run", str(found.run_id)),
         ("evaluated on", f"{data.location} (id {data.dataset_id}, {data.num_rows:,} images)"),
@@ -143,7 +141,7 @@ def provenance(
             "histogram of",
             f"{train.location} (id {train.dataset_id})" if train else "no training data",
         ),
-        ("code", f"{code_version()}; the model was trained by {extra.get('code_version')}"),
+        ("code", f"{code_version()}; the model was trained by {model.lineage['code_version']}"),
     ]
 
 

@@ -15,11 +15,12 @@ from pipelines.cli.console import clock, waiting
 from pipelines.cluster import connection
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
 from pipelines.models.kept import FoundModel
+from pipelines.models.used import UsedModel
 from pipelines.outputs.pictures import encode_png, to_picture
-from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.request import SampleRequest
 from pipelines.sampling.samplers import name_of
 from pipelines.sampling.shard import sample_batch
+from pipelines.storage.location import Location
 
 _CALIBRATION_STEPS = 10
 
@@ -84,15 +85,10 @@ def work_of(request: SampleRequest, model: Model, shards_left: Sequence[int]) ->
 
 
 def plan(
-    output: ShardedOutput,
-    request: SampleRequest,
-    found: FoundModel,
-    model: Model,
-    shards_left: Sequence[int],
-    pool: ActorPool,
+    output: Location, request: SampleRequest, used: UsedModel, shards_left: Sequence[int], pool: ActorPool
 ) -> list[tuple[str, str]]:
     """(name, value) rows: what is left to do, and what it takes by a calibration on one actor."""
-    batch_size = request.batch_size
+    batch_size, model = request.batch_size, used.model
     work = work_of(request, model, shards_left)
     images, calls = work.images, work.calls
     channels, height, width = model.denoiser.image_shape
@@ -101,7 +97,7 @@ def plan(
         ("images", f"{images:,} of {request.num_images:,} to do, {height}x{width}x{channels}"),
         ("sampler", f"{name_of(request.sampler)}, {request.steps:,} steps"),
         ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
-        ("model", found.described(model.extra.get("step"))),
+        ("model", used.described),
     ]
     if not shards_left:
         return rows
@@ -109,13 +105,13 @@ def plan(
         if connection.is_named() or pool.num_gpus:
             connection.connect()
             with waiting("measuring on one worker"):
-                measured = calibrate(found, request, pool)
+                measured = calibrate(used.found, request, pool)
             import ray
 
             _, high = pool.bounds(ray.cluster_resources())
         else:  # the workers will be this machine's: it can be measured without starting Ray
             with waiting("measuring"):
-                measured = calibrate(found, request, None, int(pool.num_cpus))
+                measured = calibrate(used.found, request, None, int(pool.num_cpus))
             _, high = pool.bounds({"CPU": os.cpu_count() or 1})
     finally:
         connection.disconnect()
@@ -123,7 +119,7 @@ def plan(
     seconds = calls * measured.seconds_per_call / workers
     return [
         *rows,
-        ("output", f"about {images * measured.bytes_per_image / 2**20:,.1f} MiB in {output.location / 'data'}"),
+        ("output", f"about {images * measured.bytes_per_image / 2**20:,.1f} MiB in {output / 'data'}"),
         ("measured", f"{measured.seconds_per_call * 1000:,.1f} ms per call on one worker"),
         ("time", f"about {clock(seconds)} on {workers} worker(s), after their start"),
     ]

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.cluster import precision
 from pipelines.cluster.precision import bf16_of_cpu, settle
-from pipelines.outputs.bulk_run import settled_dtype
+from pipelines.outputs.run_bulk import settled_dtype
 from pipelines.outputs.shards import ShardedOutput, begun_request
 from pipelines.storage.location import Location
 

@@ -26,12 +26,14 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation import first_pass, results
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
-from pipelines.evaluation.job import Inputs, request_of
+from pipelines.evaluation.inputs import Inputs
+from pipelines.evaluation.job import request_of
 from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.publish import calibration_notes
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.shard import TermShards
 from pipelines.models.find import find_model
+from pipelines.models.used import UsedModel
 from pipelines.storage.location import Location
 
 
@@ -41,7 +43,7 @@ def in_process(
     """The job's computation, in this process: numbers, rows, model."""
     found, model = find_model(config.model, None, Path(config.root)), load_model(config.model)
     location = Location.parse(config.output)
-    inputs = Inputs(found, model, data, data, hold_out)
+    inputs = Inputs(UsedModel(found, model), data, data, hold_out)
     request = request_of(config, inputs)
     output = EVALUATION.output(location, request)
     output.begin()
@@ -193,8 +195,10 @@ def test_only_the_rows_that_the_training_held_out_are_evaluated(tmp_path: Path, 
     found, rows, model = in_process(config, data, hold_out)
     assert rows["id"].tolist() == hold_out.ids.tolist()
     assert (found.summary["num_images"], found.summary["data_set_size"]) == (23, 23)
-    request = request_of(config, Inputs(find_model(config.model, None, tmp_path), model, data, data, hold_out))
-    notes = calibration_notes(request, found.summary, None)
+    request = request_of(
+        config, Inputs(UsedModel(find_model(config.model, None, tmp_path), model), data, data, hold_out)
+    )
+    notes = calibration_notes(request, found.summary)
     assert "All the rows that the training held out of the data set, in its order." in notes
     # the histogram that they are compared with has not seen them either
     counts = first_pass.read_first_pass(Location.parse(config.output), 0)

@@ -1,5 +1,6 @@
 """One shard of a sample set: the same images whatever is computed beside them, in files that others can read."""
 
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from support.sample_runs import save_tiny_model, tiny
+from support.without_mlflow import first_shards
 
 from ddpm_core.config import UNetConfig
 from ddpm_core.errors import ModelError
@@ -25,6 +27,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 from pipelines.models.find import find_model
+from pipelines.outputs.shard_store import Store
 from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.request import request_of
 from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
@@ -163,3 +166,11 @@ def test_another_model_beside_the_output_is_refused(tmp_path: Path) -> None:
     find_model(str(tmp_path / "other"), None, tmp_path).keep(Location.parse(output / "model"))
     with pytest.raises(ModelError, match="is not the model"):
         shards()
+
+
+def test_a_worker_does_without_mlflow(tmp_path: Path) -> None:
+    shards, _, output = shards_of(tmp_path)
+    store = Store(shards, Location.parse(output), "data", ".parquet")
+    (record,) = first_shards([store], tmp_path)
+    assert record.sha256 == hashlib.sha256(shards()(0).data).hexdigest()
+    assert (output / "data" / record.name).stat().st_size == record.bytes

@@ -1,4 +1,4 @@
-"""The frame of sampling and evaluation jobs."""
+"""What a bulk job's attempt tells MLflow and its user."""
 
 import shutil
 import signal
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from support import mlflow_store
-from support.sample_runs import save_tiny_model
 
 from pipelines.cli.console import Interrupted
-from pipelines.models.find import find_model
-from pipelines.outputs.bulk_run import BulkRun
+from pipelines.outputs.attempt import Attempt
 from pipelines.outputs.shards import Progress, ShardedOutput, ShardOutput
 from pipelines.storage.location import Location
 from pipelines.tracking.client import configure_mlflow
@@ -27,14 +25,12 @@ def test_what_mlflow_has_not_got_goes_on_from_another_machine(s3_prefix: str, tm
 
     The other machine's root has a name that means something in a URI; its database is in it all the same.
     """
-    save_tiny_model(tmp_path / "model")
-    found = find_model(str(tmp_path / "model"), None, tmp_path)
     output = ShardedOutput(Location.parse(f"{s3_prefix}/samples"), {"seed": 1})
 
     def attempt(machine: str, root: Path, tracking_uri: str | None) -> dict[str, int]:
-        run = BulkRun("sample", output, found, experiment="e", name=None, root=root, tracking_uri=tracking_uri)
+        run = Attempt("sample", output, experiment="e", name=None, root=root, tracking_uri=tracking_uri)
         run.record("metrics", step=1, values={machine: 1.0})
-        return run.attempt(lambda: {"rows": 1})[0]
+        return run.run(lambda: {"rows": 1})[0]
 
     roots = tmp_path / "roots"
     odd = roots / "why?x=1 & 100%25 #a"
@@ -51,8 +47,6 @@ def test_what_mlflow_has_not_got_goes_on_from_another_machine(s3_prefix: str, tm
 
 def test_an_interrupted_attempt_is_killed_in_mlflow_and_says_what_is_kept(tmp_path: Path) -> None:
     """As is one of another request in the same place another MLflow run, once the output was deleted."""
-    save_tiny_model(tmp_path / "model")
-    found = find_model(str(tmp_path / "model"), None, tmp_path)
     database = f"sqlite:///{tmp_path}/mlflow.db"
 
     def shards(index: int) -> ShardOutput:
@@ -65,9 +59,7 @@ def test_an_interrupted_attempt_is_killed_in_mlflow_and_says_what_is_kept(tmp_pa
     for seed in (1, 1, 2):
         output = ShardedOutput(Location.parse(tmp_path / "samples"), {"seed": seed})
         output.begin()
-        attempt = BulkRun(
-            "sample", output, found, experiment="e", name=None, root=tmp_path, tracking_uri=database
-        ).attempt
+        attempt = Attempt("sample", output, experiment="e", name=None, root=tmp_path, tracking_uri=database).run
 
         def compute(output: ShardedOutput = output) -> dict[str, object]:
             return dict.fromkeys(map(str, output.compute(lambda: shards, 9, on_progress=stop_at_two)))

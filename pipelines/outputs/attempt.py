@@ -1,16 +1,16 @@
-"""One attempt of a sampling or evaluation job as its user sees it: progress line, MLflow run, closing rows."""
+"""One attempt of a bulk job as its user sees it: progress line, MLflow run, closing rows."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from ddpm_core.errors import AlreadyRunningError, StorageError
 from pipelines.cli.config import digest
 from pipelines.cli.console import Interrupted, ProgressLine, clock, event, waiting
 from pipelines.cluster import connection
-from pipelines.cluster.precision import settle
 from pipelines.models.kept import FoundModel
 from pipelines.outputs.progress import Progress
 from pipelines.outputs.shards import ShardedOutput
@@ -18,18 +18,17 @@ from pipelines.outputs.version import code_version, git_commit
 from pipelines.tracking.tracker import Tracker, TrackingReport
 
 _METRICS_INTERVAL_S = 2.0
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
-def settled_dtype(asked: Dtype, begun: Mapping[str, Any], gpus_per_worker: float) -> Dtype:
-    """The job's `dtype` with `auto` replaced, which is said: by that of the request `begun` if there is one."""
-    value, line = settle("dtype", asked, begun.get("dtype"), gpus_per_worker > 0, ("float32", "bfloat16"))
-    if line:
-        event(line)
-    return cast(Dtype, value)
+@dataclass(frozen=True)
+class Record:
+    """A record for the spool, see `pipelines.tracking.spool`."""
+
+    kind: str
+    payload: Mapping[str, Any]
 
 
-class BulkRun:
+class Attempt:
     """Tracker and progress line of the job `job` ('sample', 'evaluate') on an output.
 
     Two jobs of one machine may work on one output; the second one helps, and leaves the MLflow run to the first.
@@ -37,7 +36,6 @@ class BulkRun:
     Args:
         job: Names the key, the tags and the metrics.
         output: What is made; its request becomes the run's parameters.
-        found: The model.
         experiment: Name of the MLflow experiment.
         name: Name of the MLflow run; None takes the last part of the output.
         root: See `Tracker`.
@@ -48,14 +46,13 @@ class BulkRun:
         self,
         job: str,
         output: ShardedOutput,
-        found: FoundModel,
         *,
         experiment: str,
         name: str | None,
         root: Path,
         tracking_uri: str | None,
     ) -> None:
-        self.job, self.output, self.found = job, output, found
+        self.job, self.output = job, output
         self.started, self.rate = time.monotonic(), 0.0
         self._line: ProgressLine | None = None
         self._reported = -math.inf
@@ -81,23 +78,30 @@ class BulkRun:
         if self.tracker is not None:
             self.tracker.spool.append(kind, **payload)
 
-    def announce(self, tags: Mapping[str, Any]) -> None:
-        """Record parameters and tags: who makes what with which model and code."""
-        self.record("params", values={**self.output.request, "model": self.found.reference})
+    def announce(self, found: FoundModel | None, tags: Mapping[str, Any], reads: Sequence[Record]) -> None:
+        """Record parameters, tags and what is read: who makes what with which model and code."""
+        of_model = {}
+        if found is not None:
+            of_model = {
+                "ddpm.model_id": found.model_id,
+                "ddpm.model": found.uri,
+                "ddpm.train_run_id": found.run_id,
+            }
+        self.record("params", values={**self.output.request, **({"model": found.reference} if found else {})})
         tags = {
             "ddpm.job": self.job,
-            "ddpm.model_id": self.found.model_id,
-            "ddpm.model": self.found.uri,
+            **of_model,
             "ddpm.config_hash": digest(self.output.request),
             "ddpm.code_version": code_version(),
             "ddpm.output": self.output.location.uri,
-            "ddpm.train_run_id": self.found.run_id,
             "mlflow.source.name": f"jobs/{self.job}.py",
             "mlflow.source.type": "JOB",
             "mlflow.source.git.commit": git_commit(),
             **tags,
         }
         self.record("tags", values={name: value for name, value in tags.items() if value is not None})
+        for record in reads:
+            self.record(record.kind, **record.payload)
 
     def show(self, progress: Progress, total: int, label: str, detail: str = "", **metrics: float) -> None:
         """Update the progress line and, now and then, the metrics."""
@@ -122,7 +126,7 @@ class BulkRun:
             self._line.close()
         connection.disconnect()
 
-    def attempt(self, compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    def run(self, compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Call `compute`, which commits the output and gives its manifest, then end the MLflow run as it ended.
 
         Returns:

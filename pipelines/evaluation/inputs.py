@@ -1,0 +1,118 @@
+"""What an evaluation reads, and whether it fits together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_core.errors import ConfigError, DataError, DDPMError
+from ddpm_core.model import Model
+from ddpm_core.process.discrete import discrete
+from pipelines.cli.config import require
+from pipelines.cli.console import event
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
+from pipelines.data.opening import open_dataset
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.models.used import UsedModel
+from pipelines.storage.location import Location
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The model, the data set, the training data of the histogram baseline, if known, and which rows the model's
+    training held out, if only they are asked for."""
+
+    model: UsedModel
+    data: PreparedDataset
+    train: PreparedDataset | None
+    hold_out: HoldOut | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Of the data set, or of the part of it that is asked for."""
+        return len(self.hold_out.ids) if self.hold_out else self.data.num_rows
+
+
+def fitting_inputs(config: EvaluateConfig, model: UsedModel, data: PreparedDataset, root: Path) -> Inputs:
+    """All that the evaluation of `model` on `data` reads; says what the user should know of it.
+
+    Raises:
+        ConfigError: A field does not fit the model or the data.
+        DataError: The data do not fit the model; there are no `train_data`.
+    """
+    hold_out = hold_out_of(config, model, data)
+    check_fit(config, model.model, data, len(hold_out.ids) if hold_out else data.num_rows)
+    return Inputs(model, data, _training_data(config, model, root), hold_out)
+
+
+def hold_out_of(config: EvaluateConfig, model: UsedModel, data: PreparedDataset) -> HoldOut | None:
+    """The rows that are asked for by `held_out`; says so if others are that the model has been trained on."""
+    trained_on, section = model.trained_on, model.model.extra.get("config")
+    for name in ("data", "hold_out"):
+        section = section.get(name) if isinstance(section, dict) else None
+    every = section if type(section) is int else 0
+    same = trained_on.get("id") == data.dataset_id
+    if config.held_out:
+        require(same, "held_out", True, f"needs the data set that the model was trained on, {trained_on.get('uri')}")
+        require(every > 0, "held_out", True, "the model's training held out no rows; leave it out")
+        return HoldOut(data.num_rows, every)
+    if same:
+        rest = "; --held_out evaluates the rows that it was not trained on" if every else ""
+        event(f"data = {config.data}: the model was trained on these images, which flatters it{rest}")
+    return None
+
+
+def image_shape_of(model: Model) -> tuple[int, int, int]:
+    """(H, W, C), as data sets have it."""
+    channels, height, width = model.denoiser.image_shape
+    return height, width, channels
+
+
+def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_rows: int) -> None:
+    """Refuse what the model cannot be evaluated on, before anything is started; `num_rows` of `data` are asked for."""
+    expected = image_shape_of(model)
+    if data.image_shape != expected:
+        raise DataError(
+            f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
+            f"{'x'.join(map(str, expected))}; ingest the source again in that size and mode"
+        )
+    part = ", held-out rows" if config.held_out else ""
+    if num_rows < 2:
+        raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
+    if config.num_images is not None and config.num_images > num_rows:
+        raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
+    num_kl_terms = discrete(model.denoiser.process).num_timesteps - 1
+    if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
+        raise ConfigError(
+            f"timesteps_per_image = {config.timesteps_per_image}: the model has T - 1 = {num_kl_terms} KL terms; "
+            "take at most as many, or --estimator all"
+        )
+    if config.ode.num_images and config.ode.steps > num_kl_terms:
+        raise ConfigError(f"ode.steps = {config.ode.steps}: the model has T - 1 = {num_kl_terms}; take at most as many")
+    _, images = data.read_groups([0])
+    if images.max() == 1:
+        raise DataError(
+            f"data = {config.data}: levels are 0..1, the model's are 0..255; were images in [0, 1] cast to integers? "
+            "Multiply by 255 and ingest again"
+        )
+    if config.by_label and (data.read_images(0, 1)[2] < 0).any():
+        raise DataError(
+            f"data = {config.data}: has no labels, which by_label needs; leave it out, or ingest with labels"
+        )
+
+
+def _training_data(config: EvaluateConfig, model: UsedModel, root: Path) -> PreparedDataset | None:
+    """What the histogram baseline is fitted on; None, with a word, if the model's own cannot be read from here."""
+    if config.train_data is not None:
+        given = open_dataset(Location.parse(root), "train_data", config.train_data)
+        if given.image_shape != image_shape_of(model.model):
+            raise DataError(f"train_data = {config.train_data}: images are {given.image_shape}, not the model's shape")
+        return given
+    known = model.trained_on
+    try:
+        trained_on = open_dataset(Location.parse(root), "train_data", known.get("uri") or "")
+        if trained_on.dataset_id == known.get("id"):
+            return trained_on
+    except DDPMError:
+        pass  # it was trained elsewhere, or its data are gone
+    event("no histogram baseline: the model's training data are not where it says; name them with --train_data")
+    return None

@@ -1,0 +1,45 @@
+"""The model that a job uses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm_core.model import Model, model_from_bytes
+from pipelines.models.find import model_for
+from pipelines.models.kept import FoundModel
+from pipelines.storage.location import Location
+
+
+@dataclass(frozen=True)
+class UsedModel:
+    """A model, and the files that it was read from with where they came from."""
+
+    found: FoundModel
+    model: Model
+
+    @classmethod
+    def read(cls, output: Location, reference: str, tracking_uri: str | None, root: Path) -> "UsedModel":
+        """The model of the job that makes `output`; the other arguments and the errors are those of `find_model`."""
+        found = model_for(output / "model", reference, tracking_uri, root)
+        return cls(found, model_from_bytes(found.files, where=found.uri))
+
+    @property
+    def step(self) -> int | None:
+        """The training step that it is of, where it says so."""
+        step: int | None = self.model.extra.get("step")
+        return step
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """`id`, `uri` and so on of the data set of its training; empty where it does not say."""
+        return self.model.extra.get("dataset") or {}
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What it says of its training."""
+        return {name: self.model.extra.get(name) for name in ("step", "dataset", "code_version")}
+
+    @property
+    def described(self) -> str:
+        """See `FoundModel.described`."""
+        return self.found.described(self.step)

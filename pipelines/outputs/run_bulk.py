@@ -1,0 +1,321 @@
+"""The way of every bulk job: look what is there, begin or continue it, compute, report, commit.
+
+A job says what is its own (`BulkJob`); what it makes is a pure function of its request, so the same request made again
+finds its output, or the finished part of it, and nothing else can be mixed into it.
+"""
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol, cast
+
+from pipelines.cli.console import event, waiting
+from pipelines.cluster import connection
+from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.precision import settle
+from pipelines.models.used import UsedModel
+from pipelines.outputs.attempt import Attempt, Record
+from pipelines.outputs.kind import Manifest, OutputKind
+from pipelines.outputs.request import Request
+from pipelines.outputs.shards import Compute, ShardedOutput, ShardRecord
+from pipelines.outputs.version import code_version
+from pipelines.storage.location import Location
+
+Rows = list[tuple[str, str]]
+"""(name, value) pairs of a summary."""
+Dtype = Literal["float32", "bfloat16"]
+
+
+class BulkConfig(Protocol):
+    """What every bulk job's configuration has."""
+
+    @property
+    def output(self) -> str:
+        """Directory or prefix of the output."""
+        ...
+
+    @property
+    def name(self) -> str | None:
+        """Of the MLflow run; None takes the last part of the output."""
+        ...
+
+    @property
+    def root(self) -> str:
+        """Local directory of the MLflow database and of records not sent yet."""
+        ...
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """Of MLflow."""
+        ...
+
+    @property
+    def pool(self) -> ActorPool:
+        """The actors that compute."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Parts that are computed before the shards, which depend on them.
+
+    Attributes:
+        directory: Takes the parts, one of the kind's `passes`; the manifest lists them under its name.
+        suffix: Of their objects.
+        factory: As for `ShardedOutput.compute`.
+        num_parts: Indices are 0..num_parts-1.
+        is_small: Whether they take less time than starting an actor.
+        waiting: What the user is told meanwhile.
+    """
+
+    directory: str
+    suffix: str
+    factory: Callable[[], Compute]
+    num_parts: int
+    is_small: bool
+    waiting: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job makes of its finished shards: its own fields of the manifest, and records for its MLflow run."""
+
+    fields: Mapping[str, Any]
+    records: Sequence[Record] = ()
+
+
+class BulkJob(ABC):
+    """What one run of a job is and does, between the steps that `run_bulk` takes for every job.
+
+    Attributes:
+        kind: Of its output.
+        job: Names the job in MLflow; it is started as jobs/JOB.py.
+        doing: As in 'sampling 22 images on ...'.
+        counted: What the progress line calls the images.
+        config: As its user gave it.
+        request: What the output answers.
+        model: The model it uses, which the output keeps a copy of; None for a job that uses none.
+    """
+
+    kind: ClassVar[OutputKind[Any]]
+    job: ClassVar[str]
+    doing: ClassVar[str]
+    counted: ClassVar[str]
+    config: BulkConfig
+    request: Request
+    model: UsedModel | None
+
+    @property
+    def location(self) -> Location:
+        """The output."""
+        return Location.parse(self.config.output)
+
+    @property
+    @abstractmethod
+    def experiment(self) -> str:
+        """Name of the MLflow experiment."""
+
+    @property
+    @abstractmethod
+    def num_images(self) -> int:
+        """Of all shards."""
+
+    @property
+    @abstractmethod
+    def num_shards(self) -> int:
+        """Indices are 0..num_shards-1."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the shards' objects."""
+        return ".parquet"
+
+    @abstractmethod
+    def factory(self) -> Callable[[], Compute]:
+        """What makes the shards: picklable, it runs where MLflow need not be installed."""
+
+    @abstractmethod
+    def weights(self, shards: Sequence[int]) -> float:
+        """What making these shards takes: evaluations of a network times its `pixel_weights`."""
+
+    def tags(self) -> Mapping[str, Any]:
+        """Further tags of the MLflow run; None leaves one out."""
+        return {}
+
+    def reads(self) -> Sequence[Record]:
+        """Records of what is read."""
+        return ()
+
+    def passes(self) -> Sequence[Pass]:
+        """What is computed before the shards, in this order."""
+        return ()
+
+    def enough(self, records: Sequence[ShardRecord]) -> bool:
+        """Whether the first shards are all that is needed, see `ShardedOutput.compute`."""
+        return False
+
+    @property
+    def detail(self) -> str:
+        """What the progress line says beside the images."""
+        return ""
+
+    @abstractmethod
+    def finish(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> Finished:
+        """Write what belongs to the output beside its shards; the manifest is written after it."""
+
+    @abstractmethod
+    def rows(self, manifest: Manifest) -> Rows:
+        """What the closing summary says of the finished output."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What there is of a job's output before it runs.
+
+    Attributes:
+        job: The job.
+        output: Its output.
+        manifest: Of a complete output; None for any other.
+        lost: Indices of the shards that a complete output has lost.
+    """
+
+    job: BulkJob
+    output: ShardedOutput
+    manifest: dict[str, Any] | None
+    lost: list[int]
+
+    @cached_property
+    def left(self) -> list[int]:
+        """Indices of the shards to make: those that are lost, or that an unfinished output lacks."""
+        if self.manifest is not None:
+            return self.lost
+        found = self.output.finished(self.job.num_shards, suffix=self.job.suffix)
+        return [index for index in range(self.job.num_shards) if index not in found]
+
+    def pool(self) -> ActorPool | None:
+        """The actors for what is left; None where this process does it."""
+        return self.job.config.pool.unless_small(lambda: (len(self.left), self.job.weights(self.left)))
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """What became of a job: title and rows of the closing summary, and the manifest."""
+
+    title: str
+    rows: Rows
+    manifest: dict[str, Any]
+
+
+def look(job: BulkJob) -> Standing:
+    """See what there is, before anything is written.
+
+    Raises:
+        ConfigError: There are files of something else.
+        RequestMismatchError: The output answers another request.
+        StorageError: The output cannot be read.
+        ClusterError: Something is left to make, and Ray can never start the actors for it.
+    """
+    output = job.kind.output(job.location, job.request)
+    manifest = output.committed()
+    lost = [] if manifest is None else output.lost(manifest)
+    if manifest is None or lost:
+        job.config.pool.check()
+    return Standing(job, output, manifest, lost)
+
+
+def run_bulk(standing: Standing) -> BulkResult:
+    """Make what is left of a job's output.
+
+    Raises:
+        RequestMismatchError: Another run has begun there for another request.
+        StorageError: The output cannot be read or written; a lost shard came out different.
+        ClusterError: Ray is out of reach, or gave up.
+        DDPMError: What the job raises.
+    """
+    job, output, manifest, lost = standing.job, standing.output, standing.manifest, standing.lost
+    title = job.kind.title
+    if manifest is None:
+        manifest, closing = _make(standing)
+        return BulkResult(title, job.rows(manifest) + closing, manifest)
+    if not lost:
+        event(f"{output.location} is already complete: nothing to do")
+        return BulkResult(f"{title}, complete before", job.rows(manifest), manifest)
+    event(f"{output.location}: {len(lost)} of {len(manifest['shards'])} shards are lost; making them again")
+    try:
+        output.restore(job.factory(), lost, manifest, standing.pool())
+    finally:
+        connection.disconnect()
+    return BulkResult(f"{title}, {len(lost)} lost shard(s) made again", job.rows(manifest), manifest)
+
+
+def _make(standing: Standing) -> tuple[dict[str, Any], Rows]:
+    """Begin, or join, and commit; returns the manifest and closing rows."""
+    job, output = standing.job, standing.output
+    output.begin()
+    if job.model is not None:
+        job.model.found.keep(output.location / "model")
+    attempt = Attempt(
+        job.job,
+        output,
+        experiment=job.experiment,
+        name=job.config.name,
+        root=Location.parse(job.config.root).local_path,
+        tracking_uri=job.config.tracking_uri,
+    )
+    return attempt.run(lambda: _compute(standing, attempt))
+
+
+def _compute(standing: Standing, attempt: Attempt) -> dict[str, Any]:
+    """Compute what is left, commit; returns the manifest."""
+    job, output = standing.job, standing.output
+    found = job.model.found if job.model else None
+    with waiting("preparing the output"):
+        attempt.announce(found, job.tags(), job.reads())
+        pool = standing.pool()
+        where = f"on {connection.connect()}" if pool else "in this process"
+    event(f"{job.doing} {job.num_images:,} images {where} into {output.location}")
+    passes: dict[str, Any] = {}
+    for part in job.passes():
+        with waiting(part.waiting):
+            of_pass = output.compute(
+                part.factory,
+                part.num_parts,
+                into=part.directory,
+                suffix=part.suffix,
+                pool=None if part.is_small else pool,
+            )
+        passes[part.directory] = [asdict(record) for record in of_pass]
+    records = output.compute(
+        job.factory(),
+        job.num_shards,
+        suffix=job.suffix,
+        pool=pool,
+        on_progress=lambda progress: attempt.show(progress, job.num_images, job.counted, job.detail),
+        enough=job.enough,
+    )
+    attempt.leave_ray()
+    finished = job.finish(output, records)
+    fields = {
+        "format": job.kind.format,
+        "version": job.kind.version,
+        "num_rows": sum(record.rows for record in records),
+        "code_version": code_version(),
+        "made_with": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
+        **({"model": job.model.found.origin, "lineage": job.model.lineage} if job.model else {}),
+        **passes,
+        **finished.fields,
+    }
+    manifest = output.commit(fields, records)
+    for record in finished.records:
+        attempt.record(record.kind, **record.payload)
+    return manifest
+
+
+def settled_dtype(asked: Literal["auto"] | Dtype, begun: Mapping[str, Any], gpus_per_worker: float) -> Dtype:
+    """A job's `dtype` with `auto` replaced, which is said: by that of the request `begun` if there is one."""
+    value, line = settle("dtype", asked, begun.get("dtype"), gpus_per_worker > 0, ("float32", "bfloat16"))
+    if line:
+        event(line)
+    return cast(Dtype, value)
