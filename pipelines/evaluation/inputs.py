@@ -1,4 +1,4 @@
-"""What an evaluation reads, and whether it fits together."""
+"""What an evaluation reads, whether it fits together, and the request that follows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.request import EvaluateRequest
 from pipelines.models.used import UsedModel
 from pipelines.storage.location import Location
 
@@ -116,3 +117,28 @@ def _training_data(config: EvaluateConfig, model: UsedModel, root: Path) -> Prep
         pass  # it was trained elsewhere, or its data are gone
     event("no histogram baseline: the model's training data are not where it says; name them with --train_data")
     return None
+
+
+def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
+    """The request that a job's fields make of what they name; every `auto` has been settled."""
+    by_all = config.estimator == "all"
+    assert config.dtype != "auto"
+    return EvaluateRequest(
+        model_id=inputs.model.found.model_id,
+        dataset_id=inputs.data.dataset_id,
+        estimator=config.estimator,
+        timesteps_per_image=None if by_all else config.timesteps_per_image,
+        draws=config.draws if by_all else None,
+        sigma2=config.sigma2,
+        num_images=config.num_images,
+        target_halfwidth=config.target_halfwidth,
+        seed=config.seed,
+        dtype=config.dtype,
+        device="cuda" if config.gpus_per_worker else "cpu",
+        by_label=config.by_label,
+        train_dataset_id=inputs.train.dataset_id if inputs.train else None,
+        ode=config.ode,
+        batch_size=config.batch_size,
+        shard_size=config.shard_size,
+        hold_out=inputs.hold_out,
+    )

@@ -7,34 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_core.errors import TrackingError
-from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.networks.unet import pixel_weights
 from ddpm_core.process.discrete import discrete
 from pipelines.cli.console import event, waiting
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.inputs import Inputs, fitting_inputs
+from pipelines.evaluation.enough import Enough
+from pipelines.evaluation.inputs import Inputs, fitting_inputs, request_of
 from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.publish import calibration_notes, provenance, records_of, summary_rows
 from pipelines.evaluation.report import make_report
 from pipelines.evaluation.request import EvaluateRequest
-from pipelines.evaluation.results import half_width, results
+from pipelines.evaluation.results import results
 from pipelines.evaluation.shard import TermShards
 from pipelines.models.kept import source_of
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
+from pipelines.outputs.bulk_job import BulkJob, Finished, Pass, Rows
 from pipelines.outputs.kind import Manifest
-from pipelines.outputs.run_bulk import BulkJob, Finished, Pass, Rows, look, run_bulk, settled_dtype
+from pipelines.outputs.run_bulk import look, run_bulk, settled_dtype
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
 from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.tracker import resolve_tracking_uri
-
-# `target_halfwidth` is looked at after numbers of shards that grow by a tenth: few looks lead to few false stops.
-_LOOK_GROWTH = 1.1
-_MIN_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -86,31 +83,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     return EvaluateSummary(result.title, [*result.rows, ("champion", champion)])
 
 
-def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
-    """The request that a job's fields make of what they name; every `auto` has been settled."""
-    by_all = config.estimator == "all"
-    assert config.dtype != "auto"
-    return EvaluateRequest(
-        model_id=inputs.model.found.model_id,
-        dataset_id=inputs.data.dataset_id,
-        estimator=config.estimator,
-        timesteps_per_image=None if by_all else config.timesteps_per_image,
-        draws=config.draws if by_all else None,
-        sigma2=config.sigma2,
-        num_images=config.num_images,
-        target_halfwidth=config.target_halfwidth,
-        seed=config.seed,
-        dtype=config.dtype,
-        device="cuda" if config.gpus_per_worker else "cpu",
-        by_label=config.by_label,
-        train_dataset_id=inputs.train.dataset_id if inputs.train else None,
-        ode=config.ode,
-        batch_size=config.batch_size,
-        shard_size=config.shard_size,
-        hold_out=inputs.hold_out,
-    )
-
-
 @dataclass
 class Evaluation(BulkJob):
     """See `BulkJob`; `inputs` is what it reads."""
@@ -119,12 +91,12 @@ class Evaluation(BulkJob):
     request: EvaluateRequest
     model: UsedModel
     inputs: Inputs
-    _enough: "_Enough" = field(init=False)
+    _enough: Enough = field(init=False)
 
     kind, job, doing, counted = EVALUATION, "evaluate", "evaluating", "images"
 
     def __post_init__(self) -> None:
-        self._enough = _Enough(self.request.target_halfwidth, self.inputs.num_rows)
+        self._enough = Enough(self.request.target_halfwidth, self.inputs.num_rows)
 
     @property
     def experiment(self) -> str:
@@ -208,32 +180,6 @@ class Evaluation(BulkJob):
     def rows(self, manifest: Manifest) -> Rows:
         """See `BulkJob`."""
         return summary_rows(self.location, self.model.described, manifest)
-
-
-class _Enough:
-    """Whether the data set's mean is known to the target: asked of more and more shards."""
-
-    def __init__(self, target: float | None, num_rows: int) -> None:
-        self._target, self._num_rows = target, num_rows
-        self._statistics: MeanStatistics | None = None
-        self._look_at = 1
-
-    @property
-    def detail(self) -> str:
-        """How well the mean is known so far."""
-        if self._statistics is None:
-            return ""
-        half = half_width(self._statistics.data_set(self._num_rows))
-        return f"{self._statistics.mean:.3f}" + ("" if half is None else f"±{half:.3f}")
-
-    def __call__(self, records: Sequence[ShardRecord]) -> bool:
-        found = MeanStatistics(**records[-1].extra["bits_per_dim"])
-        self._statistics = self._statistics.merge(found) if self._statistics and len(records) > 1 else found
-        if self._target is None or len(records) < self._look_at or self._statistics.num_images < _MIN_IMAGES:
-            return False
-        self._look_at = math.ceil(len(records) * _LOOK_GROWTH + 1e-9)
-        half = half_width(self._statistics.data_set(self._num_rows))
-        return half is not None and half <= self._target
 
 
 def _check_promotable(job: Evaluation, root: Path) -> None:

@@ -14,9 +14,10 @@ from pipelines.data.ingest.decode import decode_image
 from pipelines.models.kept import source_of
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
+from pipelines.outputs.bulk_job import BulkJob, Finished, Rows
 from pipelines.outputs.kind import Manifest
 from pipelines.outputs.pictures import grid_png
-from pipelines.outputs.run_bulk import BulkJob, Finished, Rows, look, run_bulk, settled_dtype
+from pipelines.outputs.run_bulk import look, run_bulk, settled_dtype
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.kind import SAMPLE_SET

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.dataset import PreparedDataset
 from pipelines.outputs.attempt import Record
+from pipelines.outputs.bulk_job import BulkJob, Finished, Rows
 from pipelines.outputs.kind import Findings, Manifest, OutputKind, dense_ids, parquet_ids, size_row
 from pipelines.outputs.request import Request
-from pipelines.outputs.run_bulk import BulkJob, BulkResult, Finished, Rows, look, run_bulk
+from pipelines.outputs.run_bulk import BulkResult, look, run_bulk
 from pipelines.outputs.shards import ShardedOutput, ShardOutput, ShardRecord
 from pipelines.storage.location import Location
 

@@ -27,7 +27,9 @@ from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
-from pipelines.evaluation.shard import DIRECTORY, TermShards
+from pipelines.evaluation.kind import EVALUATION
+from pipelines.evaluation.request import EvaluateRequest
+from pipelines.evaluation.shard import TermShards
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.outputs.shards import ShardedOutput
 from pipelines.storage.location import Location
@@ -150,11 +152,13 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_rows(
     one = replace(made, output=str(tmp_path / "one"), num_workers=1)
     evaluate(one)
     assert digests(one) == digests(made)
-    output = ShardedOutput(Location.parse(tmp_path / "killed"), manifest_of(made)["request"], DIRECTORY)
+    killed = Location.parse(tmp_path / "killed")
+    request = EvaluateRequest.from_json(manifest_of(made)["request"], killed)
+    output = EVALUATION.output(killed, request)
     for kept in ("model", "first_pass"):
         (output.location / kept).upload_directory(Path(made.output) / kept)
     ray.cloudpickle.register_pickle_by_value(sys.modules[Mortal.__module__])  # actors cannot import the tests
-    mortal = Mortal(TermShards(output.location, output.request, images, 1), str(tmp_path / "deaths"))
+    mortal = Mortal(TermShards(output.location, request, images, 1), str(tmp_path / "deaths"))
     Path(mortal.log).mkdir()
     records = output.compute(mortal, 5, pool=ActorPool(2))
     assert [record.sha256 for record in records] == digests(made)
@@ -165,7 +169,18 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_rows(
 @pytest.mark.slow
 def test_a_killed_job_continues_and_ends_in_the_same_rows_and_one_run(made: EvaluateConfig, tmp_path: Path) -> None:
     config = replace(made, output=str(tmp_path / "killed"))
-    fields = ("model", "data", "train_data", "output", "estimator", "timesteps_per_image", "seed", "batch_size", "root")
+    fields = (
+        "model",
+        "data",
+        "train_data",
+        "output",
+        "estimator",
+        "timesteps_per_image",
+        "seed",
+        "batch_size",
+        "dtype",
+        "root",
+    )
     command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--num_workers=1", "--shard_size=16"]
     command += ["--by_label=true", *(f"--{name}={getattr(config, name)}" for name in fields)]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}

@@ -26,8 +26,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation import first_pass, results
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
-from pipelines.evaluation.inputs import Inputs
-from pipelines.evaluation.job import request_of
+from pipelines.evaluation.inputs import Inputs, request_of
 from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.publish import calibration_notes
 from pipelines.evaluation.results import Evaluation

@@ -11,8 +11,7 @@ from ddpm_core.model import load_model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.first_pass import DIRECTORY as FIRST_PASS
 from pipelines.evaluation.first_pass import SUFFIX, FirstPass
-from pipelines.evaluation.inputs import Inputs
-from pipelines.evaluation.job import request_of
+from pipelines.evaluation.inputs import Inputs, request_of
 from pipelines.evaluation.shard import DIRECTORY, TermShards
 from pipelines.models.find import find_model
 from pipelines.models.used import UsedModel

@@ -28,8 +28,9 @@ ROWS = 70
 def config(
     make_dataset: Callable[..., PreparedDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> BrightnessConfig:
-    """A measurement of 70 images in 5 shards, and its kind in the table."""
+    """A measurement of 70 images in 5 shards, in this process; its kind is in the table."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda: False)
     monkeypatch.setitem(KINDS, BRIGHTNESS.format, BRIGHTNESS)
     return BrightnessConfig(make_dataset(ROWS).location.uri, str(tmp_path / "out"), str(tmp_path / "home"))
 
@@ -39,10 +40,7 @@ def manifest_of(config: BrightnessConfig) -> dict[str, Any]:
     return manifest
 
 
-def test_it_is_committed_with_what_every_output_has_and_with_what_is_its_own(
-    config: BrightnessConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_it_is_committed_with_what_every_output_has_and_with_what_is_its_own(config: BrightnessConfig) -> None:
     result, manifest, data = measure(config), manifest_of(config), PreparedDataset.open(config.data)
     mean = data.read_images(0, ROWS)[1].mean()
     assert (result.title, dict(result.rows)["mean level"]) == ("Brightness", f"{mean:.3f}")
@@ -69,9 +67,8 @@ def test_it_is_committed_with_what_every_output_has_and_with_what_is_its_own(
 
 
 def test_another_request_is_refused_by_its_fields(
-    config: BrightnessConfig, make_dataset: Callable[..., PreparedDataset], monkeypatch: pytest.MonkeyPatch
+    config: BrightnessConfig, make_dataset: Callable[..., PreparedDataset]
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     measure(config)
     with pytest.raises(RequestMismatchError, match=r"finished output of another request \(shard_size: 16 -> 20\)"):
         measure(replace(config, shard_size=20))
@@ -80,8 +77,7 @@ def test_another_request_is_refused_by_its_fields(
         measure(replace(config, data=other))
 
 
-def test_damage_is_named_by_verify(config: BrightnessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_damage_is_named_by_verify(config: BrightnessConfig) -> None:
     measure(config)
     found = verify(VerifyConfig(config.output))
     assert (found.title, found.problems) == (f"Brightness {config.output}", [])
@@ -99,14 +95,11 @@ def test_damage_is_named_by_verify(config: BrightnessConfig, monkeypatch: pytest
 
 @pytest.mark.ray
 def test_actors_make_the_same_shards_and_make_lost_ones_again(
-    ray_cluster: None, config: BrightnessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, config: BrightnessConfig, tmp_path: Path
 ) -> None:
     """As they do for verify, which compares."""
     ray.cloudpickle.register_pickle_by_value(brightness_job)  # actors cannot import the tests
-    with monkeypatch.context() as alone:
-        alone.setattr("pipelines.cluster.actor_pool.is_named", lambda: False)
-        alone.setattr("pipelines.cluster.connection.connect", None)
-        measure(config)
+    measure(config)
     actors = replace(config, output=str(tmp_path / "actors"), num_workers=2)
     measure(actors)
     assert manifest_of(actors)["shards"] == manifest_of(config)["shards"]

@@ -22,8 +22,8 @@ from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, Stora
 from pipelines.cli.config import digest
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
-from pipelines.data.ingest.request import request_of
 from pipelines.data.ingest.job import ingest
+from pipelines.data.ingest.request import request_of
 from pipelines.data.opening import ensure_embedded
 from pipelines.storage.location import Location
 from pipelines.verify.config import VerifyConfig
