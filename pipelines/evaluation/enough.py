@@ -13,7 +13,12 @@ _MIN_IMAGES = 256
 
 
 class Enough:
-    """Whether the data set's mean is known to the target: asked of more and more shards."""
+    """Whether the data set's mean is known to the target: asked of more and more shards.
+
+    Args:
+        target: Half of the 95% interval, bits/dim; None is never reached.
+        num_rows: Size of the data set, or of the part of it that is evaluated.
+    """
 
     def __init__(self, target: float | None, num_rows: int) -> None:
         self._target, self._num_rows = target, num_rows
@@ -29,6 +34,7 @@ class Enough:
         return f"{self._statistics.mean:.3f}" + ("" if half is None else f"±{half:.3f}")
 
     def __call__(self, records: Sequence[ShardRecord]) -> bool:
+        """Called with the records of shards 0..n-1 for n = 1, 2, ...; one object for one computation."""
         found = MeanStatistics(**records[-1].extra["bits_per_dim"])
         self._statistics = self._statistics.merge(found) if self._statistics and len(records) > 1 else found
         if self._target is None or len(records) < self._look_at or self._statistics.num_images < _MIN_IMAGES:

@@ -169,19 +169,9 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_rows(
 @pytest.mark.slow
 def test_a_killed_job_continues_and_ends_in_the_same_rows_and_one_run(made: EvaluateConfig, tmp_path: Path) -> None:
     config = replace(made, output=str(tmp_path / "killed"))
-    fields = (
-        "model",
-        "data",
-        "train_data",
-        "output",
-        "estimator",
-        "timesteps_per_image",
-        "seed",
-        "batch_size",
-        "dtype",
-        "root",
-    )
+    fields = ("model", "data", "train_data", "output", "estimator", "timesteps_per_image", "seed", "batch_size", "root")
     command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--num_workers=1", "--shard_size=16"]
+    command += [f"--dtype={config.dtype}"]
     command += ["--by_label=true", *(f"--{name}={getattr(config, name)}" for name in fields)]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     killed = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
