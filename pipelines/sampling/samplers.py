@@ -73,4 +73,4 @@ SAMPLERS: dict[str, SamplerKind[Any]] = {
 
 def name_of(sampler: Sampler) -> str:
     """The sampler's name in `SAMPLERS`."""
-    return next(name for name, kind in SAMPLERS.items() if isinstance(sampler, kind.sampler))
+    return next(name for name, kind in SAMPLERS.items() if type(sampler) is kind.sampler)

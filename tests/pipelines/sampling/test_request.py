@@ -2,10 +2,12 @@
 
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 from support.sample_runs import save_tiny_model, tiny
 
 from ddpm_core.errors import DataError
@@ -14,7 +16,8 @@ from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.config import digest
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.request import SampleRequest, request_of
-from pipelines.sampling.samplers import SAMPLERS
+from pipelines.sampling.samplers import SAMPLERS, SamplerKind
+from pipelines.sampling.shard import sample_batch
 from pipelines.storage.location import Location
 
 PATH = Location.parse("/out/manifest.json")
@@ -78,6 +81,47 @@ def test_a_damaged_request_is_told_by_its_field(changed: dict[str, Any], told: s
 
 def test_every_sampler_that_can_be_asked_for_is_in_the_table() -> None:
     assert set(get_args(get_type_hints(SampleConfig)["sampler"])) == set(SAMPLERS)
+
+
+@dataclass(frozen=True)
+class Multistep(DDIM):
+    """A sampler of another file, with an option that no other has."""
+
+    order: int = 2
+
+
+@dataclass(frozen=True)
+class MultistepConfig(SampleConfig):
+    order: int = 2
+
+
+def test_a_further_sampler_is_an_entry_and_its_options_are_keys_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = SamplerKind(
+        Multistep,
+        steps=lambda asked, num_timesteps: asked or num_timesteps,
+        chosen=lambda config, steps: Multistep(steps, order=config.order),
+        options=lambda multistep: {"order": multistep.order},
+        stored=lambda read, steps: Multistep(steps, order=read("order", int)),
+        described=lambda multistep, steps: f"multistep of order {multistep.order}, {steps} steps",
+    )
+    monkeypatch.setitem(SAMPLERS, "multistep", kind)
+    config = MultistepConfig(**{**vars(tiny(tmp_path)), "sampler": "multistep", "order": 3})
+    request = request_of(config, load_model(tmp_path / "model"))
+    assert request.to_json() == {
+        **DDIM_5,
+        "model_id": request.model_id,
+        "sampler": "multistep",
+        "eta": None,
+        "order": 3,
+    }
+    assert SampleRequest.from_json(request.to_json(), PATH) == request
+    assert request.described_sampler == "multistep of order 3, 5 steps"
+    images = sample_batch(request, load_model(tmp_path / "model"), torch.arange(3))
+    assert images.shape == (3, 8, 8, 1)
+    with pytest.raises(DataError, match=r"request\.order = None: must be a whole number"):
+        SampleRequest.from_json({**request.to_json(), "order": None}, PATH)
 
 
 def test_the_samplers_options_are_told_to_a_person() -> None:
