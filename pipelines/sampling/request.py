@@ -79,7 +79,10 @@ class SampleRequest(Request):
 
         kind = SAMPLERS[read("sampler", Literal[*SAMPLERS])]
         sampler = kind.stored(read, read("steps", int))
-        options = {"sampler", "eta", "sigma2", *kind.options(sampler)}
+        own = kind.options(sampler)
+        for name in {"eta", "sigma2"} - own.keys():
+            read(name, type(None))
+        options = {"sampler", "eta", "sigma2", *own}
         rest = {name: value for name, value in stored.items() if name not in options}
         return read_fields(cls, rest, path, sampler=sampler)
 

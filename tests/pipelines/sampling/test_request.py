@@ -69,6 +69,7 @@ def test_the_hashes_are_those_of_version_1() -> None:
     [
         ({"sampler": "euler"}, "request.sampler = 'euler': must be one of ddpm, ddim"),
         ({"eta": None}, "request.eta = None: must be a number"),
+        ({"sigma2": "beta"}, "request.sigma2 = 'beta': must be null"),
         ({"steps": "5"}, "request.steps = '5': must be a whole number"),
         ({"order": 2}, "request.order = 2: is not known to this version"),
         ({"batch_size": None}, "request.batch_size = None: must be a whole number"),

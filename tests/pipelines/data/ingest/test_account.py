@@ -14,7 +14,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.account import account_rows, source_content
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import IngestSummary, ingest
-from pipelines.data.ingest.request import request_of
+from pipelines.data.ingest.request import IngestRequest, request_of
 from pipelines.data.ingest.sources import open_source
 from pipelines.data.opening import ensure_embedded
 from pipelines.storage.location import Location
@@ -182,6 +182,13 @@ def test_choices_are_part_of_the_request_where_they_are_given() -> None:
         "image_column": "x",
         "label_column": "none",
     }
+    assert stored(background="#FFF", sixteen_bit="scale") == plain
+    every = stored(background="black", sixteen_bit="refuse", image_size=8, channels=3)
+    assert every == {**plain, "background": "#000000", "sixteen_bit": "refuse", "image_size": 8, "channels": 3}
+    path = Location.parse("/out/manifest.json")
+    assert [IngestRequest.from_json(request, path).to_json() for request in (plain, every)] == [plain, every]
+    with pytest.raises(DataError, match=r"request\.sixteen_bit = 'keep': must be one of scale, refuse or null"):
+        IngestRequest.from_json({**plain, "sixteen_bit": "keep"}, path)
 
 
 def test_object_storage_is_recognised_and_compared_in_the_same_way(s3_prefix: str, tmp_path: Path) -> None:
