@@ -126,7 +126,7 @@ class NetworkDenoiser(nn.Module):
         """With a new network."""
         return cls(UNet(network), process)
 
-    def read(self, z_t: Images, marginal: Marginal, output: Tensor) -> Prediction:
+    def read(self, z_t: Images, time: Time, output: Tensor) -> Prediction:
         """What the network's output, in z_t's dtype, says of z_t."""
         raise NotImplementedError
 
@@ -134,7 +134,7 @@ class NetworkDenoiser(nn.Module):
         """See `Denoiser`; this network takes no labels."""
         with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output: Tensor = self.network(z_t.float(), time)
-        return self.read(z_t, self.process.at(time), output.to(z_t.dtype))
+        return self.read(z_t, time, output.to(z_t.dtype))
 
     def in_precision(self, precision: Precision) -> "NetworkDenoiser":
         """The same network, not a copy, in evaluation mode and computing in another precision."""
@@ -162,6 +162,6 @@ class NetworkDenoiser(nn.Module):
 class EpsDenoiser(NetworkDenoiser):
     """The network predicts eps (Ho 2020, eq. 14)."""
 
-    def read(self, z_t: Images, marginal: Marginal, output: Tensor) -> Prediction:
+    def read(self, z_t: Images, time: Time, output: Tensor) -> Prediction:
         """See `NetworkDenoiser`."""
-        return Prediction.of_eps(z_t, marginal, output)
+        return Prediction.of_eps(z_t, self.process.at(time), output)

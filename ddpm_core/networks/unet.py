@@ -171,8 +171,8 @@ class UNet(nn.Module):
         self.time_splits = [block.out_channels for block in res_blocks]
         self.time_projection = nn.Linear(time_channels, sum(self.time_splits))
 
-    def forward(self, x_t: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-        """The predicted noise; see the class."""
+    def forward(self, x_t: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B K H W"]:
+        """The predicted noise (K = C), or whatever else `conv_out` was made for; see the class."""
         expected = (self.config.in_channels, *self.config.height_width)
         if tuple(x_t.shape[1:]) != expected:
             raise ConfigError(f"x_t: shape {tuple(x_t.shape)} is not [B, C, H, W] = [B, {expected}] of the network")
