@@ -190,7 +190,7 @@ def watch(raylet: Raylet, service: MetadataService, poll_seconds: float) -> None
             trouble = ""
         except (OSError, HTTPException, ValueError) as error:
             if str(error) != trouble:
-                event(f"the metadata service cannot be used ({error}): asking on")
+                event(f"the metadata service cannot be used ({error}): trying again")
             trouble = str(error)
         if raylet.ends_within(poll_seconds):
             event("the raylet has ended: nothing to watch for")
