@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.cluster import connection
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.outputs.shards import ShardedOutput, ShardOutput

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ddpm_core.errors import CheckpointError, ConfigError
+from ddpm_core.errors import ConfigError, ModelError
 
 
 class EMA:
@@ -39,13 +39,13 @@ class EMA:
         return dict(self._shadow)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over averages saved before. Raises CheckpointError if names or shapes differ."""
+        """Take over averages saved before. Raises ModelError if names or shapes differ."""
         expected = {name: tuple(tensor.shape) for name, tensor in self._shadow.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if different:
             name = different[0]
-            raise CheckpointError(
+            raise ModelError(
                 f"EMA state: {name} has shape {found.get(name)}, the network {expected.get(name)} "
                 f"({len(different)} such parameters); resume with the network that was trained"
             )

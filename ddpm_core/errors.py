@@ -1,89 +1,13 @@
-"""The project's one exception tree.
-
-Every error a user can cause or meet derives from `DDPMError` and carries the exit code of the job
-that it ends. A message names the field or file, the value, the rule and the fix, in one line.
-
-    DDPMError                 exit 1
-    ├── ConfigError           exit 2   a field or argument is unknown, of the wrong type or out of range
-    ├── DataError             exit 1   a source or a prepared data set cannot be used
-    ├── StorageError          exit 1   a URI cannot be read or written (missing, refused, disk full)
-    │   └── UnavailableError  exit 1   its store did not answer for as long as requests are repeated
-    ├── ModelError            exit 1   a model directory is missing, incomplete or altered
-    ├── CheckpointError       exit 1   a training checkpoint is corrupt or belongs to another run
-    ├── LedgerError           exit 1   a row was about to be used twice in an epoch, or was skipped
-    ├── RequestMismatchError  exit 2   an unfinished output was started with another request
-    ├── NonFiniteLossError    exit 1   the training loss is NaN or infinite
-    ├── ClusterError          exit 1   Ray cannot give what the job needs, or gave up retrying
-    ├── AlreadyRunningError   exit 1   another process of this machine drives the same run
-    └── TrackingError         exit 1   MLflow refused something that a retry cannot mend
-"""
+"""What the mathematics refuses. The jobs' errors stand on the same base: pipelines/cli/errors.py has the whole tree."""
 
 
 class DDPMError(Exception):
-    """Base of every error this project raises on purpose; `exit_code` is the job's exit status."""
-
-    exit_code = 1
+    """Base of every error that is raised on purpose; its message is one line for the user."""
 
 
 class ConfigError(DDPMError, ValueError):
-    """A field or argument is unknown, of the wrong type or out of range."""
-
-    exit_code = 2
-
-
-class DataError(DDPMError):
-    """A source or a prepared data set cannot be used."""
-
-
-class StorageError(DDPMError):
-    """A URI cannot be read or written: missing, refused, full."""
-
-
-class UnavailableError(StorageError):
-    """The store did not answer, or kept failing, for as long as a request is repeated."""
+    """An argument or a field is unknown, of the wrong type or out of range."""
 
 
 class ModelError(DDPMError):
-    """A model directory is missing, incomplete, altered or does not fit."""
-
-
-class CheckpointError(DDPMError):
-    """A training checkpoint is corrupt or belongs to another run."""
-
-
-class LedgerError(DDPMError):
-    """A row was about to be used twice in an epoch, or was skipped."""
-
-
-class RequestMismatchError(DDPMError):
-    """An unfinished output was started with another request; the differing fields are named."""
-
-    exit_code = 2
-
-
-class NonFiniteLossError(DDPMError):
-    """The training loss is NaN or infinite; the step is named and nothing after it is kept."""
-
-
-class ClusterError(DDPMError):
-    """Ray cannot give what the job needs, or gave up retrying."""
-
-
-class AlreadyRunningError(DDPMError):
-    """Another process of this machine drives the same run."""
-
-
-class TrackingError(DDPMError):
-    """MLflow refused something that a retry cannot mend."""
-
-
-def error_of(name: str, message: str) -> DDPMError:
-    """The error that another process has written down: of the class called `name`, wherever in the tree that is.
-
-    A class that this process does not know becomes a plain DDPMError.
-    """
-    classes = [DDPMError]
-    for found in classes:  # grows while it is walked
-        classes += found.__subclasses__()
-    by_name = {found.__name__: found for found in classes}
-    return by_name.get(name, DDPMError)(message)
+    """Weights, or a model's files, are missing, incomplete or altered, or do not fit the network."""

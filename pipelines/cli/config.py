@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from ddpm_core.errors import ConfigError, DDPMError
+from pipelines.cli.errors import ConfigError, DDPMError
 from pipelines.cli.paths import absolute_path, expand_home, with_variables
 
 if TYPE_CHECKING:

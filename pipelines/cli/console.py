@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.status import Status
 from rich.text import Text
 
-from ddpm_core.errors import DDPMError
+from pipelines.cli.errors import DDPMError, exit_code
 from pipelines.cli.paths import lend_home
 
 # stderr, so that what a job prints on stdout can be piped; a fixed width where there is no terminal to ask.
@@ -125,7 +125,7 @@ def exit_code_of(main: Callable[[Sequence[str]], None]) -> int:
         code = stop.code
     except DDPMError as error:
         event(f"error: {error}")
-        code = error.exit_code
+        code = exit_code(error)
     except SystemExit as stop:  # --help, --print_config
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except Exception as error:

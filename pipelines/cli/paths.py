@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from ddpm_core.errors import ConfigError, StorageError
+from pipelines.cli.errors import ConfigError, StorageError
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core.errors import ClusterError, DDPMError
 from pipelines.cli.config import require
+from pipelines.cli.errors import ClusterError, DDPMError
 from pipelines.cluster import demand
 from pipelines.cluster.connection import is_named
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import ClusterError
 from pipelines.cli.console import event, printing_to, waiting
+from pipelines.cli.errors import ClusterError
 
 # Read by Ray at import: everything the worker processes need comes from the driver's own environment, so a
 # local job must not make Ray build a second virtual environment because it was started by `uv run`.

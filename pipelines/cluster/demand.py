@@ -4,8 +4,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from ddpm_core.errors import ClusterError
 from pipelines.cli.console import event
+from pipelines.cli.errors import ClusterError
 from pipelines.cluster import connection
 
 INTERVAL_S = 30.0

@@ -19,9 +19,9 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
-from ddpm_core.errors import ClusterError
 from pipelines.cli.config import parse, require
 from pipelines.cli.console import event
+from pipelines.cli.errors import ClusterError
 
 _TIMEOUT_S = 2.0
 _TOKEN_TTL_S = 21_600

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddpm_core.errors import DataError, StorageError
+from pipelines.cli.errors import DataError, StorageError
 from pipelines.outputs.manifest import MANIFEST, checked_manifest, require_in
 from pipelines.outputs.shards import ShardRecord
 from pipelines.storage.location import Location

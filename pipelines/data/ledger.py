@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyroaring import BitMap64
 
-from ddpm_core.errors import CheckpointError, LedgerError
+from pipelines.cli.errors import CheckpointError, LedgerError
 from pipelines.data.hold_out import HoldOut
 
 Int64s = npt.NDArray[np.int64]

@@ -1,6 +1,6 @@
 """Opening a prepared data set by its URI; the embedded ones are prepared on first use."""
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ddpm_core.errors import LedgerError
+from pipelines.cli.errors import LedgerError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 

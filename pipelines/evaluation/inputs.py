@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_core.errors import ConfigError, DataError, DDPMError
 from ddpm_core.model import Model
 from ddpm_core.process.discrete import discrete
 from pipelines.cli.config import require
 from pipelines.cli.console import event
+from pipelines.cli.errors import ConfigError, DataError, DDPMError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import TrackingError
 from ddpm_core.networks.unet import pixel_weights
 from ddpm_core.process.discrete import discrete
 from pipelines.cli.console import event, waiting
+from pipelines.cli.errors import TrackingError
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.config import EvaluateConfig

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_core.errors import DataError
 from ddpm_core.model import model_from_bytes
 from ddpm_core.process.discrete import discrete
+from pipelines.cli.errors import DataError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.report import headline_of

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from ddpm_core.counter_random import permutation
-from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood.designs import GROUP_SIZE
+from pipelines.cli.errors import ConfigError
 from pipelines.data.dataset import Int64s
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.config import OdeConfig

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ddpm_core.errors import ModelError
 from ddpm_core.likelihood.designs import Design, full_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import Elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.likelihood.ode import OdeLikelihood, ode_bpd
 from ddpm_core.model import Model
 from ddpm_core.process.discrete import discrete
+from pipelines.cli.errors import ModelError
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s

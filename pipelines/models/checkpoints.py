@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_core.errors import CheckpointError, StorageError
+from pipelines.cli.errors import CheckpointError, StorageError
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import delete_files, discard_temporaries
 

@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_core.errors import DDPMError, ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
+from pipelines.cli.errors import DDPMError, ModelError
 from pipelines.models.checkpoints import COMMIT, Checkpoint, CheckpointStore
 from pipelines.models.kept import FoundModel, is_registry_reference, read_files, stored_model
 from pipelines.storage.location import Location

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_core.errors import ModelError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, Model, model_from_bytes, model_id_of
+from pipelines.cli.errors import ModelError
 from pipelines.storage.location import Location
 
 SOURCE_FILE = "source.json"

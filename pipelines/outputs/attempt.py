@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import AlreadyRunningError, StorageError
 from pipelines.cli.config import digest
 from pipelines.cli.console import Interrupted, ProgressLine, clock, event, waiting
+from pipelines.cli.errors import AlreadyRunningError, StorageError
 from pipelines.cluster import connection
 from pipelines.models.kept import FoundModel
 from pipelines.outputs.progress import Progress

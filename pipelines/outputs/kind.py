@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow.parquet as pq
 
-from ddpm_core.errors import DDPMError
+from pipelines.cli.errors import DDPMError
 from pipelines.models.kept import stored_model
 from pipelines.outputs.request import Request
 from pipelines.outputs.shards import Compute, ShardedOutput

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.storage.location import Location
 
 MANIFEST = "manifest.json"

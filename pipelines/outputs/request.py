@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ddpm_core.errors import ConfigError
+from pipelines.cli.errors import ConfigError
 from pipelines.outputs.manifest import refused
 from pipelines.storage.location import Location
 

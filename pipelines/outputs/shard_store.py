@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ddpm_core.errors import StorageError
+from pipelines.cli.errors import StorageError
 from pipelines.outputs.progress import Tell, telling
 from pipelines.storage.location import Location, json_bytes
 

@@ -23,8 +23,8 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from pipelines.cli.config import differences, digest
+from pipelines.cli.errors import ConfigError, RequestMismatchError, StorageError
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
 from pipelines.outputs.manifest import MANIFEST, read_manifest
 from pipelines.outputs.progress import Board, Progress, Tally

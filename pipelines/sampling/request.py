@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from ddpm_core.errors import ConfigError
 from ddpm_core.model import Model
 from ddpm_core.process.discrete import discrete
 from ddpm_core.samplers.base import Sampler
+from pipelines.cli.errors import ConfigError
 from pipelines.outputs.request import Request, read_fields, read_value
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.samplers import SAMPLERS, name_of

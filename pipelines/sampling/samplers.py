@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from ddpm_core.errors import ConfigError
 from ddpm_core.process.variances import VARIANCES, variance_named
 from ddpm_core.samplers.base import Sampler
 from ddpm_core.samplers.ddim import DDIM
 from ddpm_core.samplers.ddpm import DDPM
+from pipelines.cli.errors import ConfigError
 from pipelines.sampling.config import SampleConfig
 
 S = TypeVar("S", bound=Sampler)

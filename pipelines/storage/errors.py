@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 
-from ddpm_core.errors import DDPMError, StorageError, UnavailableError
+from pipelines.cli.errors import DDPMError, StorageError, UnavailableError
 
 _CREDENTIAL_CODES = {
     "AuthorizationHeaderMalformed",

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import fsspec
 
-from ddpm_core.errors import StorageError
+from pipelines.cli.errors import StorageError
 from pipelines.cli.paths import absolute_path, path_of_file_uri, with_variables
 from pipelines.storage.errors import clear_errors, is_conditional_refusal
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from ddpm_core.errors import ConfigError
+from pipelines.cli.errors import ConfigError
 from pipelines.storage.errors import clear_errors
 from pipelines.storage.location import S3_PROTOCOLS, Location, temporary_target
 

@@ -18,8 +18,8 @@ from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
-from ddpm_core.errors import StorageError, UnavailableError
 from pipelines.cli.console import clock, event
+from pipelines.cli.errors import StorageError, UnavailableError
 from pipelines.storage.errors import boto_code, endpoint_name, failure_text, wrapped_error
 
 # How long one request is repeated: longer than a store takes to be restarted or failed over.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from ddpm_core.errors import TrackingError
+from pipelines.cli.errors import TrackingError
 from pipelines.tracking.client import mlflow_client, reason
 
 if TYPE_CHECKING:

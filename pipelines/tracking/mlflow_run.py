@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ddpm_core.errors import TrackingError
+from pipelines.cli.errors import TrackingError
 from pipelines.tracking.client import database_lock, mlflow_client, reason
 from pipelines.tracking.experiment_page import write_page
 from pipelines.tracking.mlflow_records import ATTEMPT_TAG, RecordWriter

@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ddpm_core.errors import AlreadyRunningError, StorageError
+from pipelines.cli.errors import AlreadyRunningError, StorageError
 
 log = logging.getLogger(__name__)
 

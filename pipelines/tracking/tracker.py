@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ddpm_core.errors import DDPMError, RequestMismatchError, StorageError, TrackingError
 from pipelines.cli.console import event, run_job
+from pipelines.cli.errors import DDPMError, RequestMismatchError, StorageError, TrackingError, exit_code
 from pipelines.storage.location import Location
 from pipelines.tracking.client import reason, sqlite_path, sqlite_uri
 from pipelines.tracking.mlflow_run import MlflowRun
@@ -356,7 +356,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"sent: {replay(arguments.spool.absolute(), arguments.tracking_uri)}")
     except DDPMError as error:
         event(f"error: {error}")
-        return error.exit_code
+        return exit_code(error)
     return 0
 
 

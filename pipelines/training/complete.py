@@ -7,8 +7,8 @@ keeps what it was begun with.
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from ddpm_core.errors import CheckpointError
 from pipelines.cli.config import digest, require
+from pipelines.cli.errors import CheckpointError
 from pipelines.cluster.precision import settle
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines.cli.config import as_dict, differences, digest
 from pipelines.cli.console import Interrupted, clock, event, interrupted_again, plus_minus, waiting
+from pipelines.cli.errors import CheckpointError, ClusterError, ConfigError, DDPMError, error_of
 from pipelines.cluster import connection, demand
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.opening import open_dataset

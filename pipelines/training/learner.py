@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ddpm_core import counter_random
 from ddpm_core.denoiser import NetworkDenoiser, Precision, Prediction
 from ddpm_core.ema import EMA
-from ddpm_core.errors import CheckpointError
 from ddpm_core.images import to_model_range
 from ddpm_core.objectives import Objective, objective_named
 from ddpm_core.process.discrete import discrete
+from pipelines.cli.errors import CheckpointError, ModelError
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import OptimizationConfig
 
@@ -157,6 +157,8 @@ class Learner:
                 for key in ("exp_avg", "exp_avg_sq"):
                     state[key] = torch.empty_like(parameter).copy_(moments[f"{key}/{name}"])
                 self.optimizer.state[parameter] = state
+        except ModelError as error:
+            raise CheckpointError(str(error)) from error
         except (RuntimeError, KeyError, SafetensorError) as error:
             text = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the network: {text}") from error

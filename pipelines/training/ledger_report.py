@@ -6,8 +6,8 @@ python -m pipelines.training.ledger_report RUN      prints the ledger's table an
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpm_core.errors import CheckpointError, LedgerError
 from pipelines.cli.config import require
+from pipelines.cli.errors import CheckpointError, LedgerError
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import CheckpointStore

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ddpm_core.errors import DDPMError
 from pipelines import THREADS
+from pipelines.cli.errors import DDPMError
 from pipelines.storage.location import Location
 from pipelines.tracking.spool import Spool
 from pipelines.training.config import TrainJob

@@ -9,7 +9,7 @@ RUN/grids/, RUN/ray/
 
 from typing import Any
 
-from ddpm_core.errors import CheckpointError, ConfigError, StorageError
+from pipelines.cli.errors import CheckpointError, ConfigError, StorageError
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import first_file

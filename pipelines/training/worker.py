@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from ddpm_core.denoiser import EpsDenoiser
-from ddpm_core.errors import NonFiniteLossError
 from ddpm_core.model import model_bytes, model_id_of
 from pipelines.cli.console import plus_minus
+from pipelines.cli.errors import NonFiniteLossError
 from pipelines.data.baselines import training_baselines
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut

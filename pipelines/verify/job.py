@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ddpm_core.errors import ConfigError, DataError, DDPMError
 from pipelines.cli.config import digest
+from pipelines.cli.errors import ConfigError, DataError, DDPMError
 from pipelines.cluster import connection, demand
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.outputs.kind import Findings, Manifest, OutputKind

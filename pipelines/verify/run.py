@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_core.errors import CheckpointError, DDPMError, LedgerError
 from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
 from pipelines.cli.console import plus_minus
+from pipelines.cli.errors import CheckpointError, DDPMError, LedgerError
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import COMMIT, FILES, Checkpoint, CheckpointStore
 from pipelines.storage.location import Location

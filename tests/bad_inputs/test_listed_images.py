@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.image_files import images, png, png_of_header, write, write_tar
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddpm_core.ema import EMA
-from ddpm_core.errors import CheckpointError, ConfigError
+from ddpm_core.errors import ConfigError, ModelError
 
 
 def linear(value):
@@ -66,7 +66,7 @@ def test_state_round_trip_and_copy():
 
 @pytest.mark.parametrize("state", [{}, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}])
 def test_a_foreign_state_is_refused(state):
-    with pytest.raises(CheckpointError, match="bias"):
+    with pytest.raises(ModelError, match="bias"):
         EMA(dict(linear(0.0).named_parameters()), 0.5).load_state_dict(state)
 
 

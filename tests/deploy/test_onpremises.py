@@ -25,7 +25,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 from support.metadata_service import SpotInstance
 
-from ddpm_core.errors import ClusterError
+from pipelines.cli.errors import ClusterError
 from pipelines.cluster.spot_notice import Raylet
 
 pytestmark = pytest.mark.slow

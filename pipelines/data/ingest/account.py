@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_core.errors import DataError, StorageError
+from pipelines.cli.errors import DataError, StorageError
 from pipelines.data.ingest.formats import Options, Scan
 from pipelines.data.ingest.recognise import LeftOut
 from pipelines.data.ingest.sources import Source, open_source

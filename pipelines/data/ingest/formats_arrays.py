@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.formats import NO_OPTIONS, NOT_WANTED, Item, Options, RawImage, Scan, UInt8s
 from pipelines.storage.location import Location
 

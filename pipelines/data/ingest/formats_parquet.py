@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.formats import NO_OPTIONS, NOT_WANTED, PARALLEL_REQUESTS, Item, Options, RawImage, Scan
 from pipelines.data.ingest.recognise import require_plain_name
 from pipelines.storage.location import Location

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any, ClassVar
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.decode import MAX_FILE_BYTES
 from pipelines.data.ingest.formats import (
     ALL_IMAGES,

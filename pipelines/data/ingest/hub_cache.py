@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.recognise import LeftOut
 
 _INSIDE = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/(snapshots|blobs|refs|\.no_exist)/([^/]+)")

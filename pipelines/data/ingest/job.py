@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddpm_core.errors import DataError, StorageError
 from pipelines.cli.console import Interrupted, event
+from pipelines.cli.errors import DataError, StorageError
 from pipelines.data.dataset import (
     PreparedDataset,
     dataset_id,

@@ -5,7 +5,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.dataset import FORMAT, FORMAT_VERSION, dataset_id
 from pipelines.data.ingest.request import IngestRequest
 from pipelines.outputs.kind import Findings, Manifest, OutputKind, dense_ids, parquet_ids, size_row

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 
 
 def _suffixes(names: str) -> frozenset[str]:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.decode import PixelRules, RejectedImage, decode_image, upright_size
 from pipelines.data.ingest.formats import Format, Item
 from pipelines.data.ingest.sources import split_units

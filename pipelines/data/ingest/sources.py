@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ddpm_core.errors import ConfigError, DataError
 from pipelines.cli.config import require
+from pipelines.cli.errors import ConfigError, DataError
 from pipelines.data.ingest.decode import MAX_FILE_BYTES
 from pipelines.data.ingest.formats import NO_OPTIONS, PARALLEL_REQUESTS, Format, ImageFolder, Item, Options
 from pipelines.data.ingest.formats_arrays import EmbeddedDigits, IdxImages, is_idx_images

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.recognise import LeftOut
 
 # Words for a split, as the Hugging Face Hub reads them, too; and MNIST's own.

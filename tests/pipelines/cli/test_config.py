@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core.errors import ConfigError
 from pipelines.cli.config import as_dict, differences, digest, parse, require
+from pipelines.cli.errors import ConfigError
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.sampling.config import SampleConfig

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import pytest
 from support.job_process import REPOSITORY
 
-from ddpm_core.errors import ConfigError, DataError
 from pipelines.cli import console
 from pipelines.cli.console import Interrupted, ProgressLine, clock, event, exit_code_of, summary, waiting
+from pipelines.cli.errors import ConfigError, DataError
 from pipelines.cluster.connection import _silence
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core.errors import ConfigError, StorageError
 from pipelines.cli import paths
+from pipelines.cli.errors import ConfigError, StorageError
 from pipelines.storage.location import Location
 
 

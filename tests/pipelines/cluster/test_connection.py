@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_core.errors import ClusterError
+from pipelines.cli.errors import ClusterError
 from pipelines.cluster import connection
 
 

@@ -3,7 +3,7 @@
 import pytest
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.errors import ClusterError
+from pipelines.cli.errors import ClusterError
 from pipelines.cluster import demand
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
 from pipelines.sampling.config import SampleConfig

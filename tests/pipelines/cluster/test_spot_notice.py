@@ -9,8 +9,8 @@ import psutil
 import pytest
 from support.metadata_service import SpotInstance
 
-from ddpm_core.errors import ClusterError, ConfigError
 from pipelines.cli.config import parse
+from pipelines.cli.errors import ClusterError, ConfigError
 from pipelines.cluster.spot_notice import MetadataService, Notice, Raylet, SpotNoticeConfig, watch
 
 

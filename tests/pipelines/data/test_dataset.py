@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_core.errors import DataError, StorageError
+from pipelines.cli.errors import DataError, StorageError
 from pipelines.data.dataset import (
     FORMAT,
     FORMAT_VERSION,

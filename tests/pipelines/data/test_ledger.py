@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core.errors import CheckpointError, LedgerError
+from pipelines.cli.errors import CheckpointError, LedgerError
 from pipelines.data.ledger import Ledger
 
 

@@ -21,8 +21,8 @@ from support.evaluate_runs import ROWS, tiny_evaluation
 from support.mortal_actors import Mortal
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.errors import ConfigError, DataError, ModelError, RequestMismatchError, TrackingError
 from ddpm_core.model import WEIGHTS_FILE, load_model
+from pipelines.cli.errors import ConfigError, DataError, ModelError, RequestMismatchError, TrackingError
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.config import EvaluateConfig

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support.evaluate_runs import evaluate_request
 
-from ddpm_core.errors import DataError
 from pipelines.cli.config import digest
+from pipelines.cli.errors import DataError
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.config import OdeConfig
 from pipelines.evaluation.request import EvaluateRequest

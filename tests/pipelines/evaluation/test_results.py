@@ -15,13 +15,13 @@ from support.denoisers import FunctionDenoiser
 from support.evaluate_runs import ROWS, tiny_evaluation
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.errors import ModelError
 from ddpm_core.likelihood.curves import decoder_variances, optimal_variance
 from ddpm_core.likelihood.designs import full_design
 from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.model import Model, load_model
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import GivenVariance
+from pipelines.cli.errors import ModelError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation import first_pass, results

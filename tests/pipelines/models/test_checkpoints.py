@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.small_disk import small_disk
 
-from ddpm_core.errors import CheckpointError, StorageError
+from pipelines.cli.errors import CheckpointError, StorageError
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import CheckpointStore, CheckpointWriter
 from pipelines.training.ledger_report import newest_ledger

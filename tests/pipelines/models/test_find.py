@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.errors import CheckpointError, ModelError, StorageError
+from pipelines.cli.errors import CheckpointError, ModelError, StorageError
 from pipelines.models.checkpoints import COMMIT, CheckpointStore
 from pipelines.models.find import find_model
 from pipelines.storage.location import Location

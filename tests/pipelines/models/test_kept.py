@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.sample_runs import save_tiny_model
 
-from ddpm_core.errors import ModelError
+from pipelines.cli.errors import ModelError
 from pipelines.models.find import find_model
 from pipelines.models.kept import is_registry_reference, stored_model
 from pipelines.storage.location import Location

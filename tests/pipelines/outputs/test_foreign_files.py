@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_core.errors import ConfigError, DataError, StorageError
+from pipelines.cli.errors import ConfigError, DataError, StorageError
 from pipelines.outputs import shards as engine
 from pipelines.outputs.shard_store import Store
 from pipelines.outputs.shards import ShardedOutput, ShardOutput, ShardRecord

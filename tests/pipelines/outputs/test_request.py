@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ddpm_core.errors import ConfigError, DataError
+from pipelines.cli.errors import ConfigError, DataError
 from pipelines.outputs.request import Request
 from pipelines.storage.location import Location
 

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from support import brightness_job
 from support.brightness_job import BRIGHTNESS, BrightnessConfig, measure
 
-from ddpm_core.errors import DataError, RequestMismatchError
 from pipelines.cli.config import digest
+from pipelines.cli.errors import DataError, RequestMismatchError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.storage.location import Location

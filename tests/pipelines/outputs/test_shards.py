@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_core.errors import ClusterError, DataError, RequestMismatchError, StorageError
 from pipelines.cli.console import Interrupted
+from pipelines.cli.errors import ClusterError, DataError, RequestMismatchError, StorageError
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
 from pipelines.outputs.progress import Progress, made
 from pipelines.outputs.shard_store import Store

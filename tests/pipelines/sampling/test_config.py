@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ddpm_core.errors import ConfigError
 from pipelines.cli.config import parse
+from pipelines.cli.errors import ConfigError
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.sampling.config import SampleConfig
 

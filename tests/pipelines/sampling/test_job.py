@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from support.mortal_actors import Mortal
 from support.sample_runs import save_tiny_model, tiny
 
-from ddpm_core.errors import ConfigError, RequestMismatchError, StorageError
 from ddpm_core.model import load_model
+from pipelines.cli.errors import ConfigError, RequestMismatchError, StorageError
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.models.find import find_model
 from pipelines.outputs.manifest import MANIFEST

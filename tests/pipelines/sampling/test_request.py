@@ -10,10 +10,10 @@ import pytest
 import torch
 from support.sample_runs import save_tiny_model, tiny
 
-from ddpm_core.errors import DataError
 from ddpm_core.model import load_model
 from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.config import digest
+from pipelines.cli.errors import DataError
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.request import SampleRequest, request_of
 from pipelines.sampling.samplers import SAMPLERS, SamplerKind

@@ -16,13 +16,13 @@ from support.sample_runs import save_tiny_model, tiny
 from support.without_mlflow import first_shards
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.errors import ModelError
 from ddpm_core.images import to_uint8
 from ddpm_core.model import load_model
 from ddpm_core.process.variances import variance_named
 from ddpm_core.samplers.base import sample
 from ddpm_core.samplers.ddim import DDIM
 from ddpm_core.samplers.ddpm import DDPM
+from pipelines.cli.errors import ModelError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest

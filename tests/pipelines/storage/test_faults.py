@@ -13,7 +13,7 @@ import pytest
 from support.fault_proxy import FaultProxy, Rule, mixed
 from support.s3_store import S3Store
 
-from ddpm_core.errors import StorageError
+from pipelines.cli.errors import StorageError
 from pipelines.storage import s3
 from pipelines.storage.location import Location, forget_connections
 from pipelines.storage.ownership import delete_files, first_file

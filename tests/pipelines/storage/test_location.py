@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.s3_store import READ_ONLY_KEY, READ_ONLY_SECRET, ExternalStore, S3Store
 from support.small_disk import small_disk
 
-from ddpm_core.errors import StorageError
+from pipelines.cli.errors import StorageError
 from pipelines.storage.location import Location, forget_connections, json_bytes
 from pipelines.storage.ownership import delete_files, discard_temporaries, first_file
 

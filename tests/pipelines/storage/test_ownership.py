@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core.errors import ConfigError
+from pipelines.cli.errors import ConfigError
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import delete_files, first_file, overlap, require_apart
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_core.errors import DDPMError
 from pipelines.cli.console import exit_code_of
+from pipelines.cli.errors import DDPMError
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 from pipelines.outputs.shards import ShardedOutput, ShardOutput

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ddpm_core.errors import TrackingError
+from pipelines.cli.errors import TrackingError
 from pipelines.tracking.champion import check_promotable, promote_if_better
 from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.registry import register_model

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_core.errors import DDPMError, StorageError
+from pipelines.cli.errors import DDPMError, StorageError
 from pipelines.tracking.spool import Spool, SpoolLock, SpoolState, iter_records, read_records
 
 texts = st.text(max_size=40)

@@ -28,7 +28,7 @@ from support.mlflow_store import (
 )
 from support.small_disk import small_disk
 
-from ddpm_core.errors import DDPMError, RequestMismatchError
+from pipelines.cli.errors import DDPMError, RequestMismatchError
 from pipelines.storage.location import Location
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.mlflow_run import MlflowRun

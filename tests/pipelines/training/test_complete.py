@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ddpm_core.errors import CheckpointError, ConfigError
 from pipelines.cli.config import as_dict, differences, parse
+from pipelines.cli.errors import CheckpointError, ConfigError
 from pipelines.cluster import precision
 from pipelines.cluster.precision import Bf16
 from pipelines.models.checkpoints import Checkpoint

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_core.errors import ConfigError
 from ddpm_core.networks.unet import UNet
 from pipelines.cli.config import as_dict, differences, parse
+from pipelines.cli.errors import ConfigError
 from pipelines.training.config import DIGITS_TEST, ClusterConfig, DataConfig, OptimizationConfig, TrainConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -10,7 +10,7 @@ import pytest
 
 import ddpm_core
 import pipelines
-from ddpm_core.errors import DDPMError, error_of
+from pipelines.cli.errors import DDPMError, error_of, exit_code
 from pipelines.tracking.spool import Spool, read_records
 from pipelines.training.ray_train import controller_callback, own_error
 
@@ -46,8 +46,8 @@ def test_every_class_reaches_the_driver_through_controller_and_spool(
     records, _, _ = read_records(spool.path, 0)
     assert [record.kind for record in records] == ["fatal"] * len(sent)
     arrived = [error_of(record.payload["error"], record.payload["message"]) for record in records]
-    assert [(type(error), str(error), error.exit_code) for error in arrived] == [
-        (type(error), str(error), error.exit_code) for error in sent
+    assert [(type(error), str(error), exit_code(error)) for error in arrived] == [
+        (type(error), str(error), exit_code(error)) for error in sent
     ]
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save as save_tensors
 
 from ddpm_core.config import UNetConfig
 from ddpm_core.denoiser import EpsDenoiser
-from ddpm_core.errors import CheckpointError
 from ddpm_core.process.discrete import DiscreteProcess
+from pipelines.cli.errors import CheckpointError
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import OptimizationConfig
 from pipelines.training.learner import Learner

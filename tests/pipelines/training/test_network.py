@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_core.errors import ConfigError
 from ddpm_core.networks.unet import UNet, count_parameters
+from pipelines.cli.errors import ConfigError
 from pipelines.training.network import NetworkConfig
 
 sides = st.integers(1, 300)

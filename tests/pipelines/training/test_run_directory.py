@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from support.train_runs import tiny
 
-from ddpm_core.errors import ConfigError
 from pipelines.cli.config import as_dict
+from pipelines.cli.errors import ConfigError
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location
 from pipelines.training.driver import train

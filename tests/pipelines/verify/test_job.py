@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from support.sample_runs import save_tiny_model, tiny
 
-from ddpm_core.errors import ConfigError, DataError
 from ddpm_core.model import load_model
 from pipelines.cli.config import digest
+from pipelines.cli.errors import ConfigError, DataError
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 from pipelines.data.opening import ensure_embedded

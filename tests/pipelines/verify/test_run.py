@@ -12,9 +12,9 @@ import pytest
 from support.sample_runs import NETWORK, tiny_state
 
 from ddpm_core.denoiser import EpsDenoiser
-from ddpm_core.errors import ConfigError, DataError
 from ddpm_core.model import model_bytes, model_id_of
 from ddpm_core.process.discrete import DiscreteProcess
+from pipelines.cli.errors import ConfigError, DataError
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location, json_bytes

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.image_files import png, write, write_tar
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.account import account_rows, source_content
 from pipelines.data.ingest.config import IngestConfig

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.image_files import png
 from support.source_reading import labels_of, read, scan
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 

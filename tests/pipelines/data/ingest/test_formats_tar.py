@@ -12,7 +12,7 @@ from PIL import Image
 from support.image_files import png, write_tar
 from support.source_reading import labels_of, read, scan
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 
 
 def archive(members: list[tuple[str, bytes]]) -> bytes:

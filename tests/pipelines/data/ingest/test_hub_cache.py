@@ -10,7 +10,7 @@ import pytest
 from support.image_files import png
 from support.source_reading import read, scan
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 
 
 def table(first: int, rows: int) -> bytes:

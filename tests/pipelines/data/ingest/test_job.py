@@ -18,8 +18,8 @@ import pytest
 import ray
 from PIL import Image
 
-from ddpm_core.errors import ConfigError, DataError, RequestMismatchError, StorageError
 from pipelines.cli.config import digest
+from pipelines.cli.errors import ConfigError, DataError, RequestMismatchError, StorageError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.patterns import local_folders, local_matches, split_pattern
 from pipelines.data.ingest.sources import open_source
 from pipelines.storage.location import Location

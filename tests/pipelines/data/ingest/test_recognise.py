@@ -10,7 +10,7 @@ from PIL import Image
 from support.image_files import write
 from support.source_reading import read, scan
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.decode import decode_image
 from pipelines.data.ingest.recognise import HEAD_BYTES, LeftOut, no_image_bytes
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.source_reading import labels_of, read, scan
 
-from ddpm_core.errors import ConfigError, DataError
+from pipelines.cli.errors import ConfigError, DataError
 from pipelines.data.ingest.formats import Item
 from pipelines.data.ingest.sources import open_source, split_units
 

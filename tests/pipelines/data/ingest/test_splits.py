@@ -9,7 +9,7 @@ import pytest
 from support.image_files import png, write, write_tar
 from support.source_reading import labels_of, read, scan
 
-from ddpm_core.errors import DataError
+from pipelines.cli.errors import DataError
 from pipelines.data.ingest.splits import split_of
 
 
