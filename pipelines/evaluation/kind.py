@@ -15,7 +15,8 @@ from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import results
 from pipelines.evaluation.shard import DIRECTORY, TermShards
 from pipelines.models.kept import stored_model
-from pipelines.outputs.kind import Findings, Manifest, OutputKind, check_model, parquet_ids, size_row
+from pipelines.outputs.kept_model import check_model
+from pipelines.outputs.kind import Findings, Manifest, OutputKind, parquet_ids, size_row
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.storage.location import Location
 

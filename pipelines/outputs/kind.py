@@ -7,8 +7,6 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow.parquet as pq
 
-from pipelines.cli.errors import DDPMError
-from pipelines.models.kept import stored_model
 from pipelines.outputs.request import Request
 from pipelines.outputs.shards import Compute, ShardedOutput
 from pipelines.storage.location import Location
@@ -77,21 +75,3 @@ def size_row(manifest: Manifest) -> tuple[str, str]:
     """How much was checked."""
     size = sum(shard["bytes"] for shard in manifest["shards"]) / 2**20
     return "checked", f"{manifest['num_rows']:,} images in {len(manifest['shards']):,} shards, {size:,.1f} MiB"
-
-
-def check_model(location: Location, model_id: str, manifest: Manifest, found: Findings) -> list[tuple[str, str]]:
-    """Whether the model that the output keeps is the request's `model_id`; rows that say where it came from."""
-    lineage = manifest["lineage"]
-    try:
-        stored = stored_model(location / "model")
-        stored_id = stored.model_id if stored else "missing"
-    except DDPMError as error:
-        stored_id = str(error)
-    if stored_id != model_id:
-        found.problems.append(f"{location / 'model'}: is not the model {model_id[:12]} of the request ({stored_id})")
-    data = lineage["dataset"] or {}
-    return [
-        ("model", f"{model_id} ({manifest['model']['uri']}, step {lineage['step']})"),
-        ("trained on", f"data set {data.get('id')} ({data.get('uri')})"),
-        ("code", f"{manifest['code_version']}; the model was trained by {lineage['code_version']}"),
-    ]

@@ -1,6 +1,7 @@
 """Sample sets, as `OutputKind` has them."""
 
-from pipelines.outputs.kind import Findings, Manifest, OutputKind, check_model, dense_ids, size_row
+from pipelines.outputs.kept_model import check_model
+from pipelines.outputs.kind import Findings, Manifest, OutputKind, dense_ids, size_row
 from pipelines.sampling.request import SampleRequest
 from pipelines.sampling.shard import SampleShards, decode_shard
 from pipelines.storage.location import Location
