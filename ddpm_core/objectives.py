@@ -34,6 +34,10 @@ class Objective(Protocol):
         """What a resumed training goes on with; empty where nothing is remembered."""
         ...
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object:
+        """Go on with what `state_dict` gave. Raises RuntimeError if it is another objective's."""
+        ...
+
 
 class WeightedError(nn.Module):
     """weights[t] ||eps - eps_pred||^2 / D (Ho 2020, eqs. 12 and 14)."""

@@ -3,6 +3,7 @@
     RUN/checkpoints/step-00000500/
         model/ema.safetensors, model/config.json   the model of that step, as ddpm_core loads it
         weights.safetensors  optimizer.safetensors  ledger.parquet
+        objective.safetensors                      where the training's objective remembers something
         state.json                                 the commit: step, config, data set, sha256 of every file
 
 A directory without state.json is not a checkpoint. Workers agree on the checkpoint to resume from by reading
@@ -23,7 +24,7 @@ from pipelines.storage.ownership import delete_files, discard_temporaries
 
 FORMAT = 1
 COMMIT = "state.json"
-# All that a checkpoint is made of, beside its commit.
+# What every checkpoint holds, beside its commit.
 FILES = (
     "model/ema.safetensors",
     "model/config.json",
@@ -31,6 +32,8 @@ FILES = (
     "optimizer.safetensors",
     "ledger.parquet",
 )
+# What a checkpoint holds where the objective of its training remembers something.
+OPTIONAL_FILES = ("objective.safetensors",)
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,10 @@ class CheckpointStore:
             if kept and step < kept[0] and step not in strange:
                 directory = self.directory(step)
                 (directory / COMMIT).delete()  # first, so that no half-deleted directory looks valid
+                files = (*FILES, *OPTIONAL_FILES)
                 for inside in (directory, directory / "model"):
-                    discard_temporaries(inside, "|".join(re.escape(name.rpartition("/")[2]) for name in FILES))
-                delete_files(directory, FILES)
+                    discard_temporaries(inside, "|".join(re.escape(name.rpartition("/")[2]) for name in files))
+                delete_files(directory, files)
 
     def _is_ours(self, step: int) -> bool:
         try:

@@ -303,6 +303,10 @@ class TrainConfig:
             f"must be at most the number of diffusion steps = {num_timesteps}",
         )
 
+    def is_due(self, every: int, done: int) -> bool:
+        """Whether what happens every so many steps, and after the last, happens after `done` steps."""
+        return done % every == 0 or done == self.train.steps
+
     def semantic(self) -> dict[str, Any]:
         """The fields that decide what is learned: a checkpoint made under others is refused.
 

@@ -129,17 +129,25 @@ class Learner:
         return denoiser.in_precision(self.denoiser.precision)
 
     def state(self) -> dict[str, bytes]:
-        """Resume state as safetensors files; the EMA is in the model beside it."""
+        """Resume state as safetensors files; the EMA is in the model beside it.
+
+        `objective.safetensors` is there only if the objective remembers something.
+        """
         moments = {}
         for name, parameter in self.denoiser.named_weights().items():
             for key, value in self.optimizer.state[parameter].items():
                 moments[f"{key}/{name}"] = value.detach().cpu().contiguous()
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.denoiser.named_weights().items()}
-        return {"weights.safetensors": save_tensors(weights), "optimizer.safetensors": save_tensors(moments)}
+        files = {"weights": dict(self.denoiser.named_weights()), "optimizer": moments}
+        if remembered := dict(self.objective.state_dict()):
+            files["objective"] = remembered
+        return {
+            f"{name}.safetensors": save_tensors({key: value.detach().cpu().contiguous() for key, value in held.items()})
+            for name, held in files.items()
+        }
 
     @torch.no_grad()
-    def load(self, weights: bytes, optimizer: bytes, ema: bytes) -> None:
-        """Take up the state that `state` and the model's ema.safetensors hold.
+    def load(self, weights: bytes, optimizer: bytes, ema: bytes, objective: bytes | None = None) -> None:
+        """Take up the state that `state` and the model's ema.safetensors hold; `objective` where `state` has it.
 
         Raises:
             CheckpointError: They belong to another network.
@@ -149,6 +157,7 @@ class Learner:
             for name, parameter in self.denoiser.named_weights().items():
                 parameter.copy_(stored[name])
             self.ema.load_state_dict(load_tensors(ema))
+            self.objective.load_state_dict({} if objective is None else load_tensors(objective))
             moments = load_tensors(optimizer)
             for name, parameter in self.denoiser.named_weights().items():
                 # fused Adam keeps every entry, its step count too, on the parameter's device, and the moments in

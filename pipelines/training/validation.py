@@ -1,56 +1,31 @@
-"""What training measures on itself: bits/dim of validation images and a grid of samples, from the EMA weights.
+"""Bits/dim of validation images, from the EMA weights, while training and at its end.
 
-Both are divided among the ranks by image id, in fixed-shape batches with noise keyed by id, so their results
-do not depend on how many ranks there are.
+The images are divided among the ranks by their ids, in fixed-shape batches with noise keyed by id, so that the result
+does not depend on how many ranks there are.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 
 from ddpm_core.denoiser import Denoiser
-from ddpm_core.images import to_uint8
 from ddpm_core.likelihood.designs import stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.process.discrete import discrete
 from ddpm_core.process.variances import variance_named
-from ddpm_core.samplers.base import sample
-from ddpm_core.samplers.ddim import DDIM
+from pipelines.cli.console import plus_minus
+from pipelines.cli.errors import NonFiniteLossError
+from pipelines.data.baselines import training_baselines
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
-from pipelines.training.config import GridConfig, ValidationConfig
-
-# Samples drawn in one network call: the unit that is divided among the ranks.
-_SAMPLE_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This rank's place among all of them."""
-
-    rank: int
-    world_size: int
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
-        if self.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+from pipelines.training.config import HELD_OUT, TrainConfig, ValidationConfig
+from pipelines.training.ranks import Ranks
+from pipelines.training.reports import Reports
 
 
 @dataclass(frozen=True)
@@ -112,20 +87,86 @@ def validate(
     return BitsPerDim(total, error, prior, kl_sum, decoder, num_images, config.sigma2)
 
 
-def sample_images(
-    denoiser: Denoiser,
-    config: GridConfig,
-    seed: int,
-    device: torch.device,
-    ranks: Ranks,
-) -> npt.NDArray[np.uint8]:
-    """`config.num_images` samples uint8 [n, H, W, C] by DDIM (η = 0), the same on any number of ranks."""
-    size = min(config.num_images, _SAMPLE_BATCH)
-    parts = []
-    for start in range(0, config.num_images, size)[ranks.rank :: ranks.world_size]:
-        ids = torch.arange(start, start + size, device=device)
-        with torch.inference_mode():
-            samples = sample(denoiser, DDIM(config.sampler_steps), ids, seed)
-        parts.append((start, to_uint8(samples).cpu().numpy()))
-    gathered = sorted((row for part in ranks.gather(parts) for row in part), key=lambda row: row[0])
-    return np.concatenate([images for _, images in gathered])[: config.num_images]
+class Validation:
+    """The observer that validates.
+
+    Args:
+        dataset: The validation images, or the training set where its held-out rows are validated on.
+        config: The training's.
+        hold_out: What is held out of the training set.
+        averaged: Makes the denoiser with the averaged weights.
+        device: Where it lies.
+        ranks: All that the images are divided among.
+        reports: Where the result goes.
+    """
+
+    doing = "validating"
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        config: TrainConfig,
+        hold_out: HoldOut,
+        averaged: Callable[[], Denoiser],
+        device: torch.device,
+        ranks: Ranks,
+        reports: Reports,
+    ) -> None:
+        self._dataset, self._config, self._averaged = dataset, config, averaged
+        self._hold_out = hold_out
+        self._held_out = hold_out if config.data.validation == HELD_OUT else None  # what of it is validated on
+        self._device, self._ranks, self._reports = device, ranks, reports
+        self._last: BitsPerDim | None = None
+
+    def is_due(self, done: int) -> bool:
+        """Whether to validate after `done` steps."""
+        return self._config.is_due(self._config.validation.every_steps, done)
+
+    def observe(self, done: int) -> None:
+        """Validate after `done` steps. A collective.
+
+        Raises:
+            NonFiniteLossError: The bits/dim or a part of them are not finite.
+        """
+        found = validate(
+            self._averaged(),
+            self._dataset,
+            self._config.validation,
+            self._config.train.seed,
+            self._device,
+            self._ranks,
+            self._held_out,
+        )
+        prefix = f"validation/{found.sigma2}"
+        values = {
+            f"{prefix}/bits_per_dim": found.total,
+            f"{prefix}/terms/prior": found.prior,
+            f"{prefix}/terms/kl_sum": found.kl_sum,
+            f"{prefix}/terms/decoder": found.decoder,
+        }
+        if not np.isfinite(list(values.values())).all():
+            raise NonFiniteLossError(
+                f"step {done}: validation gives {found.total} bits/dim; nothing after the last checkpoint is kept. "
+                "Lower train.learning_rate, or take train.precision fp32, and start under a new name"
+            )
+        if found.standard_error is not None:
+            values[f"{prefix}/bits_per_dim_standard_error"] = found.standard_error
+        self._reports.metrics(done, values)
+        self._reports.say(
+            f"step {done:,}: validation {plus_minus(found.total, found.standard_error)} bits/dim "
+            f"({found.num_images} images, σ² = {found.sigma2})"
+        )
+        self._last = found
+
+    def result(self, trained: PreparedDataset) -> dict[str, Any] | None:
+        """The last validation, of which data set it is, and what its images take without a model, as a compressor or
+        the histogram of the `trained` images codes them; None before the first."""
+        if self._last is None:
+            return None
+        dataset_id = self._dataset.dataset_id
+        ids = validated_rows(self._dataset, self._config.validation.num_images, self._held_out)
+        return {
+            **asdict(self._last),
+            "dataset_id": self._held_out.name_of(dataset_id) if self._held_out else dataset_id,
+            "baselines": training_baselines(trained, self._hold_out, self._dataset, ids),
+        }

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipelines.data.stream import MicroBatch
 from pipelines.training.learner import Learner
-from pipelines.training.validation import Ranks
+from pipelines.training.ranks import Ranks
 
 
 def main(rank: int, world_size: int, directory: Path) -> None:

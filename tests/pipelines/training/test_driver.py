@@ -28,8 +28,9 @@ from ddpm_core.model import load_model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.job import hold_out_of
+from pipelines.evaluation.inputs import hold_out_of
 from pipelines.models.find import find_model
+from pipelines.models.used import UsedModel
 from pipelines.tracking.champion import Validation
 from pipelines.training.config import DataConfig, TrainConfig
 from pipelines.training.driver import train
@@ -124,10 +125,10 @@ def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable
     assert "± n/a (standard error" in dict(summary.rows)["bits/dim"]
     assert not any("standard_error" in key for key in mlflow_run(config)[1].data.metrics)
     assert verify(VerifyConfig(run.uri)).problems == []
-    model = load_model(result["model"])
-    assert model.config["extra"]["config"]["data"]["hold_out"] == 20
+    final = UsedModel(find_model(result["model"], None, root), load_model(result["model"]))
+    assert final.model.config["extra"]["config"]["data"]["hold_out"] == 20
     evaluation = EvaluateConfig(result["model"], str(data.location.path), str(root / "evaluation"))
-    assert hold_out_of(replace(evaluation, held_out=True), model, data) == HoldOut(39, 20)
+    assert hold_out_of(replace(evaluation, held_out=True), final, data) == HoldOut(39, 20)
 
 
 def test_two_workers_train_on_the_same_rows_to_the_same_losses(

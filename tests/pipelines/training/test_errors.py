@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(
 
         def poisoned_step(learner: Learner, batch: Any) -> Any:
             if batch.step == 9:
-                next(learner.unet.parameters()).data.fill_(float("nan"))
+                next(learner.denoiser.parameters()).data.fill_(float("nan"))
             return step(learner, batch)
 
         Learner.step = poisoned_step

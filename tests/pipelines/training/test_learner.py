@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from ddpm_core.config import UNetConfig
 from ddpm_core.denoiser import EpsDenoiser
+from ddpm_core.objectives import WeightedError, simple_weight
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.errors import CheckpointError
 from pipelines.data.stream import MicroBatch
@@ -146,6 +148,35 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
             assert "\n" not in str(refusal.value)
     with pytest.raises(CheckpointError, match="does not fit"):
         learner().load(good[0], b"no tensors", good[2])
+
+
+class CountingError(WeightedError):
+    """An objective that remembers how often it was called."""
+
+    def __init__(self) -> None:
+        process = DiscreteProcess.linear(100)
+        super().__init__(process, simple_weight(process))
+        self.calls: torch.Tensor
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(*arguments)
+
+
+def test_what_an_objective_remembers_is_kept_and_nothing_where_it_remembers_nothing() -> None:
+    plain, counting, resumed = learner(), learner(), learner()
+    counting.objective, resumed.objective = CountingError(), CountingError()
+    for step in range(3):
+        plain.step(batch(step))
+        counting.step(batch(step))
+    ema = save_tensors(counting.ema.state_dict())
+    files = counting.state()
+    assert files.keys() - plain.state().keys() == {"objective.safetensors"}
+    resumed.load(files["weights.safetensors"], files["optimizer.safetensors"], ema, files["objective.safetensors"])
+    assert resumed.objective.state_dict()["calls"] == 3
+    with pytest.raises(CheckpointError, match="CountingError"):
+        resumed.load(files["weights.safetensors"], files["optimizer.safetensors"], ema)
 
 
 def test_the_loss_falls_on_an_easy_problem() -> None:

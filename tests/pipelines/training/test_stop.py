@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.board_in_memory import Entries
 
 from pipelines.training import stop
 from pipelines.training.stop import StopWatch, ask_to_stop
@@ -19,27 +20,6 @@ def _fast():
         patch.setattr(stop, "POLL_S", 0.001)
         patch.setattr(stop, "_ANSWER_POLL_S", 0.001)
         yield
-
-
-class Entries:
-    """A board in memory; `failures` operations raise first, as those of a store that is away."""
-
-    def __init__(self, failures: int = 0) -> None:
-        self.values: dict[str, str] = {}
-        self.failures = failures
-
-    def _maybe_fail(self) -> None:
-        if self.failures > 0:
-            self.failures -= 1
-            raise ConnectionError("the store is away")
-
-    def get(self, name: str) -> str | None:
-        self._maybe_fail()
-        return self.values.get(name)
-
-    def put(self, name: str, value: str) -> None:
-        self._maybe_fail()
-        self.values[name] = value
 
 
 def train(board: Entries, world_size: int, steps: int, on_step: Callable[[int], None], start: int = 0) -> list[int]:

@@ -17,7 +17,9 @@ from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import BetaTilde
 from pipelines.storage.location import json_bytes
 from pipelines.training.config import GridConfig, ValidationConfig
-from pipelines.training.validation import BitsPerDim, Ranks, sample_images, validate
+from pipelines.training.grid import sample_images
+from pipelines.training.ranks import Ranks
+from pipelines.training.validation import BitsPerDim, validate
 
 torch.set_num_threads(1)
 PROCESS = DiscreteProcess.linear(100)

@@ -1,0 +1,84 @@
+"""Metrics of the steps: each step once, with what all ranks have given; rates over the steps' own time."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.cli.errors import NonFiniteLossError
+from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig
+from pipelines.training.learner import StepResult
+from pipelines.training.ranks import Ranks
+from pipelines.training.reports import Reports
+from pipelines.training.step_metrics import StepMetrics
+
+CONFIG = TrainConfig(train=OptimizationConfig(steps=25, batch_size=10), tracking=TrackingConfig(every_steps=10))
+ALONE = Ranks(0, 1)
+
+
+class TwoAlike(Ranks):
+    """Rank 0 of two that give the same."""
+
+    def add_up(self, values: Tensor) -> None:
+        values *= 2
+
+
+def metrics(ranks: Ranks = ALONE) -> tuple[StepMetrics, Reports]:
+    reports = Reports(0, lambda report: None)
+    return StepMetrics(CONFIG, 40, lambda step: step / 100, torch.device("cpu"), ranks, reports), reports
+
+
+def result(loss: float, norm: float = 1.0) -> StepResult:
+    return StepResult(torch.tensor(loss), torch.tensor(norm))
+
+
+def test_every_step_is_reported_once_with_the_loss_of_all_ranks() -> None:
+    found, reports = metrics(TwoAlike(0, 2))
+    found.start_clock(3)
+    for loss in (0.5, 0.25):
+        found.add(result(loss, norm=4.0))
+    found.add_wait(0.0)
+    found.collect(5)
+    found.collect(5)  # nothing since
+    records = reports.unsure()
+    steps: list[dict[str, Any]] = [r for r in records if "train/loss" in r["values"]]
+    assert [(r["step"], r["values"]) for r in steps] == [
+        (4, {"train/loss": 1.0, "grad_norm": 4.0, "learning_rate": 0.03}),
+        (5, {"train/loss": 0.5, "grad_norm": 4.0, "learning_rate": 0.04}),
+    ]
+    (rates,) = [r for r in records if "epoch" in r["values"]]
+    assert rates["step"] == 5
+    assert rates["values"]["epoch"] == 5 * 10 / 40
+    assert rates["values"]["workers"] == 2
+    assert rates["values"]["data_wait_fraction"] == 0.0
+
+
+def test_the_rate_is_that_of_the_time_that_is_not_left_out() -> None:
+    found, reports = metrics()
+    found.start_clock(0)
+    found.leave_out(-1000.0)  # as if the steps had taken so many seconds more
+    found.add(result(0.5))
+    found.add_wait(250.0)
+    found.collect(1)
+    values = reports.unsure()[-1]["values"]
+    assert values["images_per_second"] == pytest.approx(10 / 1000, rel=0.1)
+    assert values["data_wait_seconds"] == 250.0
+    assert values["data_wait_fraction"] == pytest.approx(0.25, rel=0.1)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (0.5, float("inf"))])
+def test_the_first_step_that_is_not_finite_is_named(loss: float, norm: float) -> None:
+    found, _ = metrics()
+    found.start_clock(7)
+    for each in (result(0.5), result(loss, norm), result(float("nan"))):
+        found.add(each)
+    told = f"step 9: loss = {loss}, gradient norm = {norm}; nothing after the last checkpoint is kept. Lower train."
+    with pytest.raises(NonFiniteLossError) as raised:
+        found.collect(10)
+    assert str(raised.value).startswith(told)
+
+
+def test_steps_are_collected_regularly_and_after_the_last() -> None:
+    found, _ = metrics()
+    assert [done for done in range(1, 26) if found.is_due(done)] == [10, 20, 25]

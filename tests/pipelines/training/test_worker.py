@@ -1,0 +1,217 @@
+"""The worker's loop in this process, without Ray: what happens after which step, and what stops and resumes it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.board_in_memory import Entries
+
+from pipelines.data.ledger import Ledger
+from pipelines.models.checkpoints import CheckpointStore
+from pipelines.storage.location import Location
+from pipelines.training import stop
+from pipelines.training.config import (
+    CheckpointConfig,
+    DataConfig,
+    DiffusionConfig,
+    GridConfig,
+    OptimizationConfig,
+    TrackingConfig,
+    TrainConfig,
+    TrainJob,
+    ValidationConfig,
+)
+from pipelines.training.network import NetworkConfig
+from pipelines.training.preemption import Preemption
+from pipelines.training.ranks import Ranks
+from pipelines.training.reports import Reports
+from pipelines.training.worker import Worker
+
+torch.set_num_threads(1)
+BATCH, STEPS = 8, 12
+CONFIG = TrainConfig(
+    name="worker",
+    data=DataConfig(validation="held-out", hold_out=10),
+    network=NetworkConfig(8, (1, 2), 1, attention_resolutions=(4,), num_heads=1, num_groups=4, dropout=0.0),
+    diffusion=DiffusionConfig(num_timesteps=20),
+    train=OptimizationConfig(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, warmup_steps=3, precision="fp32"),
+    checkpoint=CheckpointConfig(every_steps=5, keep=4),
+    validation=ValidationConfig(every_steps=6, num_images=4, timesteps_per_image=2, batch_size=4),
+    grid=GridConfig(every_steps=8, num_images=2, sampler_steps=2),
+    tracking=TrackingConfig(every_steps=3),
+)
+
+
+class Run:
+    """A run directory and its data; each `work` is one attempt of a single rank."""
+
+    def __init__(self, directory: Path, data: str) -> None:
+        self.location, self.data = Location.parse(directory / "runs/worker"), data
+        self.reports: list[list[dict[str, Any]]] = []  # of the last attempt
+        self.board = Entries()
+
+    def work(
+        self,
+        config: TrainConfig = CONFIG,
+        drained: Callable[[], bool] = lambda: False,
+        on_report: Callable[[], None] = lambda: None,
+    ) -> Worker:
+        self.reports = []
+
+        def send(report: dict[str, Any]) -> None:
+            self.reports.append(json.loads(json.dumps(report))["records"])
+            on_report()
+
+        job = TrainJob(config, self.location.uri, self.data, self.data if config.data.validation else None, "version")
+        device = torch.device("cpu")
+        worker = Worker(job, Ranks(0, 1), device, Reports(0, send), Preemption(drained), self.board)
+        worker.run()
+        return worker
+
+    @property
+    def store(self) -> CheckpointStore:
+        return CheckpointStore.open(self.location.uri)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        found = [record for report in self.reports for record in report if "train/loss" in record.get("values", ())]
+        assert len({record["step"] for record in found}) == len(found)
+        return {record["step"]: record["values"]["train/loss"] for record in found}
+
+    @property
+    def said(self) -> list[str]:
+        return [record["message"] for report in self.reports for record in report if record["kind"] == "event"]
+
+    def weights(self, step: int = STEPS) -> bytes:
+        return self.store.load(step).read("weights.safetensors")
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(stop, "POLL_S", 0.001)
+    monkeypatch.setattr(stop, "_ANSWER_POLL_S", 0.001)
+    return Run(tmp_path, make_dataset(num_rows=50).location.uri)
+
+
+def names(report: list[dict[str, Any]]) -> list[str]:
+    """What a report holds, in order; the steps of a collection as one."""
+    shown: list[str] = []
+    for record in report:
+        values = record.get("values", {})
+        name = next((key for key in ("train/loss", "epoch", "first_batch_seconds") if key in values), None)
+        name = name or ("validation" if values else record.get("message", record.get("key")))
+        shown += [name] if [name] != shown[-1:] else []
+    return shown
+
+
+def test_everything_happens_when_it_is_due_and_in_this_order(run: Run) -> None:
+    worker = run.work()
+    lines = [line for line in run.said if ": validation " in line]
+    assert len(lines) == 2
+    assert [names(report) for report in run.reports] == [
+        [],
+        ["first_batch_seconds"],
+        ["train/loss", "epoch"],  # 3
+        ["train/loss", "epoch"],  # 5: a checkpoint
+        ["train/loss", "epoch", "step 6: validating"],
+        ["validation", lines[0]],
+        ["train/loss", "epoch", "step 8: sampling a grid"],
+        ["samples"],
+        ["train/loss", "epoch"],  # 9
+        ["train/loss", "epoch"],  # 10: a checkpoint
+        ["train/loss", "epoch", "step 12: validating"],
+        ["validation", lines[1], "step 12: sampling a grid"],
+        ["samples"],
+        ["training finished: 12 steps of 8 images"],
+    ]
+    assert sorted(run.losses) == list(range(1, STEPS + 1))
+    assert run.store.steps() == [5, 10, 12]
+    assert (run.location / "grids").list() == ["step-00000008.png", "step-00000012.png"]
+    assert (worker.done, worker.saved) == (STEPS, STEPS)
+
+
+def test_the_result_names_what_the_run_has_left(run: Run) -> None:
+    worker = run.work()
+    result = (run.location / "result.json").read_json()
+    checkpoint = run.store.load(STEPS)
+    assert result.keys() == {"step", "model", "model_id", "dataset_id", "grid", "validation", "parameters"}
+    assert (result["step"], result["model"]) == (STEPS, checkpoint.model.uri)
+    assert result["model_id"] == checkpoint.state["model_id"]
+    assert Location.parse(result["grid"]).exists()
+    assert result["parameters"] == sum(weight.numel() for weight in worker.learner.denoiser.parameters())
+    reported = [r["values"] for report in run.reports for r in report if "validation/beta_tilde/bits_per_dim" in str(r)]
+    assert result["validation"]["total"] == reported[-1]["validation/beta_tilde/bits_per_dim"]
+    assert result["validation"]["num_images"] == 4
+    assert result["validation"]["dataset_id"] != result["dataset_id"]  # its held-out rows only
+    assert set(result["validation"]["baselines"]) == {"png", "independent_pixels"}
+
+
+def test_a_checkpoint_holds_the_learner_the_ledger_the_origin_and_the_records(run: Run) -> None:
+    run.work()
+    checkpoint = run.store.load(STEPS)
+    checkpoint.verify()
+    assert sorted(checkpoint.state["files"]) == [
+        "ledger.parquet", "model/config.json", "model/ema.safetensors", "optimizer.safetensors", "weights.safetensors",
+    ]  # fmt: skip
+    assert checkpoint.state.keys() == {
+        "step", "dataset", "config", "code_version", "model_id", "world_size", "records", "format", "files",
+    }  # fmt: skip
+    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(50, STEPS, BATCH, hold_out=10)
+    assert checkpoint.state["config"] == CONFIG.semantic()
+    kept = {r["step"] for r in checkpoint.state["records"] if "train/loss" in r.get("values", ())}
+    assert {11, 12} <= kept  # those since the checkpoint before, and those of the reports that may be lost
+
+
+def test_a_training_that_was_asked_to_stop_saves_its_step_and_resumes_to_the_same_weights(run: Run) -> None:
+    run.work()
+    losses, weights = run.losses, run.weights()
+    (run.location / "result.json").delete()
+    for step in run.store.steps():
+        (run.store.directory(step) / "state.json").delete()
+
+    def ask_at_step_three() -> None:
+        if len(run.reports) == 3:
+            run.board.put("asked", "1")
+
+    worker = run.work(on_report=ask_at_step_three)
+    assert 3 <= worker.done == worker.saved < STEPS  # the watch sees the request some steps later
+    assert run.board.get("saved") == str(worker.done)
+    assert run.store.steps()[-1] == worker.done
+    assert not (run.location / "result.json").exists()
+    before = run.losses
+    assert sorted(before) == list(range(1, worker.done + 1))
+
+    run.board = Entries()
+    run.work()
+    assert run.said[0] == f"resumed at step {worker.done} on 1 worker(s)"
+    assert before | run.losses == losses  # JSON keeps floats exactly
+    assert run.weights() == weights
+
+
+def test_a_run_killed_before_its_result_measures_again_and_trains_nothing(run: Run) -> None:
+    run.work()
+    result, weights = (run.location / "result.json").read_bytes(), run.weights()
+    (run.location / "result.json").delete()
+    run.work()
+    assert (run.location / "result.json").read_bytes() == result
+    assert run.weights() == weights
+    assert [names(report)[-1] for report in run.reports] == [
+        f"resumed at step {STEPS} on 1 worker(s)",
+        f"training finished: {STEPS} steps of {BATCH} images",
+    ]
+
+
+def test_a_drained_node_has_one_checkpoint_more_at_the_next_report(run: Run) -> None:
+    run.work(drained=lambda: len(run.reports) > 2)  # reports: the start, the first batch, step 3
+    assert run.store.steps() == [5, 6, 10, 12]
+
+
+def test_without_validation_images_nothing_is_validated(run: Run) -> None:
+    config = replace(CONFIG, data=DataConfig(validation=None, hold_out=0))
+    run.work(config)
+    assert (run.location / "result.json").read_json()["validation"] is None
+    assert not any("validat" in line for line in run.said)
