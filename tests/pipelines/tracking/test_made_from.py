@@ -171,10 +171,10 @@ def test_any_history_of_configs_and_lost_states_gives_each_its_own_curve(tmp_pat
 def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> None:
     """The training's driver, without Ray: two attempts that saved nothing, the second one under another config."""
     from pipelines.data.opening import ensure_embedded
+    from pipelines.training.checks import Checked
     from pipelines.training.complete import made_from
-    from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig
-    from pipelines.training.driver import _Driver
-    from pipelines.training.worker import TrainJob
+    from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig, TrainJob
+    from pipelines.training.tracked import announce, open_tracker
 
     root = Location.parse(tmp_path)
     data = ensure_embedded("embedded://digits/train", root / "data")
@@ -183,9 +183,10 @@ def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> 
     for learning_rate, steps in ((1e-3, 100), (1e-3, 200), (2e-3, 200)):
         config = replace(config, train=OptimizationConfig(learning_rate=learning_rate, steps=steps))
         job = TrainJob(config, run.uri, data.location.uri, None, "version")
-        driver = _Driver(job, root, run, made_from(config, data, None))
-        driver.announce(data, None)
-        driver.close("KILLED")
+        checked = Checked(job, data, None, made_from(config, data, None), [], None)
+        tracker = open_tracker(checked, lambda record: None)
+        announce(tracker.spool, checked)
+        tracker.finish("KILLED")
     _, found = runs(tmp_path, database)
     by_rate = {found.data.params["train.learning_rate"]: found for found in found.values()}
     assert by_rate.keys() == {"0.001", "0.002"}
