@@ -5,12 +5,9 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 from pipelines.cli.console import event, printing_to, waiting
 from pipelines.cli.errors import ClusterError
+from pipelines.cluster import ray_private
 
 # Read by Ray at import: everything the worker processes need comes from the driver's own environment, so a
 # local job must not make Ray build a second virtual environment because it was started by `uv run`.
@@ -30,13 +28,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # A private Ray's first process gets more than 30 s to answer, for a busy machine.
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
-_START_PATIENCE_S = 180.0
 _STARTS = 3
-
-# What Ray appends to its temporary directory for the longest name of a socket; no such name may have more bytes than
-# the system takes.
-_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
-_MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 def connect(address: str | None = None, num_cpus: int | None = None) -> str:
@@ -64,7 +56,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     try:
         with (
             _silence(),
-            _without_handlers(),
+            ray_private.own_signal_handlers(),
             waiting(f"connecting to Ray at {address}" if address else "starting a local Ray"),
         ):
             if address:
@@ -83,8 +75,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
             "that TMPDIR or RAY_TMPDIR can be written to, and run again"
         ) from error
     _connected_here = True
-    # Otherwise a lost node prints pages of its raylet's log on stdout; the job says in one line what was lost.
-    ray._private.worker._worker_logs_enabled = False
+    ray_private.print_no_worker_logs()
     quiet_data()
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 
@@ -111,8 +102,8 @@ def _start(num_cpus: int | None) -> None:
     for left in reversed(range(_STARTS)):
         before = set(psutil.Process().children(recursive=True))
         try:
-            with _patience():
-                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=directory, **_QUIET)
+            with ray_private.patience():
+                ray_private.start_local(num_cpus, directory, _QUIET)
             return
         except Exception as error:
             # What the failed start leaves would be in the way of the next one.
@@ -125,28 +116,6 @@ def _start(num_cpus: int | None) -> None:
             if not left:
                 raise
             event(f"a private Ray has not started ({_first_line(error)}): trying once more")
-
-
-@contextmanager
-def _without_handlers() -> Iterator[None]:
-    """Keep out Ray's handlers of signals, which end a job before it has recorded that it was stopped."""
-    from ray._private import utils
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    theirs = utils.set_sigterm_handler
-
-    def keep(handler: Any = None) -> None:
-        # Put in place anew, as Ray's C++ side has one of its own that Python does not know of.
-        if threading.current_thread() is threading.main_thread():
-            for number, ours in handlers.items():
-                signal.signal(number, ours)
-
-    utils.set_sigterm_handler = keep
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = theirs
-        keep()
 
 
 @contextmanager
@@ -214,14 +183,11 @@ def check(address: str | None = None) -> None:
 
 def _check_token(name: str, address: str) -> None:
     """Refuse a cluster that does not take this process's token: Ray itself would go on trying, or end the process."""
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
 
     try:
         with _silence():
-            ensure_token_if_auth_enabled(None, create_token_if_missing=False)
-            GcsClient(address=address)
+            ray_private.check_token(address)
     except AuthenticationError as error:
         if os.environ.get("RAY_AUTH_MODE") != "token":
             reason = "the cluster asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
@@ -250,39 +216,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Give a private Ray minutes to start, while its process lives: Ray's 30 s are too few on a busy machine."""
-    import psutil
-    from ray._private import services
-
-    once = services.get_node
-    deadline = time.monotonic() + _START_PATIENCE_S
-
-    def raylets() -> set[int]:
-        children = psutil.Process().children()
-        return {c.pid for c in children if c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE}
-
-    before = raylets()  # of another Ray that this process has started
-
-    def patiently(*arguments: Any) -> Any:
-        while True:
-            try:
-                return once(*arguments)  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                if raylets() <= before:  # not a RuntimeError: that one Ray itself would go on asking about
-                    raise ChildProcessError("its raylet ended before it answered") from error
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    services.get_node = patiently  # read as an attribute by the node that is being started
-    try:
-        yield
-    finally:
-        services.get_node = once
-
-
 def _keep_token() -> None:
     """Make a private Ray's token where it cannot be kept: Ray writes it into ~/.ray, which a container may forbid."""
     given = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
@@ -294,10 +227,9 @@ def _keep_token() -> None:
 
 def _short_directory() -> str | None:
     """A temporary directory of our own where Ray's is too long for the names of sockets, as batch systems set it."""
-    from ray._common.utils import get_default_ray_temp_dir
-
     global _own_directory
-    if len(os.fsencode(get_default_ray_temp_dir() + _SOCKET)) <= _MAX_SOCKET_BYTES:
+    longest = ray_private.temporary_directory() + ray_private.LONGEST_SOCKET
+    if len(os.fsencode(longest)) <= ray_private.MAX_SOCKET_BYTES:
         return None
     _own_directory = tempfile.mkdtemp(prefix="ddpm-ray-", dir="/tmp")
     return _own_directory

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 from pipelines.cli.console import event
 from pipelines.cli.errors import ClusterError
-from pipelines.cluster import connection
+from pipelines.cluster import connection, ray_private
 
 INTERVAL_S = 30.0
 # Classes of the actors in which Ray Data and Ray Train run a job's code.
@@ -40,26 +40,12 @@ def check(
     if ray.is_initialized():
         return
     for kind, needed in needs.items():
-        (field, value), has = fields[kind], _machine(kind)
+        (field, value), has = fields[kind], ray_private.machine_has(kind)
         if needed > has:
             raise ClusterError(
                 f"{field} = {value}: {workers} worker(s) need {needed:g} {kind}, this machine has {has}, and no other "
                 "can join a private Ray; ask for less, or name a cluster by its address (RAY_ADDRESS=HOST:6379)"
             )
-
-
-def _machine(kind: str) -> int:
-    """How many CPUs or GPUs a private Ray finds here."""
-    from ray._private import accelerators, utils
-
-    if kind == "CPU":
-        return int(utils.get_num_cpus())
-    manager = accelerators.get_accelerator_manager_for_resource(kind)
-    if manager is None:
-        return 0
-    visible = manager.get_current_process_visible_accelerator_ids()
-    found = int(manager.get_current_node_num_accelerators())
-    return found if visible is None else min(found, len(visible))
 
 
 @contextmanager
@@ -75,8 +61,10 @@ def told(workers: int, each: Mapping[str, float]) -> Iterator[None]:
     def watch() -> None:
         with suppress(Exception):  # Ray is gone: so is the waiting
             while True:
-                if not _placed() and (lacking := shortage(workers, each, *_resources())):
-                    event(lacking)
+                if not ray_private.has_placed(_WORKERS):
+                    lacking = shortage(workers, each, *ray_private.resources_by_node())
+                    if lacking:
+                        event(lacking)
                 if over.wait(INTERVAL_S):
                     return
 
@@ -116,24 +104,3 @@ def _places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) ->
 
 def _sum(nodes: Sequence[Mapping[str, float]], kind: str) -> float:
     return sum(node.get(kind, 0.0) for node in nodes)
-
-
-def _resources() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
-    """What the nodes have, and what of it is free."""
-    from ray._private.state import state
-
-    return [*state.total_resources_per_node().values()], [*state.available_resources_per_node().values()]
-
-
-def _placed() -> bool:
-    """Whether a worker of this job has got its place, on which it may still be starting."""
-    import ray
-    from ray._private.state import state
-
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    return any(
-        actor["ActorClassName"].startswith(_WORKERS)
-        and actor["State"] != "DEAD"
-        and actor["Address"]["Port"]  # of its process; before it has one, only the node is known that was asked for it
-        for actor in state.actor_table(None, job, None).values()
-    )

@@ -22,6 +22,7 @@ import psutil
 from pipelines.cli.config import parse, require
 from pipelines.cli.console import event
 from pipelines.cli.errors import ClusterError
+from pipelines.cluster import ray_private
 
 _TIMEOUT_S = 2.0
 _TOKEN_TTL_S = 21_600
@@ -150,18 +151,13 @@ class Raylet:
         Raises:
             ClusterError: The GCS does not answer, or refuses.
         """
-        # What `ray drain-node` calls; imported late, because a watcher that waits for weeks should be small.
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+        # Imported late: a watcher that waits for weeks should be small.
         from ray.exceptions import RayError
 
         try:
-            accepted, reason = GcsClient(address=self.gcs_address).drain_node(
-                self.node_id,
-                DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
-                f"EC2 spot interruption: {notice.action} at {notice.time.isoformat()}",
-                int(notice.time.timestamp() * 1000),
-                timeout=_DRAIN_TIMEOUT_S,
+            why = f"EC2 spot interruption: {notice.action} at {notice.time.isoformat()}"
+            accepted, reason = ray_private.drain_node(
+                self.gcs_address, self.node_id, why, notice.time, _DRAIN_TIMEOUT_S
             )
         except RayError as error:
             raise ClusterError(f"GCS at {self.gcs_address}: {str(error).splitlines()[0]}") from error

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.cluster import ray_private
+
 _NAMESPACE = "ddpm-progress"
 _INTERVAL_S = 1.0
 
@@ -124,21 +126,17 @@ class Board:
             self._thread.start()
 
     def _write(self) -> None:
-        from ray.experimental.internal_kv import _internal_kv_put
-
         key = f"{self._name}/{socket.gethostname()}/{os.getpid()}"
         while self._changed.wait():
             self._changed.clear()
             with suppress(Exception):  # the next one may come through
-                _internal_kv_put(key, json.dumps(self._latest), namespace=_NAMESPACE)
+                ray_private.kv_put(key, json.dumps(self._latest), _NAMESPACE)
             time.sleep(_INTERVAL_S)
 
     def read(self) -> list[tuple[int, float, float]]:
         """(index, rows, seconds) of each actor's latest shard."""
-        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
-
-        keys = _internal_kv_list(f"{self._name}/", namespace=_NAMESPACE)
-        contents = [_internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+        keys = ray_private.kv_list(f"{self._name}/", _NAMESPACE)
+        contents = [ray_private.kv_get(key, _NAMESPACE) for key in keys]
         return [json.loads(content) for content in contents if content]
 
     @contextmanager
@@ -162,7 +160,5 @@ class Board:
             self._clear()
 
     def _clear(self) -> None:
-        from ray.experimental.internal_kv import _internal_kv_del
-
         with suppress(Exception):  # Ray has gone, and the store with it
-            _internal_kv_del(f"{self._name}/", del_by_prefix=True, namespace=_NAMESPACE)
+            ray_private.kv_delete(f"{self._name}/", _NAMESPACE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import THREADS
 from pipelines.cli.errors import DDPMError
+from pipelines.cluster import ray_private
 from pipelines.storage.location import Location
 from pipelines.tracking.spool import Spool
 from pipelines.training.config import TrainJob
@@ -24,23 +25,13 @@ def run_workers(job: TrainJob, spool: Spool, loop: TrainLoop | None) -> None:
     """
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from pipelines.training.worker import train_loop
-
-    class Trainer(TorchTrainer):
-        # One of them asks the dashboard whether the controller lives, to free its resources when it does not; those of
-        # a dead driver are free anyway, and without a dashboard every training waits 12 s at its end. The other starts
-        # a process for data sets given to the trainer: there are none.
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray Train v2's
-            unused = ("PlacementGroupCleanerCallback", "DatasetsCallback")
-            return [each for each in callbacks if type(each).__name__ not in unused]
 
     scaling = job.config.cluster
     # Ray's own files; our checkpoints and their commit are not among them (docs/adr/0003).
     storage = Location.parse(job.run) / "ray"
-    trainer = Trainer(
+    trainer = ray_private.trainer_class()(
         loop or train_loop,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -100,7 +91,7 @@ def own_error(error: BaseException | None) -> DDPMError | None:
         for failure in getattr(error, "worker_failures", {}).values():
             if (found := own_error(failure)) is not None:
                 return found
-        error = getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error.__cause__
+        error = getattr(error, "cause", None) or ray_private.wrapped_in(error) or error.__cause__
     return None
 
 

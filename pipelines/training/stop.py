@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from pipelines.cluster import ray_private
+
 POLL_S = 0.25
 _ANSWER_POLL_S = 0.05
 
@@ -35,22 +37,16 @@ class RayBoard:
 
     def get(self, name: str) -> str | None:
         """The entry, None where there is none."""
-        from ray.experimental.internal_kv import _internal_kv_get
-
-        value = _internal_kv_get(self._prefix + name)
+        value = ray_private.kv_get(self._prefix + name)
         return None if value is None else value.decode()
 
     def put(self, name: str, value: str) -> None:
         """Write the entry."""
-        from ray.experimental.internal_kv import _internal_kv_put
-
-        _internal_kv_put(self._prefix + name, value)
+        ray_private.kv_put(self._prefix + name, value)
 
     def clear(self) -> None:
         """Remove all entries."""
-        from ray.experimental.internal_kv import _internal_kv_del
-
-        _internal_kv_del(self._prefix, del_by_prefix=True)
+        ray_private.kv_delete(self._prefix)
 
 
 class StopWatch:

@@ -2,7 +2,6 @@
 
 import http.server
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -119,40 +118,6 @@ def test_a_long_temporary_directory_is_replaced_by_a_short_one(monkeypatch: pyte
     assert len(found) < 30
     connection._remove_short_directory()
     assert not Path(found).exists()
-
-
-def test_a_private_ray_has_time_to_start_as_long_as_its_process_lives(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from ray._private import services
-
-    raylet = tmp_path / "raylet"
-    shutil.copy(shutil.which("sleep") or "", raylet)
-    processes = [subprocess.Popen([raylet, "60"])]  # of another Ray of this process: it tells nothing
-    asked = []
-
-    def get_node(gcs_address: str, node_id: str) -> dict[str, str]:
-        asked.append(node_id)
-        if len(asked) < 4 or processes[-1].poll() is not None:
-            raise RuntimeError("no such node")
-        return {"node_id": node_id}
-
-    monkeypatch.setattr(services, "get_node", get_node)
-    try:
-        with connection._patience():
-            processes.append(subprocess.Popen([raylet, "60"]))
-            assert services.get_node("address", "n") == {"node_id": "n"}
-            assert len(asked) == 4
-            processes[-1].kill()
-            processes[-1].wait()
-            with pytest.raises(ChildProcessError, match="its raylet ended before it answered"):
-                services.get_node("address", "n")
-            assert len(asked) == 5
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert services.get_node is get_node
 
 
 @pytest.mark.ray
