@@ -9,6 +9,7 @@ from support.sample_runs import save_tiny_model
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+FOLDERS = "(?:ddpm_core|pipelines|jobs|tests|benchmarks|configs|deploy)"
 MAX_README_WORDS = 1250
 MAX_LINE = 120
 
@@ -35,6 +36,17 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
         if not file.exists() or (anchor and anchor not in anchors_of(file)):
             broken.append(target)
     assert not broken
+
+
+def test_every_file_and_module_that_is_named_exists() -> None:
+    named: set[str] = set()
+    for document in DOCUMENTS:
+        text = re.sub(r"\]\([^)]*\)", "", document.read_text())  # links are looked at above
+        named |= set(re.findall(rf"(?<![\w/.]){FOLDERS}/[\w/.-]*\w", text))
+        modules = re.findall(r"python -m ((?:pipelines|ddpm_core)[\w.]*\w)", text)
+        named |= {f"{module.replace('.', '/')}.py" for module in modules}
+    assert len(named) > 30
+    assert [path for path in sorted(named) if not (REPOSITORY / path).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
