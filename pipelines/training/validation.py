@@ -4,7 +4,6 @@ The images are divided among the ranks by their ids, in fixed-shape batches with
 does not depend on how many ranks there are.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from ddpm_core.denoiser import Denoiser
-from ddpm_core.likelihood.designs import stratified_design, timestep_proposal
+from ddpm_core.likelihood.designs import GROUP_SIZE, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.process.discrete import discrete
 from ddpm_core.process.variances import variance_named
 from pipelines.cli.console import plus_minus
@@ -32,8 +32,8 @@ from pipelines.training.reports import Reports
 class BitsPerDim:
     """Mean ELBO terms over the images scored, in bits/dim.
 
-    `standard_error` is of `total` over images: the Monte-Carlo error of each image's estimate and the spread
-    over images together; None for one image, which has no spread.
+    `standard_error` is of `total` as an estimate for all images like these, from the draws and from the choice of images:
+    see `MeanStatistics.population`; None for one image, which has no spread.
     """
 
     total: float
@@ -69,21 +69,23 @@ def validate(
     num_images = len(chosen)
     starts = range(0, num_images, config.batch_size)
     proposal, variance = timestep_proposal(discrete(denoiser.process)), variance_named(config.sigma2)
+    k = config.timesteps_per_image
+    replicates = 2 if k % 2 == 0 else 1  # two tell the error of the draws; an odd number is one replicate
     rows = []
     for start in starts[ranks.rank :: ranks.world_size]:
         stop = min(start + config.batch_size, num_images)
         ids = chosen[start:stop]
         images, _ = dataset.read_rows(ids)
         levels = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
-        k = config.timesteps_per_image
-        design = stratified_design(torch.arange(start, stop), seed, proposal, k, replicates=1)
+        design = stratified_design(torch.arange(start, stop), seed, proposal, k, replicates)
         found = elbo(denoiser, levels, torch.tensor(ids).to(device), design, seed, variance, config.batch_size)
         total, decoder, kl_sum = found.parts()
-        rows.append((start, torch.stack([total, found.prior, kl_sum, decoder], dim=1).numpy()))
+        rows.append((start, torch.stack([total, found.prior, kl_sum, decoder, *found.replicates.unbind(1)], 1)))
     gathered = sorted((row for part in ranks.gather(rows) for row in part), key=lambda row: row[0])
-    table = np.concatenate([values for _, values in gathered])
-    total, prior, kl_sum, decoder = table.mean(axis=0).tolist()
-    error = float(table[:, 0].std(ddof=1)) / math.sqrt(num_images) if num_images > 1 else None
+    table = torch.cat([values for _, values in gathered])
+    total, prior, kl_sum, decoder = table[:, :4].mean(0).tolist()
+    statistics = MeanStatistics.of(table[:, 4:], GROUP_SIZE)
+    error = statistics.population.standard_error if num_images > 1 else None
     return BitsPerDim(total, error, prior, kl_sum, decoder, num_images, config.sigma2)
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from support.denoisers import FunctionDenoiser
 
-from ddpm_core.likelihood.designs import Design, stratified_design, timestep_proposal
+from ddpm_core.likelihood.designs import GROUP_SIZE, Design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import BetaTilde
 from pipelines.storage.location import json_bytes
@@ -92,7 +93,7 @@ def test_the_estimate_is_the_mean_over_each_image_once_with_its_standard_error(m
     pixels = torch.tensor(images).permute(0, 3, 1, 2)
 
     def design_of(place: int) -> Design:
-        return stratified_design(torch.tensor([place]), 7, timestep_proposal(PROCESS), 4, replicates=1)
+        return stratified_design(torch.tensor([place]), 7, timestep_proposal(PROCESS), 4)
 
     one_by_one = [
         elbo(denoiser(), pixels[i : i + 1], torch.tensor(ids[i : i + 1]), design_of(i), 7, BetaTilde(), batch_size=5)
@@ -100,10 +101,25 @@ def test_the_estimate_is_the_mean_over_each_image_once_with_its_standard_error(m
     ]
     total = np.array([float(found.parts()[0]) for found in one_by_one])
     assert result.total == pytest.approx(total.mean(), rel=1e-6)
-    assert result.standard_error == pytest.approx(total.std(ddof=1) / math.sqrt(50), rel=1e-5)
+    replicates = torch.cat([found.replicates for found in one_by_one])
+    statistics = MeanStatistics.of(replicates, GROUP_SIZE)
+    assert result.standard_error == pytest.approx(statistics.population.standard_error, rel=1e-5)
+    # By hand: the spread over images less what the draws add to it, and the draws' own part, group by group.
+    draws = replicates.var(1).sum() / 2
+    groups = sum(float((group - group.mean()).sum(0).var()) for group in replicates.split(GROUP_SIZE)) / 2
+    spread = max(float(replicates.mean(1).var() - draws / 50), 0.0) / 50
+    assert result.standard_error == pytest.approx(math.sqrt(groups / 50**2 + spread), rel=1e-3)
     assert result.prior == pytest.approx(np.mean([float(found.prior) for found in one_by_one]), rel=1e-9)
     assert result.decoder == pytest.approx(np.mean([float(found.parts()[1]) for found in one_by_one]), rel=1e-6)
     assert result.total == pytest.approx(result.prior + result.kl_sum + result.decoder, rel=1e-12)
+
+
+def test_an_odd_number_of_time_steps_is_one_replicate(make_dataset) -> None:
+    config = replace(CONFIG, timesteps_per_image=5)
+    result = validate(denoiser(), make_dataset(num_rows=40), config, 7, CPU, Ranks(0, 1))
+    even = validate(denoiser(), make_dataset(num_rows=40), CONFIG, 7, CPU, Ranks(0, 1))
+    assert result.standard_error is not None
+    assert abs(result.total - even.total) < 4 * result.standard_error
 
 
 def test_every_call_of_the_network_has_the_same_shape(make_dataset) -> None:
