@@ -32,7 +32,7 @@ from pipelines.training.reports import Reports
 class BitsPerDim:
     """Mean ELBO terms over the images scored, in bits/dim.
 
-    `standard_error` is of `total` as an estimate for all images like these, from the draws and from the choice of images:
+    `standard_error` is of `total` as an estimate for all images like these, from the draws and the choice of images:
     see `MeanStatistics.population`; None for one image, which has no spread.
     """
 
