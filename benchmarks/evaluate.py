@@ -39,7 +39,8 @@ from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.model import Model, model_from_bytes, save_model
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess, discrete
-from pipelines.cluster.precision import PRECISION_OF
+from pipelines.cluster.config import GpuClusterConfig
+from pipelines.cluster.precision import DTYPE_OF
 from pipelines.data.dataset import PreparedDataset, UInt8s
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import evaluate
@@ -55,7 +56,7 @@ SHARD_SIZE = 64
 @torch.inference_mode()
 def bare(model: Model, args: argparse.Namespace) -> float:
     """Evaluations/s of the network alone."""
-    denoiser = model.denoiser.in_precision(PRECISION_OF[args.dtype])
+    denoiser = model.denoiser.in_precision(args.precision)
     z_t = torch.randn(args.batch, *denoiser.image_shape, device=denoiser.device)
     t = torch.randint(discrete(denoiser.process).num_timesteps, (args.batch,), device=denoiser.device)
     start = time.perf_counter()
@@ -77,7 +78,7 @@ def score(model: Model, images: UInt8s, args: argparse.Namespace, seed: int, k: 
         num_images=len(images),
         target_halfwidth=None,
         seed=seed,
-        dtype=args.dtype,
+        dtype=DTYPE_OF[args.precision],
         device=args.device,
         by_label=False,
         train_dataset_id=None,
@@ -101,12 +102,12 @@ def job(model: str, data: PreparedDataset, args: argparse.Namespace) -> float:
             f"{scratch}/evaluation",
             timesteps_per_image=args.timesteps_per_image,
             num_images=args.job_shards * SHARD_SIZE,
-            dtype=args.dtype,
+            precision=args.precision,
             batch_size=args.batch,
             shard_size=SHARD_SIZE,
-            num_workers=1,
-            cpus_per_worker=args.threads,
-            gpus_per_worker=float(args.device == "cuda"),
+            cluster=GpuClusterConfig(
+                num_workers=1, cpus_per_worker=args.threads, gpus_per_worker=float(args.device == "cuda")
+            ),
             root=scratch,
         )
         evaluate(config)
@@ -131,7 +132,7 @@ def ours(model: Model, images: UInt8s, args: argparse.Namespace, seed: int) -> t
 @torch.inference_mode()
 def loop(model: Model, images: UInt8s, args: argparse.Namespace) -> float:
     """Seconds, scaled to all t; at each t only the term that it needs, where published scripts compute both."""
-    denoiser, sums = model.denoiser.in_precision(PRECISION_OF[args.dtype]), []
+    denoiser, sums = model.denoiser.in_precision(args.precision), []
     process = discrete(denoiser.process)
     steps = range(process.num_timesteps - 1, -1, -args.every)
     start = time.perf_counter()
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="fashion", help="network of the random weights")
     parser.add_argument("--data", help="prepared data set; default: random images")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; of the job, of its one worker")
     parser.add_argument("--batch", type=int, default=64, help="evaluations per network call")
     parser.add_argument("--rounds", type=int, default=3, help="turns of everything")
@@ -205,7 +206,7 @@ def main() -> None:
                 for name, value in zip(("ours", "tried", "loop"), seconds, strict=True):
                     turns[name].append(value)
     size = sum(parameter.numel() for parameter in model.denoiser.parameters())
-    print(f"{size:,} parameters, {'x'.join(map(str, shape))}, batch {args.batch}, {args.dtype}, ", end="")
+    print(f"{size:,} parameters, {'x'.join(map(str, shape))}, batch {args.batch}, {args.precision}, ", end="")
     print(f"{args.device}, {args.threads} CPU thread(s); medians, and all rounds")
     print(f"\n(1) evaluations/s, {k + 2} per image\n  bare     {shown(bares)}")
     for name in ("scoring", "job")[: 1 + bool(args.job_shards)]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from random_data import make_data
 
 from ddpm_core.config import UNetConfig
+from pipelines.cluster.precision import PrecisionField
 from pipelines.tracking.spool import iter_records
 from pipelines.training.config import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     GridConfig,
     OptimizationConfig,
+    TrainClusterConfig,
     TrainConfig,
     ValidationConfig,
 )
@@ -29,15 +30,15 @@ class JobSpeed:
     wait_per_step: float
 
 
-def job_rate(network: UNetConfig, batch_size: int, steps: int, precision: str, use_gpu: bool) -> float:
+def job_rate(network: UNetConfig, batch_size: int, steps: int, precision: PrecisionField, gpus: int) -> float:
     """Images/s of a training job with one worker on data on the local disk; see `job_speed`."""
     with tempfile.TemporaryDirectory() as directory:
         data = make_data(Path(directory), 20_000, (*network.height_width, network.in_channels))
-        return job_speed(data.location.uri, network, batch_size, steps, precision, use_gpu).images_per_second
+        return job_speed(data.location.uri, network, batch_size, steps, precision, gpus).images_per_second
 
 
 def job_speed(
-    data: str, network: UNetConfig, batch_size: int, steps: int, precision: str, use_gpu: bool = False
+    data: str, network: UNetConfig, batch_size: int, steps: int, precision: PrecisionField, gpus: int = 0
 ) -> JobSpeed:
     """Speed of a training job with one worker, from its own record of when each step was done.
 
@@ -59,11 +60,13 @@ def job_speed(
                 network.num_groups,
                 network.dropout,
             ),
-            train=OptimizationConfig(steps=steps, batch_size=batch_size, precision=precision),
+            precision=precision,
+            batch_size=batch_size,
+            train=OptimizationConfig(steps=steps),
             checkpoint=CheckpointConfig(every_steps=steps),
             validation=ValidationConfig(every_steps=steps),
             grid=GridConfig(every_steps=steps, num_images=1, sampler_steps=1),
-            cluster=ClusterConfig(use_gpu=use_gpu),
+            cluster=TrainClusterConfig(gpus_per_worker=gpus),
         )
         train(config)
         spool = Path(directory) / "runs" / "benchmark" / "tracking" / "spool.jsonl"

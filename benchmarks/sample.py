@@ -25,20 +25,29 @@ from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import load_model, save_model
 from ddpm_core.networks.unet import count_parameters
 from ddpm_core.process.discrete import DiscreteProcess
+from pipelines.cluster.config import GpuClusterConfig
+from pipelines.cluster.precision import PrecisionField
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 from pipelines.sampling.request import request_of
 from pipelines.sampling.shard import sample_batch
 from pipelines.tracking.spool import iter_records
 
+PRECISIONS: tuple[PrecisionField, ...] = ("fp32", "bf16")
 Turn = Callable[[int], object]
 
 
-def ours(directory: Path, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
+def ours(directory: Path, args: argparse.Namespace, precision: PrecisionField) -> tuple[torch.nn.Module, Turn]:
     """(a) The bare sampler, DDIM with η = 0, without encoding or storing anything."""
     model = load_model(directory, args.device)
     config = SampleConfig(
-        str(directory), "unused", args.batch, sampler="ddim", steps=args.steps, dtype=dtype, batch_size=args.batch
+        str(directory),
+        "unused",
+        args.batch,
+        sampler="ddim",
+        steps=args.steps,
+        precision=precision,
+        batch_size=args.batch,
     )
     request = request_of(config, model)
     return model.denoiser.network, lambda turn: sample_batch(
@@ -46,7 +55,7 @@ def ours(directory: Path, args: argparse.Namespace, dtype: str) -> tuple[torch.n
     )
 
 
-def diffusers(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
+def diffusers(config: UNetConfig, args: argparse.Namespace, precision: PrecisionField) -> tuple[torch.nn.Module, Turn]:
     """(c) diffusers' DDPMPipeline, which returns arrays."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -54,13 +63,13 @@ def diffusers(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tuple
     pipeline.set_progress_bar_config(disable=True)
 
     def turn(number: int) -> object:
-        with torch.autocast(args.device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
             return pipeline(batch_size=args.batch, num_inference_steps=args.steps, output_type="np")
 
     return pipeline.unet, turn
 
 
-def lucidrains(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tuple[torch.nn.Module, Turn]:
+def lucidrains(config: UNetConfig, args: argparse.Namespace, precision: PrecisionField) -> tuple[torch.nn.Module, Turn]:
     """(c) denoising-diffusion-pytorch's sampler, DDIM when it has fewer steps than were trained."""
     diffusion = peers.lucidrains_diffusion(config, args.steps).to(args.device).eval()
     import denoising_diffusion_pytorch.denoising_diffusion_pytorch as module
@@ -68,13 +77,13 @@ def lucidrains(config: UNetConfig, args: argparse.Namespace, dtype: str) -> tupl
     module.tqdm = lambda steps, **kwargs: steps  # its progress bar would be printed and timed
 
     def turn(number: int) -> object:
-        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
             return diffusion.sample(batch_size=args.batch).cpu()
 
     return diffusion.model, turn
 
 
-def job(directory: Path, args: argparse.Namespace, dtype: str, images: int) -> float:
+def job(directory: Path, args: argparse.Namespace, precision: PrecisionField, images: int) -> float:
     """(b) Images/s of the whole job, by its own record."""
     with tempfile.TemporaryDirectory() as scratch:
         config = SampleConfig(
@@ -83,12 +92,12 @@ def job(directory: Path, args: argparse.Namespace, dtype: str, images: int) -> f
             images,
             sampler="ddim",
             steps=args.steps,
-            dtype=dtype,
+            precision=precision,
             batch_size=args.batch,
             shard_size=2 * args.batch,
-            num_workers=1,
-            cpus_per_worker=args.threads,
-            gpus_per_worker=float(args.device == "cuda"),
+            cluster=GpuClusterConfig(
+                num_workers=1, cpus_per_worker=args.threads, gpus_per_worker=float(args.device == "cuda")
+            ),
             root=scratch,
         )
         sample(config)
@@ -116,14 +125,14 @@ def main() -> None:
         denoiser = EpsDenoiser.build(config, DiscreteProcess.linear())
         save_model(model, denoiser.named_weights(), denoiser, {})
         makers = {
-            "bare": lambda dtype: ours(model, args, dtype),
-            "diffusers": lambda dtype: diffusers(config, args, dtype),
-            "denoising-diffusion-pytorch": lambda dtype: lucidrains(config, args, dtype),
+            "bare": lambda precision: ours(model, args, precision),
+            "diffusers": lambda precision: diffusers(config, args, precision),
+            "denoising-diffusion-pytorch": lambda precision: lucidrains(config, args, precision),
         }
         turns: dict[tuple[str, str], Turn] = {}
         for name, make in makers.items():
-            for dtype in ("float32", "bfloat16"):
-                network, turns[name, dtype] = make(dtype)
+            for precision in PRECISIONS:
+                network, turns[name, precision] = make(precision)
             print(f"{name}: {count_parameters(network):,} parameters")
 
         def rate(turn: Turn, number: int) -> float:
@@ -140,21 +149,22 @@ def main() -> None:
         medians = {key: statistics.median(values) for key, values in rates.items()}
         setting = f"batch {args.batch}, {args.steps} steps, {args.device}, {args.threads} CPU thread(s)"
         print(f"\n{args.preset}, {setting}: images/s")
-        for (name, dtype), value in medians.items():
-            print(f"  {name:28} {dtype:8} {value:8.1f}  ({min(rates[name, dtype]):.1f}..{max(rates[name, dtype]):.1f})")
-        best = {name: max(medians[name, "float32"], medians[name, "bfloat16"]) for name in makers}
+        for (name, precision), value in medians.items():
+            low, high = min(rates[name, precision]), max(rates[name, precision])
+            print(f"  {name:28} {precision} {value:8.1f}  ({low:.1f}..{high:.1f})")
+        best = {name: max(medians[name, "fp32"], medians[name, "bf16"]) for name in makers}
         for name in ("diffusers", "denoising-diffusion-pytorch"):
             print(f"bare / {name}, best precision of each: {best['bare'] / best[name]:.2f} x")
         if args.job_shards:
-            dtype = max(("float32", "bfloat16"), key=lambda dtype: medians["bare", dtype])
+            precision = max(PRECISIONS, key=lambda precision: medians["bare", precision])
             ratios = []
             for _ in range(3):
-                around = [rate(turns["bare", dtype], number) for number in range(5)]
-                whole = job(model, args, dtype, args.job_shards * 2 * args.batch)
-                around += [rate(turns["bare", dtype], number) for number in range(5)]
+                around = [rate(turns["bare", precision], number) for number in range(5)]
+                whole = job(model, args, precision, args.job_shards * 2 * args.batch)
+                around += [rate(turns["bare", precision], number) for number in range(5)]
                 ratios.append(whole / statistics.median(around))
             shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-            print(f"job / bare, one worker, {dtype}: {statistics.median(ratios):.3f} x  ({shown})")
+            print(f"job / bare, one worker, {precision}: {statistics.median(ratios):.3f} x  ({shown})")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def main() -> None:
         turns = max(1, args.job_steps // args.steps // 2)
         bare_rates, job_rates = [statistics.median(turn(step, 0) for _ in range(turns))], []
         for _ in range(args.rounds):
-            job_rates.append(job_rate(config, args.batch, args.job_steps, precision, device.type == "cuda"))
+            job_rates.append(job_rate(config, args.batch, args.job_steps, precision, int(device.type == "cuda")))
             bare_rates.append(statistics.median(turn(step, 0) for _ in range(turns)))
         ratios = [rate / ((a + b) / 2) for rate, a, b in zip(job_rates, bare_rates[:-1], bare_rates[1:], strict=True)]
         print(f"\nwhole job, 1 worker, {precision}: {statistics.median(job_rates):.1f} images/s after its first tenth")

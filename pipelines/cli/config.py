@@ -8,7 +8,8 @@ import json
 import re
 import stat
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 _MAX_RECIPE_BYTES = 2**20
+# Fields by their names in earlier versions, as stored requests and checkpoints still have them: the name of today, and
+# the values of today.
+_RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "dtype": ("precision", {"float32": "fp32", "bfloat16": "bf16"}),
+    "train.precision": ("precision", {}),
+    "train.batch_size": ("batch_size", {}),
+    "train.seed": ("seed", {}),
+    "cluster.use_gpu": ("cluster.gpus_per_worker", {"true": "1", "false": "0"}),
+    "num_workers": ("cluster.num_workers", {}),
+    "cpus_per_worker": ("cluster.cpus_per_worker", {}),
+    "gpus_per_worker": ("cluster.gpus_per_worker", {}),
+    "tracking_uri": ("tracking.uri", {}),
+}
 _RAYS_COPY = "/runtime_resources/working_dir_files/"
 _HELP = "; --help lists every field"
 
@@ -61,10 +75,13 @@ def parse(config_class: type[Config], argv: Sequence[str], description: str) -> 
         description: What `--help` says the job does.
 
     Raises:
-        ConfigError: An unknown key, a wrong type, an out-of-range value, or an unreadable recipe.
+        ConfigError: An unknown key, a field's name of an earlier version, a wrong type, an out-of-range value, or an
+            unreadable recipe.
         SystemExit: After `--help` or `--print_config`.
     """
-    _check_recipes(argv)
+    fields = dict(_fields(config_class))
+    _check_words(argv, fields)
+    _check_recipes(argv, fields)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML recipe; later options override it.")
@@ -91,8 +108,29 @@ def _advice(refusal: str, parser: ArgumentParser) -> str:
     return _HELP
 
 
-def _check_recipes(argv: Sequence[str]) -> None:
-    """Refuse a recipe that is no YAML mapping, by its name: the parser would tell neither file nor reason."""
+def _fields(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, type) of a job's fields and sections, the fields of a section as `section.field`."""
+    for name, kind in get_type_hints(config_class).items():
+        yield f"{prefix}{name}", kind
+        if dataclasses.is_dataclass(kind):
+            yield from _fields(cast(type, kind), f"{prefix}{name}.")
+
+
+def _check_words(argv: Sequence[str], fields: Mapping[str, Any]) -> None:
+    """Refuse options by their names of earlier versions."""
+    given = []
+    for word, following in zip_longest(argv, argv[1:], fillvalue="--"):
+        option, _, value = word.partition("=")
+        if word.startswith("--"):
+            # An option without a value is a flag.
+            value = value if "=" in word else "true" if following.startswith("--") else following
+            given.append((option.removeprefix("--"), value))
+    _refuse_renamed(given, fields, "", "--{}", "--{} {}", " ")
+
+
+def _check_recipes(argv: Sequence[str], fields: Mapping[str, Any]) -> None:
+    """Refuse a recipe that is no YAML mapping, by its name: the parser would tell neither file nor reason. And fields
+    by their names of earlier versions, a field without a value, and a recipe that names another."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
     try:
@@ -102,11 +140,45 @@ def _check_recipes(argv: Sequence[str]) -> None:
     for path in paths:
         values = _read_recipe(path)
         require(isinstance(values, dict), "config", path, "must hold fields and sections, as `name: value` lines")
+        where = f"config = {path}: "
+        _refuse_renamed(_leaves(values), fields, where, "{}", "{}: {}", ", ")
         for name, value in values.items():
-            require(value is not None, f"config = {path}: {name}", value, "is empty; give a value or leave it out")
-            require(
-                name != "config", f"config = {path}: config", value, "must not name another recipe; copy its fields"
-            )
+            given = value is not None or type(None) in get_args(fields.get(name))
+            require(given, f"{where}{name}", value, "is empty; give a value or leave it out")
+            require(name != "config", f"{where}config", value, "must not name another recipe; copy its fields")
+
+
+def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, value as one writes it) of the fields in a recipe."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _refuse_renamed(
+    given: Iterable[tuple[str, str]], fields: Mapping[str, Any], where: str, name: str, line: str, between: str
+) -> None:
+    """Raise a ConfigError if one of the `given` (name, value) is a name of an earlier version, and no field now."""
+    names, lines = [], []
+    for old, value in given:
+        new, values = _RENAMED.get(old, (old, {}))
+        if new in fields and old not in fields:
+            names.append(f"{name.format(old)} is now {name.format(new)}")
+            lines.append(line.format(new, values.get(value, value)))
+    if names:
+        raise ConfigError(f"{where}{', '.join(names)}; write {between.join(lines)}")
+
+
+def today(name: str, value: Any) -> tuple[str, Any]:
+    """A field of a stored request or config, and its value, as the command line calls them.
+
+    >>> today("dtype", "float32"), today("steps", 50)
+    (('precision', 'fp32'), ('steps', 50))
+    """
+    new, values = _RENAMED.get(name, (name, {}))
+    return new, values.get(value, value) if isinstance(value, str) else value
 
 
 def _read_recipe(path: str) -> Any:
@@ -184,7 +256,7 @@ def digest(values: Any) -> str:
 
 
 def differences(stored: Any, given: Any, prefix: str = "") -> list[str]:
-    """The leaves in which two JSON values differ, as `section.field: stored -> given`.
+    """The leaves in which two JSON values differ, as `section.field: stored -> given`, called as on the command line.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}})
     ['a.b: 1 -> 3']
@@ -194,4 +266,7 @@ def differences(stored: Any, given: Any, prefix: str = "") -> list[str]:
         for key in sorted(stored.keys() | given.keys()):
             found += differences(stored.get(key), given.get(key), f"{prefix}.{key}" if prefix else str(key))
         return found
-    return [] if stored == given else [f"{prefix}: {stored!r} -> {given!r}"]
+    if stored == given:
+        return []
+    (name, old), (_, new) = today(prefix, stored), today(prefix, given)
+    return [f"{name}: {old!r} -> {new!r}"]

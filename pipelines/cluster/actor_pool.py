@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.cli.config import require
 from pipelines.cli.errors import ClusterError, DDPMError
 from pipelines.cluster import demand
+from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import is_named
 
 # Half a minute to a minute of one core. A private Ray and its actors take 20 to 40 s to start, and are then faster by
@@ -39,21 +39,14 @@ class ActorPool:
     size: int | tuple[int, int] | None = None
     num_cpus: float = 1
     num_gpus: float = 0
+    address: str | None = None
+    """Of the Ray that they run on, see `connection.connect`."""
 
     @classmethod
-    def of(cls, num_workers: int | tuple[int, int], cpus_per_worker: int, gpus_per_worker: float) -> "ActorPool":
-        """From a job's fields; num_workers = 0 stands for as many as the cluster holds.
-
-        Raises:
-            ConfigError: One of them is out of range.
-        """
-        low, high = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
-        pool_holds = low == high == 0 or 1 <= low <= high
-        require(pool_holds, "num_workers", num_workers, "must be 0, a positive number, or [min, max]")
-        require(cpus_per_worker >= 1, "cpus_per_worker", cpus_per_worker, "must be at least 1")
-        gpus_hold = gpus_per_worker >= 0 and (gpus_per_worker < 1 or gpus_per_worker % 1 == 0)
-        require(gpus_hold, "gpus_per_worker", gpus_per_worker, "must be in [0, 1) or whole")
-        return cls(num_workers or None, cpus_per_worker, gpus_per_worker)
+    def of(cls, cluster: ClusterConfig) -> "ActorPool":
+        """The actors that a job's section `cluster` asks for; 0 workers stand for as many as fit."""
+        needs = cluster.needs
+        return cls(cluster.num_workers or None, needs["CPU"], needs["GPU"], cluster.address)
 
     def unless_small(self, work: Callable[[], tuple[int, float]]) -> "ActorPool | None":
         """The pool, or None for little work that nobody has asked actors for: this process has done it before they
@@ -63,7 +56,7 @@ class ActorPool:
             work: Gives the number of shards (a single one would keep a single actor busy, no faster than this process),
                 and the evaluations of a network times its `pixel_weights`.
         """
-        asked_for = self.size is not None or self.num_gpus > 0 or is_named()
+        asked_for = self.size is not None or self.num_gpus > 0 or is_named(self.address)
         if asked_for:
             return self
         shards, weights = work()
@@ -80,8 +73,11 @@ class ActorPool:
         Raises:
             ClusterError: See `pipelines.cluster.demand.check`.
         """
-        fields = {"CPU": ("cpus_per_worker", self.num_cpus), "GPU": ("gpus_per_worker", self.num_gpus)}
-        demand.check(1, self.needs, fields)
+        fields = {
+            "CPU": ("cluster.cpus_per_worker", self.num_cpus),
+            "GPU": ("cluster.gpus_per_worker", self.num_gpus),
+        }
+        demand.check(1, self.needs, fields, self.address)
 
     def bounds(self, cluster: Mapping[str, float]) -> tuple[int, int]:
         """(min, max) number of actors on a cluster with these resources."""
@@ -159,7 +155,7 @@ def _run_once(
     from pipelines.cluster.connection import connect
 
     if not ray.is_initialized():
-        connect()
+        connect(pool.address)
     low, high = pool.bounds(ray.cluster_resources())
     num_tasks = min(len(indices), _MAX_TASKS)
     high = min(high, num_tasks)

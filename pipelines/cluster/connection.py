@@ -80,10 +80,10 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> str:
     return f"Ray at {ray.get_runtime_context().gcs_address}" if address else "a local Ray"
 
 
-def is_named() -> bool:
-    """Whether there is a cluster to use: by RAY_ADDRESS, or as this process is connected to one."""
+def is_named(address: str | None = None) -> bool:
+    """Whether there is a cluster to use: by `address` or RAY_ADDRESS, or as this process is connected to one."""
     ray = sys.modules.get("ray")  # not imported here: a job that needs no Ray must not wait for it
-    return source_of(None) is not None or (ray is not None and ray.is_initialized())
+    return source_of(address) is not None or (ray is not None and ray.is_initialized())
 
 
 _connected_here = _unwatched = False

@@ -6,14 +6,18 @@ Which machine computes is not known before the job runs: this machine's CPU stan
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
     from ddpm_core.denoiser import Precision
 
+# What a job's field `precision` may be.
+PrecisionField = Literal["auto", "fp32", "bf16"]
 CPUINFO = Path("/proc/cpuinfo")
-# What the requests of sample sets and evaluations call it.
+# What the requests of sample sets and evaluations call it, in their field `dtype`.
+Dtype = Literal["float32", "bfloat16"]
 PRECISION_OF: dict[str, "Precision"] = {"float32": "fp32", "bfloat16": "bf16"}
+DTYPE_OF: dict["Precision", Dtype] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -47,26 +51,23 @@ def bf16_of_cpu() -> Bf16:
     return Bf16("no bf16 units (AMX, avx512_bf16)", "11 to 14")
 
 
-def settle(field: str, asked: str, begun_with: object, on_gpu: bool, names: tuple[str, str]) -> tuple[str, str | None]:
+def settle(asked: PrecisionField, begun_with: object, on_gpu: bool) -> tuple["Precision", str | None]:
     """The precision to compute in, and a line to say about it.
 
     Args:
-        field: Names the field in the line.
-        asked: 'auto' or one of `names`, which is taken as it is.
+        asked: 'fp32' and 'bf16' are taken as they are.
         begun_with: What the run or output that is continued has recorded: `auto` keeps it, on any machine.
         on_gpu: Whether GPUs compute.
-        names: Of float32 and of bfloat16.
     """
-    float32, bfloat16 = names
     cpu = Bf16("") if on_gpu else bf16_of_cpu()
     where = "on GPUs" if on_gpu else f"this CPU ({platform.machine()}) has {cpu.what}"
     value, reasons = asked, []
-    if asked == "auto" and begun_with in names:
-        value, reasons = str(begun_with), ["as it was begun with"]
+    if asked == "auto" and begun_with in ("fp32", "bf16"):
+        value, reasons = begun_with, ["as it was begun with"]
     elif asked == "auto" and cpu.slower:
-        value, reasons = float32, [f"{where}: {bfloat16} would take {cpu.slower} times as long"]
+        value, reasons = "fp32", [f"{where}: bf16 would take {cpu.slower} times as long"]
     elif asked == "auto":
-        value, reasons = bfloat16, [where]
-    if value == bfloat16 and cpu.slower:
-        reasons.append(f"{where}: expect {cpu.slower} times the time of {float32}")
-    return value, f"{field}: {value} ({'; '.join(reasons)})" if reasons else None
+        value, reasons = "bf16", [where]
+    if value == "bf16" and cpu.slower:
+        reasons.append(f"{where}: expect {cpu.slower} times the time of fp32")
+    return cast("Precision", value), f"precision: {value} ({'; '.join(reasons)})" if reasons else None

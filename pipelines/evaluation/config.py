@@ -5,7 +5,9 @@ from math import inf
 from typing import Literal
 
 from pipelines.cli.config import require, require_local, require_place
-from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import GpuClusterConfig
+from pipelines.cluster.precision import PrecisionField
+from pipelines.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class EvaluateConfig:
     """Bits/dim: stop when the data set's mean is known to this (half of its 95% interval); null evaluates all."""
     seed: int = 0
     """Of all noise: equal seeds meet equal noise, whatever the model."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the network; everything else is float64.
-    auto: bfloat16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
-    float32; an output that is continued keeps its own."""
+    precision: PrecisionField = "auto"
+    """Of the network, bf16 by autocast; everything else is float64.
+    auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
+    fp32; an output that is continued keeps its own."""
     by_label: bool = False
     """Also report each label's mean."""
     held_out: bool = False
@@ -69,19 +71,14 @@ class EvaluateConfig:
     """Images in one object, a multiple of 16: what a kill can cost each worker, and how often progress is shown."""
     promote: bool = False
     """Give the model the alias `champion` if its interval is below the champion's on the same data."""
-    num_workers: int | tuple[int, int] = 0
-    """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now; 0 without a
-    cluster and with one shard or less than about a minute of work: none, this process does it."""
-    cpus_per_worker: int = 1
-    """CPUs, and threads, of each actor."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each actor; 0 evaluates on CPUs, a fraction shares a GPU."""
     name: str | None = None
     """Name of the run in MLflow; null takes the last part of `output`."""
     root: str = "~/ddpm"
     """Local directory of the MLflow database, when no server is named, and of records not sent yet."""
-    tracking_uri: str | None = None
-    """MLflow server; null takes MLFLOW_TRACKING_URI, else a SQLite database under `root`."""
+    cluster: GpuClusterConfig = field(default_factory=GpuClusterConfig)
+    """Where it runs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
@@ -101,9 +98,3 @@ class EvaluateConfig:
         measurable = halfwidth is None or self.estimator != "all" or self.draws >= 2
         require(measurable, "draws", self.draws, "must be at least 2 to know the half-width that is the target")
         require(self.seed >= 0, "seed", self.seed, "must not be negative")
-        _ = self.pool  # checks its fields
-
-    @property
-    def pool(self) -> ActorPool:
-        """The actors that it asks for."""
-        return ActorPool.of(self.num_workers, self.cpus_per_worker, self.gpus_per_worker)

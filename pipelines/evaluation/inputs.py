@@ -8,6 +8,7 @@ from ddpm_core.process.discrete import discrete
 from pipelines.cli.config import require
 from pipelines.cli.console import event
 from pipelines.cli.errors import ConfigError, DataError, DDPMError
+from pipelines.cluster.precision import DTYPE_OF
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
@@ -122,7 +123,7 @@ def _training_data(config: EvaluateConfig, model: UsedModel, root: Path) -> Prep
 def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
     """The request that a job's fields make of what they name; every `auto` has been settled."""
     by_all = config.estimator == "all"
-    assert config.dtype != "auto"
+    assert config.precision != "auto"
     return EvaluateRequest(
         model_id=inputs.model.found.model_id,
         dataset_id=inputs.data.dataset_id,
@@ -133,8 +134,8 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
         num_images=config.num_images,
         target_halfwidth=config.target_halfwidth,
         seed=config.seed,
-        dtype=config.dtype,
-        device="cuda" if config.gpus_per_worker else "cpu",
+        dtype=DTYPE_OF[config.precision],
+        device="cuda" if config.cluster.gpus_per_worker else "cpu",
         by_label=config.by_label,
         train_dataset_id=inputs.train.dataset_id if inputs.train else None,
         ode=config.ode,

@@ -26,7 +26,7 @@ from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
 from pipelines.outputs.bulk_job import BulkJob, Finished, Pass, Rows
 from pipelines.outputs.kind import Manifest
-from pipelines.outputs.run_bulk import look, run_bulk, settled_dtype
+from pipelines.outputs.run_bulk import look, run_bulk, settled_precision
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     """
     root, location = Location.parse(config.root).local_path, Location.parse(config.output)
     with waiting("reading model and data"):
-        model = UsedModel.read(location, config.model, config.tracking_uri, root)
+        model = UsedModel.read(location, config.model, config.tracking.uri, root)
         data = open_dataset(Location.parse(root), "data", config.data)
     inputs = fitting_inputs(config, model, data, root)
     require_apart(location, source_of(model.found), "the model")
@@ -68,7 +68,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
     if inputs.train is not None:
         require_apart(location, inputs.train.location, "the training data")
     event(f"model {model.described}")
-    config = replace(config, dtype=settled_dtype(config.dtype, begun_request(location), config.gpus_per_worker))
+    begun = begun_request(location)
+    config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus_per_worker))
     job = Evaluation(config, request_of(config, inputs), model, inputs)
     standing = look(job)
     if standing.manifest is None and config.promote:
@@ -116,7 +117,7 @@ class Evaluation(BulkJob):
 
     def factory(self) -> TermShards:
         """See `BulkJob`."""
-        return TermShards(self.location, self.request, self.inputs.data, self.config.cpus_per_worker)
+        return TermShards(self.location, self.request, self.inputs.data, self.config.cluster.threads)
 
     def weights(self, shards: Sequence[int]) -> float:
         """See `BulkJob`; of the ODE and the first pass at most."""
@@ -141,7 +142,7 @@ class Evaluation(BulkJob):
     def passes(self) -> Sequence[Pass]:
         """The histogram baseline's counts and the importance of the time steps."""
         first = first_pass.FirstPass(
-            self.location, self.request, self.inputs.data, self.inputs.train, self.config.cpus_per_worker
+            self.location, self.request, self.inputs.data, self.inputs.train, self.config.cluster.threads
         )
         return [
             Pass(
@@ -184,7 +185,7 @@ class Evaluation(BulkJob):
 
 def _check_promotable(job: Evaluation, root: Path) -> None:
     config, found = job.config, job.model.found
-    uri = resolve_tracking_uri(config.tracking_uri, root)
+    uri = resolve_tracking_uri(config.tracking.uri, root)
     num_images = None if config.target_halfwidth else job.num_images
     draws_known = config.estimator != "all" or config.draws >= 2
     what = job.request.measured_on, num_images, config.sigma2
@@ -193,6 +194,6 @@ def _check_promotable(job: Evaluation, root: Path) -> None:
 
 def _promote(job: Evaluation, manifest: Manifest, root: Path) -> str:
     found, summary = job.model.found, manifest["results"]
-    uri, intervals = resolve_tracking_uri(job.config.tracking_uri, root), summary["means"][summary["headline"]]
+    uri, intervals = resolve_tracking_uri(job.config.tracking.uri, root), summary["means"][summary["headline"]]
     what = job.request.measured_on, summary["num_images"], job.request.sigma2
     return promote_if_better(uri, found.name, found.model_id, *what, intervals)

@@ -8,6 +8,7 @@ import numpy as np
 from ddpm_core.counter_random import permutation
 from ddpm_core.likelihood.designs import GROUP_SIZE
 from pipelines.cli.errors import ConfigError
+from pipelines.cluster.precision import Dtype
 from pipelines.data.dataset import Int64s
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.config import OdeConfig
@@ -47,7 +48,7 @@ class EvaluateRequest(Request):
     num_images: int | None
     target_halfwidth: float | None
     seed: int
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
     device: Literal["cpu", "cuda"]
     by_label: bool
     train_dataset_id: str | None

@@ -98,7 +98,8 @@ class TermShards:
         if len(bad):
             raise ModelError(
                 f"model: gives no finite bits/dim (NaN or infinite) for {len(bad)} of {len(ids)} images (first ids "
-                f"{', '.join(map(str, bad[:3].tolist()))}) in {request.dtype}; take float32, or another model"
+                f"{', '.join(map(str, bad[:3].tolist()))}) in {PRECISION_OF[request.dtype]}; "
+                "take precision fp32, or another model"
             )
         extra = {
             "first_position": start,

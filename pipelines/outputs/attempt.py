@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.config import digest
+from pipelines.cli.config import digest, today
 from pipelines.cli.console import Interrupted, ProgressLine, clock, event, waiting
 from pipelines.cli.errors import AlreadyRunningError, StorageError
 from pipelines.cluster import connection
@@ -87,7 +87,8 @@ class Attempt:
                 "ddpm.model": found.uri,
                 "ddpm.train_run_id": found.run_id,
             }
-        self.record("params", values={**self.output.request, **({"model": found.reference} if found else {})})
+        params = dict(today(name, value) for name, value in self.output.request.items())
+        self.record("params", values={**params, **({"model": found.reference} if found else {})})
         tags = {
             "ddpm.job": self.job,
             **of_model,

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import ClusterConfig
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
 from pipelines.outputs.kind import Manifest, OutputKind
 from pipelines.outputs.request import Request
 from pipelines.outputs.shards import Compute, ShardedOutput, ShardRecord
 from pipelines.storage.location import Location
+from pipelines.tracking.config import TrackingConfig
 
 Rows = list[tuple[str, str]]
 """(name, value) pairs of a summary."""
@@ -36,13 +37,13 @@ class BulkConfig(Protocol):
         ...
 
     @property
-    def tracking_uri(self) -> str | None:
-        """Of MLflow."""
+    def tracking(self) -> TrackingConfig:
+        """Where MLflow is."""
         ...
 
     @property
-    def pool(self) -> ActorPool:
-        """The actors that compute."""
+    def cluster(self) -> ClusterConfig:
+        """The actors that compute, and where."""
         ...
 
 

@@ -8,19 +8,17 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any
 
 from pipelines.cli.console import event, waiting
 from pipelines.cluster import connection
 from pipelines.cluster.actor_pool import ActorPool
-from pipelines.cluster.precision import settle
+from pipelines.cluster.precision import PRECISION_OF, PrecisionField, settle
 from pipelines.outputs.attempt import Attempt
 from pipelines.outputs.bulk_job import BulkJob, Rows
 from pipelines.outputs.shards import ShardedOutput
 from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Standing:
 
     def pool(self) -> ActorPool | None:
         """The actors for what is left; None where this process does it."""
-        return self.job.config.pool.unless_small(lambda: (len(self.left), self.job.weights(self.left)))
+        return ActorPool.of(self.job.config.cluster).unless_small(lambda: (len(self.left), self.job.weights(self.left)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def look(job: BulkJob) -> Standing:
     manifest = output.committed()
     lost = [] if manifest is None else output.lost(manifest)
     if manifest is None or lost:
-        job.config.pool.check()
+        ActorPool.of(job.config.cluster).check()
     return Standing(job, output, manifest, lost)
 
 
@@ -115,7 +113,7 @@ def _make(standing: Standing) -> tuple[dict[str, Any], Rows]:
         experiment=job.experiment,
         name=job.config.name,
         root=Location.parse(job.config.root).local_path,
-        tracking_uri=job.config.tracking_uri,
+        tracking_uri=job.config.tracking.uri,
     )
     return attempt.run(lambda: _compute(standing, attempt))
 
@@ -127,7 +125,7 @@ def _compute(standing: Standing, attempt: Attempt) -> dict[str, Any]:
     with waiting("preparing the output"):
         attempt.announce(found, job.tags(), job.reads())
         pool = standing.pool()
-        where = f"on {connection.connect()}" if pool else "in this process"
+        where = f"on {connection.connect(pool.address)}" if pool else "in this process"
     event(f"{job.doing} {job.num_images:,} images {where} into {output.location}")
     passes: dict[str, Any] = {}
     for part in job.passes():
@@ -166,9 +164,9 @@ def _compute(standing: Standing, attempt: Attempt) -> dict[str, Any]:
     return manifest
 
 
-def settled_dtype(asked: Literal["auto"] | Dtype, begun: Mapping[str, Any], gpus_per_worker: float) -> Dtype:
-    """A job's `dtype` with `auto` replaced, which is said: by that of the request `begun` if there is one."""
-    value, line = settle("dtype", asked, begun.get("dtype"), gpus_per_worker > 0, ("float32", "bfloat16"))
+def settled_precision(asked: PrecisionField, begun: Mapping[str, Any], gpus_per_worker: float) -> PrecisionField:
+    """A job's `precision` with `auto` replaced, which is said: by that of the request `begun` if there is one."""
+    value, line = settle(asked, PRECISION_OF.get(str(begun.get("dtype"))), gpus_per_worker > 0)
     if line:
         event(line)
-    return cast(Dtype, value)
+    return value

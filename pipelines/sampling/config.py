@@ -1,12 +1,14 @@
 """Configuration of the sampling job; every field is documented and checked before anything is started."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
 from pipelines.cli.config import require, require_local, require_place
-from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import GpuClusterConfig
+from pipelines.cluster.precision import PrecisionField
 from pipelines.outputs.shards import MAX_SHARDS
+from pipelines.tracking.config import TrackingConfig
 
 _SHARDS, _MAX_SHARD = 16, 1024
 
@@ -34,10 +36,10 @@ class SampleConfig:
     """Variance of ddpm's reverse steps."""
     clip_x_0: bool = True
     """Clamp every predicted x_0 to the range of pixels."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the network; the sampler's own arithmetic is float32.
-    auto: bfloat16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
-    float32; an output that is continued keeps its own."""
+    precision: PrecisionField = "auto"
+    """Of the network, bf16 by autocast; the sampler's own arithmetic is float32.
+    auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
+    fp32; an output that is continued keeps its own."""
     batch_size: int = 64
     """Images in one call of the network; a part of the result's identity, as it may move a last bit."""
     shard_size: int | None = None
@@ -45,13 +47,6 @@ class SampleConfig:
     1,024 (and at least a batch); where the output was begun before, what it was begun with."""
     format: Literal["parquet", "webdataset"] = "parquet"
     """parquet: id and image as Hugging Face's data sets have them; webdataset: tar files of PNG files."""
-    num_workers: int | tuple[int, int] = 0
-    """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now; 0 without a
-    cluster and with one shard or less than about a minute of work: none, this process does it."""
-    cpus_per_worker: int = 1
-    """CPUs, and threads, of each actor."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each actor; 0 samples on CPUs, a fraction shares a GPU."""
     date: str | None = None
     """What {date} stands for, as 2026-11-21; null for today (UTC). Schedulers give the date of the schedule."""
     dry_run: bool = False
@@ -60,8 +55,10 @@ class SampleConfig:
     """Name of the run in MLflow; null takes the last part of `output`."""
     root: str = "~/ddpm"
     """Local directory of the MLflow database, when no server is named, and of records not sent yet."""
-    tracking_uri: str | None = None
-    """MLflow server; null takes MLFLOW_TRACKING_URI, else a SQLite database under `root`."""
+    cluster: GpuClusterConfig = field(default_factory=GpuClusterConfig)
+    """Where it runs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
@@ -81,7 +78,6 @@ class SampleConfig:
         require(0 <= self.eta <= 1, "eta", self.eta, "must be in [0, 1]")
         ddim_only = self.sampler == "ddim" or self.eta == 0
         require(ddim_only, "eta", self.eta, "is a parameter of --sampler ddim")
-        _ = self.pool  # checks its fields
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)
@@ -101,8 +97,3 @@ class SampleConfig:
             return self.shard_size
         batches = -(-self.num_images // self.batch_size)
         return max(self.batch_size, min(-(-batches // _SHARDS), _MAX_SHARD // self.batch_size) * self.batch_size)
-
-    @property
-    def pool(self) -> ActorPool:
-        """The actors that it asks for."""
-        return ActorPool.of(self.num_workers, self.cpus_per_worker, self.gpus_per_worker)

@@ -17,7 +17,7 @@ from pipelines.outputs.attempt import Record
 from pipelines.outputs.bulk_job import BulkJob, Finished, Rows
 from pipelines.outputs.kind import Manifest
 from pipelines.outputs.pictures import grid_png
-from pipelines.outputs.run_bulk import look, run_bulk, settled_dtype
+from pipelines.outputs.run_bulk import look, run_bulk, settled_precision
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.kind import SAMPLE_SET
@@ -53,15 +53,15 @@ def sample(config: SampleConfig) -> SampleSummary:
     begun = begun_request(location)
     config = _with_shard_size(config, begun)
     with waiting("reading the model"):
-        model = UsedModel.read(location, config.model, config.tracking_uri, Location.parse(config.root).local_path)
+        model = UsedModel.read(location, config.model, config.tracking.uri, Location.parse(config.root).local_path)
     require_apart(location, source_of(model.found), "the model")
     event(f"model {model.described}")
-    config = replace(config, dtype=settled_dtype(config.dtype, begun, config.gpus_per_worker))
+    config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus_per_worker))
     job = Sampling(config, request_of(config, model.model), model)
     standing = look(job)
     if config.dry_run:
         return SampleSummary(
-            "Plan; nothing was written", plan(location, job.request, model, standing.left, config.pool)
+            "Plan; nothing was written", plan(location, job.request, model, standing.left, config.cluster)
         )
     result = run_bulk(standing)
     return SampleSummary(result.title, result.rows)
@@ -106,7 +106,7 @@ class Sampling(BulkJob):
 
     def factory(self) -> SampleShards:
         """See `BulkJob`."""
-        return SampleShards(self.location, self.request, self.config.cpus_per_worker)
+        return SampleShards(self.location, self.request, self.config.cluster.threads)
 
     def weights(self, shards: Sequence[int]) -> float:
         """See `BulkJob`."""

@@ -14,6 +14,7 @@ from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.console import clock, waiting
 from pipelines.cluster import connection
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.models.kept import FoundModel
 from pipelines.models.used import UsedModel
 from pipelines.outputs.pictures import encode_png, to_picture
@@ -53,16 +54,14 @@ class _Calibrate:
         return Calibration(seconds, sum(len(encode_png(to_picture(image))) for image in images) / len(images))
 
 
-def calibrate(
-    found: FoundModel, request: SampleRequest, pool: ActorPool | None, threads: int | None = None
-) -> Calibration:
-    """Measure on one actor of the pool's kind, or with so many threads in this process.
+def calibrate(found: FoundModel, request: SampleRequest, pool: ActorPool | None, threads: int) -> Calibration:
+    """Measure with so many threads, on one actor of the pool's kind or in this process.
 
     Raises:
         ClusterError: Ray gave up.
     """
-    one = ActorPool(1, pool.num_cpus, pool.num_gpus) if pool else None
-    worker = _Calibrate(found.files, request, int(pool.num_cpus) if pool else threads or 1)
+    one = replace(pool, size=1) if pool else None
+    worker = _Calibrate(found.files, request, threads)
     ((_, measured),) = run_on_actors(worker, [0], one, "calibration")
     return measured  # type: ignore[no-any-return]
 
@@ -85,7 +84,7 @@ def work_of(request: SampleRequest, model: Model, shards_left: Sequence[int]) ->
 
 
 def plan(
-    output: Location, request: SampleRequest, used: UsedModel, shards_left: Sequence[int], pool: ActorPool
+    output: Location, request: SampleRequest, used: UsedModel, shards_left: Sequence[int], cluster: GpuClusterConfig
 ) -> list[tuple[str, str]]:
     """(name, value) rows: what is left to do, and what it takes by a calibration on one actor."""
     batch_size, model = request.batch_size, used.model
@@ -101,17 +100,18 @@ def plan(
     ]
     if not shards_left:
         return rows
+    pool = ActorPool.of(cluster)
     try:
-        if connection.is_named() or pool.num_gpus:
-            connection.connect()
+        if connection.is_named(cluster.address) or pool.num_gpus:
+            connection.connect(cluster.address)
             with waiting("measuring on one worker"):
-                measured = calibrate(used.found, request, pool)
+                measured = calibrate(used.found, request, pool, cluster.threads)
             import ray
 
             _, high = pool.bounds(ray.cluster_resources())
         else:  # the workers will be this machine's: it can be measured without starting Ray
             with waiting("measuring"):
-                measured = calibrate(used.found, request, None, int(pool.num_cpus))
+                measured = calibrate(used.found, request, None, cluster.threads)
             _, high = pool.bounds({"CPU": os.cpu_count() or 1})
     finally:
         connection.disconnect()

@@ -8,6 +8,7 @@ from ddpm_core.model import Model
 from ddpm_core.process.discrete import discrete
 from ddpm_core.samplers.base import Sampler
 from pipelines.cli.errors import ConfigError
+from pipelines.cluster.precision import DTYPE_OF, Dtype
 from pipelines.outputs.request import Request, read_fields, read_value
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.samplers import SAMPLERS, name_of
@@ -38,7 +39,7 @@ class SampleRequest(Request):
     sampler: Sampler
     steps: int
     clip_x_0: bool
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
     device: Literal["cpu", "cuda"]
     batch_size: int
     shard_size: int
@@ -100,7 +101,7 @@ def request_of(config: SampleConfig, model: Model) -> SampleRequest:
     kind = SAMPLERS[config.sampler]
     steps = kind.steps(config.steps, num_timesteps)
     assert isinstance(config.seed, int)
-    assert config.dtype != "auto"
+    assert config.precision != "auto"
     return SampleRequest(
         model_id=model.model_id,
         num_images=config.num_images,
@@ -108,8 +109,8 @@ def request_of(config: SampleConfig, model: Model) -> SampleRequest:
         sampler=kind.chosen(config, steps),
         steps=steps,
         clip_x_0=config.clip_x_0,
-        dtype=config.dtype,
-        device="cuda" if config.gpus_per_worker else "cpu",
+        dtype=DTYPE_OF[config.precision],
+        device="cuda" if config.cluster.gpus_per_worker else "cpu",
         batch_size=config.batch_size,
         shard_size=config.chosen_shard_size,
         format=config.format,

@@ -55,7 +55,7 @@ PAGES = {
             "metrics without_model/png",
             "metrics without_model/independent_pixels",
             "metrics train/loss",
-            "params train.batch_size",
+            "params batch_size",
             "params train.learning_rate",
         ),
     ),

@@ -68,7 +68,7 @@ def check(config: TrainConfig) -> Checked:
         result = None
     if result is None:
         scaling = config.cluster
-        gpus = {"GPU": ("cluster.use_gpu", scaling.use_gpu)}
+        gpus = {"GPU": ("cluster.gpus_per_worker", scaling.gpus_per_worker)}
         demand.check(scaling.worker_range[0], scaling.needs, gpus, scaling.address)
     validation = validation_set.location.uri if validation_set else None
     job = TrainJob(config, run.uri, train_set.location.uri, validation, code_version())

@@ -5,7 +5,7 @@ keeps what it was begun with.
 """
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any
 
 from pipelines.cli.config import digest, require
 from pipelines.cli.errors import CheckpointError
@@ -40,12 +40,9 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
     section = begun_with.get("train") if newest is not None else {}
     if not isinstance(section, dict):
         raise _damaged(newest, "train", begun_with)
-    precision, say = settle(
-        "train.precision", config.train.precision, section.get("precision"), config.cluster.use_gpu, ("fp32", "bf16")
-    )
+    precision, say = settle(config.precision, section.get("precision"), config.cluster.gpus_per_worker > 0)
     lines = [line, network.describe(dataset.image_shape), *([say] if say else [])]
-    train = replace(config.train, precision=cast(Literal["fp32", "bf16"], precision))
-    return replace(config, data=data, network=network, train=train), lines
+    return replace(config, data=data, network=network, precision=precision), lines
 
 
 def _data(data: DataConfig, num_rows: int, begun_with: int | None) -> tuple[DataConfig, str]:

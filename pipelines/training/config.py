@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_core.config import MAX_TIMESTEPS
 from pipelines.cli.config import as_dict, require, require_place
+from pipelines.cluster.config import GpuClusterConfig
+from pipelines.cluster.precision import PrecisionField
+from pipelines.tracking.config import TrackingConfig
 from pipelines.training.network import NetworkConfig
 
 if TYPE_CHECKING:
@@ -98,8 +101,6 @@ class OptimizationConfig:
 
     steps: int = 1000
     """Optimizer steps of the whole training; raising it and running again trains on."""
-    batch_size: int = 64
-    """Images in a global batch, divided among the workers."""
     accumulate: int = 1
     """Parts into which a worker cuts its share of a batch, to fit its memory; numbers do not change."""
     loss: Literal["simple", "vlb", "min_snr"] = "simple"
@@ -118,17 +119,11 @@ class OptimizationConfig:
     """Largest L2 norm of the gradient; larger ones are scaled down. Null (or .inf): none is."""
     ema_decay: float = 0.999
     """Decay of the exponential moving average of the weights, after its warm-up."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: activations in bfloat16, weights, tables and loss in float32;
-    auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else fp32; a
-    run that is continued keeps its own."""
     compile: bool = False
     """torch.compile the network (pays on GPUs, minutes of start-up on CPUs)."""
-    seed: int = 0
-    """Of everything random: initial weights, row order, t, ε, flips, dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate"):
+        for name in ("steps", "accumulate"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         for name in ("learning_rate", "min_snr_gamma"):
             require(0 < getattr(self, name) < inf, f"train.{name}", getattr(self, name), "must be positive and finite")
@@ -137,8 +132,7 @@ class OptimizationConfig:
         clip_holds = self.grad_clip is None or self.grad_clip > 0
         require(clip_holds, "train.grad_clip", self.grad_clip, "must be positive (null clips nothing)")
         require(self.steps <= 10**8, "train.steps", self.steps, f"must be at most {10**8}")
-        require(self.batch_size <= 2**20, "train.batch_size", self.batch_size, f"must be at most {2**20}")
-        for name in ("warmup_steps", "weight_decay", "seed"):
+        for name in ("warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(self.weight_decay < inf, "train.weight_decay", self.weight_decay, "must be finite")
         require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in [0, 1)")
@@ -195,51 +189,36 @@ class GridConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class TrainClusterConfig(GpuClusterConfig):
     """Where it runs."""
 
     num_workers: int | tuple[int, int] = 1
     """DDP workers: a number, or [min, max] to shrink and grow with the cluster."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
     cpus_per_worker: float = 1.0
-    """CPUs that each worker reserves."""
+    """CPUs that each worker reserves; a fraction shares a CPU."""
     threads_per_worker: int = 0
     """CPU threads of each worker's tensor operations; 0 divides the machine's cores among its workers."""
+    gpus_per_worker: float = 0.0
+    """GPUs that each worker reserves, a whole number; it computes on the first of them. 0 trains on CPUs."""
     max_failures: int = 10
     """Worker losses after which the job gives up."""
-    address: str | None = None
-    """Ray address; null takes RAY_ADDRESS (set by `ray job submit`), else starts a private local Ray."""
 
     def __post_init__(self) -> None:
         low, high = self.worker_range
         require(
             1 <= low <= high, "cluster.num_workers", self.num_workers, "must be >= 1, or [min, max] with min <= max"
         )
-        cpus_hold = 0 < self.cpus_per_worker < inf
-        require(cpus_hold, "cluster.cpus_per_worker", self.cpus_per_worker, "must be positive and finite")
-        require(self.threads_per_worker >= 0, "cluster.threads_per_worker", self.threads_per_worker, "must be >= 0")
+        gpus = self.gpus_per_worker
+        gpus_rule = "must be 0 or a whole number: workers of one training cannot share a GPU"
+        require(gpus >= 0 and gpus % 1 == 0, "cluster.gpus_per_worker", gpus, gpus_rule)
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
-
-    @property
-    def needs(self) -> dict[str, float]:
-        """What one worker needs, by Ray's names."""
-        return {"CPU": self.cpus_per_worker, "GPU": float(self.use_gpu)}
-
-    @property
-    def worker_range(self) -> tuple[int, int]:
-        """(min, max) number of workers."""
-        if isinstance(self.num_workers, int):
-            return self.num_workers, self.num_workers
-        return self.num_workers
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
+class TrainTrackingConfig(TrackingConfig):
     """MLflow."""
 
-    uri: str | None = None
-    """Tracking server; null takes MLFLOW_TRACKING_URI, else a SQLite database under `root`."""
     model_name: str | None = None
     """Name in the model registry; null takes the run's name."""
     every_steps: int = 20
@@ -259,6 +238,14 @@ class TrainConfig:
     """The run's name: its directory under `root`/runs, its MLflow experiment and registered model."""
     root: str = "~/ddpm"
     """Directory or s3:// prefix under which everything is stored; shared by all nodes of a cluster."""
+    precision: PrecisionField = "auto"
+    """bf16: activations in bfloat16, weights, tables and loss in float32;
+    auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else fp32; a
+    run that is continued keeps its own."""
+    batch_size: int = 64
+    """Images in a global batch, divided among the workers."""
+    seed: int = 0
+    """Of everything random: initial weights, row order, t, ε, flips, dropout."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -273,9 +260,9 @@ class TrainConfig:
     """Bits/dim while training."""
     grid: GridConfig = field(default_factory=GridConfig)
     """Sample pictures while training."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: TrainClusterConfig = field(default_factory=TrainClusterConfig)
     """Where it runs."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: TrainTrackingConfig = field(default_factory=TrainTrackingConfig)
     """MLflow."""
 
     def __post_init__(self) -> None:
@@ -283,11 +270,13 @@ class TrainConfig:
         name_holds = plain.isalnum() and len(self.name.encode()) <= 200
         require(name_holds, "name", self.name, "must consist of letters, digits, '.', '-' and '_', at most 200 bytes")
         require_place("root", self.root, "must be a directory or an s3:// prefix")
+        require(1 <= self.batch_size <= 2**20, "batch_size", self.batch_size, f"must be in 1..{2**20}")
+        require(self.seed >= 0, "seed", self.seed, "must not be negative")
         high, num_timesteps = self.cluster.worker_range[1], self.diffusion.table_length
         require(
-            self.train.batch_size >= high * self.train.accumulate,
-            "train.batch_size",
-            self.train.batch_size,
+            self.batch_size >= high * self.train.accumulate,
+            "batch_size",
+            self.batch_size,
             f"must be at least workers x accumulate = {high * self.train.accumulate}",
         )
         require(
@@ -310,12 +299,15 @@ class TrainConfig:
     def semantic(self) -> dict[str, Any]:
         """The fields that decide what is learned: a checkpoint made under others is refused.
 
+        In the sections that checkpoints of every version have: `batch_size`, `precision` and `seed` in `train`.
+
         Left out: `train.steps` (more of the same training), where it runs, what is reported, and how the
         numbers are computed without changing which they are (accumulate, compile).
         """
         values = {key: as_dict(getattr(self, key)) for key in ("data", "network", "diffusion", "train")}
         for name in ("steps", "accumulate", "compile"):
             del values["train"][name]
+        values["train"] |= {"batch_size": self.batch_size, "precision": self.precision, "seed": self.seed}
         for name in ("train", "validation", "reads_ahead", "cpus_per_read"):  # the data set's id says more
             del values["data"][name]
         if not values["data"]["hold_out"]:  # also in checkpoints made before it could be anything else

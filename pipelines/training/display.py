@@ -16,7 +16,7 @@ class Display:
     """
 
     def __init__(self, config: TrainConfig, first: str) -> None:
-        self._batch_size = config.train.batch_size
+        self._batch_size = config.batch_size
         self._line = ProgressLine(config.name, config.train.steps, "steps", first)
         self._began_ms = time.time_ns() // 1_000_000
         self._loss = float("nan")

@@ -75,7 +75,7 @@ class Grid:
 
     def observe(self, done: int) -> None:
         """Draw the grid after `done` steps. A collective."""
-        images = sample_images(self._averaged(), self._config.grid, self._config.train.seed, self._device, self._ranks)
+        images = sample_images(self._averaged(), self._config.grid, self._config.seed, self._device, self._ranks)
         if self._ranks.rank == 0:
             path = self.path(done)
             path.write_bytes(grid_png(images))

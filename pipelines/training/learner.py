@@ -19,7 +19,7 @@ from ddpm_core.objectives import Objective, objective_named
 from ddpm_core.process.discrete import discrete
 from pipelines.cli.errors import CheckpointError, ModelError
 from pipelines.data.stream import MicroBatch
-from pipelines.training.config import OptimizationConfig
+from pipelines.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,12 @@ class Learner:
     def __init__(
         self,
         denoiser: Callable[[], NetworkDenoiser],
-        config: OptimizationConfig,
-        random_flip: bool,
+        config: TrainConfig,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.random_flip = config, random_flip
+        self.config, optimization = config, config.train
         self.device, self.rank, self.world_size = device, rank, world_size
         torch.manual_seed(config.seed)
         self._build = denoiser
@@ -59,22 +58,24 @@ class Learner:
         if device.type == "cuda":
             self.denoiser.network.to(memory_format=torch.channels_last)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        if config.compile:
+        if optimization.compile:
             self.denoiser.network.compile()
         self.denoise: Callable[..., Prediction] = self.denoiser
         if world_size > 1:
             self.denoise = nn.parallel.DistributedDataParallel(
                 self.denoiser, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
-        optimizer = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(self.denoiser.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
-        self.ema = EMA(self.denoiser.named_weights(), config.ema_decay, warmup=True)
-        objective = objective_named(config.loss, discrete(self.denoiser.process), config.min_snr_gamma)
+        optimizer = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(
+            self.denoiser.parameters(), lr=0.0, weight_decay=optimization.weight_decay, fused=True
+        )
+        self.ema = EMA(self.denoiser.named_weights(), optimization.ema_decay, warmup=True)
+        objective = objective_named(optimization.loss, discrete(self.denoiser.process), optimization.min_snr_gamma)
         self.objective: Objective = objective.to(device)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant (Ho et al. 2020, appendix B)."""
-        return self.config.learning_rate * min(1.0, (step + 1) / max(self.config.warmup_steps, 1))
+        return self.config.train.learning_rate * min(1.0, (step + 1) / max(self.config.train.warmup_steps, 1))
 
     def step(self, batch: MicroBatch) -> StepResult:
         """Train on this rank's share of one global batch."""
@@ -86,7 +87,7 @@ class Learner:
             # Resumable without saved generator states: the masks are a function of (seed, step, rank).
             low, high = counter_random.stream_key(self.config.seed, f"train/dropout/{batch.step}/{self.rank}")
             torch.manual_seed(low | high << 32)
-        count = self.config.accumulate
+        count = self.config.train.accumulate
         parts = zip(*(values.tensor_split(count) for values in (to_model_range(images), ids, epochs)), strict=True)
         loss = torch.zeros((), device=self.device)
         for index, (x_0, part_ids, part_epochs) in enumerate(parts):
@@ -97,7 +98,7 @@ class Learner:
                 with self.denoise.no_sync():  # type: ignore[attr-defined]
                     torch.autograd.backward(part)
             loss += part.detach()
-        grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.grad_clip or math.inf)
+        grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.train.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(batch.step)
         self.optimizer.step()
@@ -111,7 +112,7 @@ class Learner:
         seed = self.config.seed
         time = self.denoiser.process.draw(counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0])
         eps = counter_random.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
-        if self.random_flip:
+        if self.config.data.random_flip:
             flip = counter_random.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
         rows = self.objective(self.denoise, x_0, time, eps)

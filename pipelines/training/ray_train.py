@@ -36,8 +36,8 @@ def run_workers(job: TrainJob, spool: Spool, loop: TrainLoop | None) -> None:
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=scaling.num_workers,  # type: ignore[arg-type]  # (min, max) is Ray Train v2's
-            use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+            use_gpu=scaling.gpus_per_worker > 0,
+            resources_per_worker={kind: need for kind, need in scaling.needs.items() if need},
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",

@@ -79,7 +79,7 @@ class StepMetrics:
         for offset, (loss, norm) in enumerate(table.T.tolist()):
             values = {"train/loss": loss, "grad_norm": norm, "learning_rate": self._learning_rate(first + offset)}
             self._reports.metrics(first + offset + 1, values, self._results[offset][1])
-        batch_size = self._config.train.batch_size
+        batch_size = self._config.batch_size
         values = {
             "epoch": done * batch_size / self._num_trained,
             "images_per_second": (done - self._began_at) * batch_size / seconds,

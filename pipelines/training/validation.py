@@ -134,7 +134,7 @@ class Validation:
             self._averaged(),
             self._dataset,
             self._config.validation,
-            self._config.train.seed,
+            self._config.seed,
             self._device,
             self._ranks,
             self._held_out,
@@ -149,7 +149,7 @@ class Validation:
         if not np.isfinite(list(values.values())).all():
             raise NonFiniteLossError(
                 f"step {done}: validation gives {found.total} bits/dim; nothing after the last checkpoint is kept. "
-                "Lower train.learning_rate, or take train.precision fp32, and start under a new name"
+                "Lower train.learning_rate, or take precision fp32, and start under a new name"
             )
         if found.standard_error is not None:
             values[f"{prefix}/bits_per_dim_standard_error"] = found.standard_error

@@ -91,22 +91,21 @@ class Worker:
         network, process = config.network.unet_config(self.dataset.image_shape), config.diffusion.process()
         self.learner = Learner(
             lambda: EpsDenoiser.build(network, process),
-            config.train,
-            config.data.random_flip,
+            config,
             device,
             ranks.rank,
             ranks.world_size,
         )
         plan = StreamPlan.of(
             self.dataset,
-            config.train.seed,
-            config.train.batch_size,
+            config.seed,
+            config.batch_size,
             config.train.steps,
             config.data.window_mib << 20,
             hold_out.every,
         )
         self.batches = Batches(plan, self.dataset, config.data, ranks)
-        self.rows = UsedRows(hold_out, config.train.batch_size, ranks)
+        self.rows = UsedRows(hold_out, config.batch_size, ranks)
         rate = self.learner.learning_rate
         self.metrics = StepMetrics(config, hold_out.num_trained, rate, device, ranks, reports)
         self.validation = None
@@ -137,7 +136,7 @@ class Worker:
         self.checkpoints.wait()
         if self.ranks.rank == 0:
             self._write_result()
-        self.reports.say(f"training finished: {steps:,} steps of {self.config.train.batch_size} images")
+        self.reports.say(f"training finished: {steps:,} steps of {self.config.batch_size} images")
         self.reports.send(self.done)
 
     def _train(self, stop: StopWatch) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -87,7 +87,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
             "make it again"
         ) from error
     if config.recompute and kind.factory is not None:
-        factory = kind.factory(location, request, manifest, config.cpus_per_worker)
+        factory = kind.factory(location, request, manifest, config.cluster.threads)
         _recompute(config, kind.output(location, request), request, factory, manifest, found)
     return VerifyResult(f"{kind.title} {location}", found.rows, found.problems).conclude()
 
@@ -148,11 +148,12 @@ def _recompute(
     """Make randomly chosen shards again and compare."""
     num_shards = len(manifest["shards"])
     chosen = sorted(random.sample(range(num_shards), max(1, round(config.recompute * num_shards))))
-    pool = ActorPool.of(config.num_workers, config.cpus_per_worker, 1.0 if request.on_gpu else 0.0)
-    fields = {"CPU": ("cpus_per_worker", config.cpus_per_worker), "GPU": ("recompute", config.recompute)}
-    demand.check(1, pool.needs, fields)
+    pool = replace(ActorPool.of(config.cluster), num_gpus=1.0 if request.on_gpu else 0.0)
+    cpus = ("cluster.cpus_per_worker", config.cluster.cpus_per_worker)
+    fields = {"CPU": cpus, "GPU": ("recompute", config.recompute)}
+    demand.check(1, pool.needs, fields, pool.address)
     try:
-        connection.connect()
+        connection.connect(pool.address)
         different = [i for i, equal in output.recompute(factory, chosen, manifest, pool=pool) if not equal]
     finally:
         connection.disconnect()

@@ -96,7 +96,7 @@ def _no_database(at: Path) -> list[str]:
 
 
 def _no_server(at: Path) -> list[str]:
-    return sample("models:/digits@champion", "--tracking_uri", "gopher://host")
+    return sample("models:/digits@champion", "--tracking.uri", "gopher://host")
 
 
 def _data_set(at: Path) -> list[str]:

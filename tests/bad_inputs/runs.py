@@ -131,7 +131,7 @@ def _sample_into(make: Callable[[Path], object]) -> Build:
     def build(at: Path) -> list[str]:
         write(at / "model", model_files())
         make(at / "out")
-        return sample("model", "--dtype", "float32")  # auto depends on the machine
+        return sample("model", "--precision", "fp32")  # auto depends on the machine
 
     return build
 
@@ -146,7 +146,7 @@ def _record(content: bytes) -> Build:
 
         write(at / "model", model_files())
         model = str(at / "model")
-        request = request_of(SampleConfig(model, "out", 4, dtype="float32"), load_model(model))
+        request = request_of(SampleConfig(model, "out", 4, precision="fp32"), load_model(model))
         write(
             at / "out",
             {

@@ -87,7 +87,7 @@ def ingest(world: World, store: Store, parts: int) -> ChaosJob:
     def parts_done(name: str) -> int:
         return len(list((world.disk / name / "_work/records/decoded").glob("*.json")))
 
-    options = ["--image_size", str(_SIDE), "--shard_mib", "1", "--num_workers", "2"]
+    options = ["--image_size", str(_SIDE), "--shard_mib", "1", "--cluster.num_workers", "2"]
     source = f"{world.bucket}/images/*.tar"
     return ChaosJob(
         parts,
@@ -122,7 +122,7 @@ def train(world: World, store: Store, parts: int) -> ChaosJob:
     options = {
         "root": f"{world.bucket}/ddpm",
         "data.cpus_per_read": "0.25",
-        "train.batch_size": str(TRAIN_BATCH),
+        "batch_size": str(TRAIN_BATCH),
         "train.steps": str(steps),
         "checkpoint.every_steps": "10",
         "validation.every_steps": str(5 * steps),
@@ -166,7 +166,7 @@ def evaluate(world: World, store: Store, parts: int) -> ChaosJob:
 
 
 def _bulk(world: World, store: Store, job: str, parts: int, options: list[str]) -> ChaosJob:
-    options = [*options, "--num_workers", "2", "--root", str(world.disk / "home")]
+    options = [*options, "--cluster.num_workers", "2", "--root", str(world.disk / "home")]
     return ChaosJob(
         parts,
         lambda name: [f"jobs/{job}.py", "--output", f"{world.bucket}/{job}/{name}", *options],

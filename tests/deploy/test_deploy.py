@@ -106,7 +106,7 @@ def test_the_commands_are_accepted_and_dated() -> None:
         config = sample_config(command)
         assert (config.seed, config.num_images, config.sampler) == ("{date}", 10_000, "ddim")
         assert config.output == "s3://example-bucket/samples/{date}"
-    assert sample_config(commands[2]).num_workers == (1, 4)
+    assert sample_config(commands[2]).cluster.num_workers == (1, 4)
 
 
 def test_both_kuberay_files_run_the_same_cluster() -> None:
@@ -120,7 +120,7 @@ def test_the_training_job_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (program, script) == ("python", "jobs/train.py")
     config = parse(TrainConfig, arguments, "")
     assert config.cluster.worker_range == (1, 4)
-    assert config.cluster.use_gpu
+    assert config.cluster.gpus_per_worker == 1
     assert all(uri.startswith("s3://example-bucket/ddpm") for uri in (config.root, config.data.train))
 
 

@@ -73,7 +73,7 @@ def manifest_of_the_same_request(output: Path, expected: dict[str, Any]) -> dict
 
 @pytest.mark.parametrize("case", SAMPLES)
 def test_images_are_the_same_within_one_level(case: str, root: Path, tmp_path: Path) -> None:
-    fields = {"num_images": 4, "seed": 3, "batch_size": 4, "dtype": "float32", "root": str(root), **SAMPLES[case]}
+    fields = {"num_images": 4, "seed": 3, "batch_size": 4, "precision": "fp32", "root": str(root), **SAMPLES[case]}
     model = str(V1 / fields.pop("model", "model"))
     sample(SampleConfig(model=model, output=str(tmp_path / "samples"), **fields))
     expected = EXPECTED["samples"][case]
@@ -87,7 +87,7 @@ def test_images_are_the_same_within_one_level(case: str, root: Path, tmp_path: P
 def test_every_number_of_an_evaluation_is_the_same(case: str, root: Path, tmp_path: Path) -> None:
     """Within 1e-6, of its size where that is above 1: a float32 network on other CPUs moves them by half of that."""
     data = str(V1 / "data")
-    fields = {"num_images": 16, "seed": 5, "timesteps_per_image": 16, "batch_size": 32, "dtype": "float32"}
+    fields = {"num_images": 16, "seed": 5, "timesteps_per_image": 16, "batch_size": 32, "precision": "fp32"}
     fields |= {"root": str(root), "data": data, "train_data": data, **EVALUATIONS[case]}
     model = str(V1 / fields.pop("model", "model"))
     evaluate(EvaluateConfig(model=model, output=str(tmp_path / "evaluation"), **fields))
@@ -119,7 +119,13 @@ def test_a_training_goes_on(tmp_path: Path) -> None:
     config = tiny(
         tmp_path,
         "tiny",
-        data={"train": str(V1 / "data"), "validation": "held-out", "hold_out": 20, "window_mib": 64},
+        data={
+            "train": str(V1 / "data"),
+            "validation": "held-out",
+            "hold_out": 20,
+            "window_mib": 64,
+            "random_flip": True,
+        },
         network={**network, "dropout": 0.1},
         diffusion={"schedule": "cosine"},
         train={"steps": 14, "learning_rate": 5e-3},
@@ -129,14 +135,14 @@ def test_a_training_goes_on(tmp_path: Path) -> None:
     assert checkpoint.state["config"] == config.semantic()
     data = PreparedDataset.open(V1 / "data")
     assert checkpoint.state["dataset"]["id"] == data.dataset_id
-    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(data.num_rows, 10, config.train.batch_size, 20)
+    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(data.num_rows, 10, config.batch_size, 20)
     shape, process = config.network.unet_config(data.image_shape), config.diffusion.process()
-    learner = Learner(lambda: EpsDenoiser.build(shape, process), config.train, True, torch.device("cpu"))
+    learner = Learner(lambda: EpsDenoiser.build(shape, process), config, torch.device("cpu"))
     names = ("weights.safetensors", "optimizer.safetensors", "model/ema.safetensors")
     learner.load(*(checkpoint.read(name) for name in names))
     assert learner.state() == {name: checkpoint.read(name) for name in names[:2]}
     torch.testing.assert_close(learner.ema.state_dict(), load_tensors(checkpoint.read(names[2])), rtol=0, atol=0)
-    plan = StreamPlan.of(data, config.train.seed, config.train.batch_size, 14, 64 << 20, 20)
+    plan = StreamPlan.of(data, config.seed, config.batch_size, 14, 64 << 20, 20)
     losses = {str(batch.step + 1): float(learner.step(batch).loss) for batch in read_here(plan, data, 0, 1, 10)}
     assert losses == pytest.approx(EXPECTED["continued"], rel=1e-4)
 

@@ -6,13 +6,13 @@ It is told to nothing else but `pipelines.verify.kinds.KINDS`.
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import ClusterConfig
 from pipelines.data.dataset import PreparedDataset
 from pipelines.outputs.attempt import Record
 from pipelines.outputs.bulk_job import BulkJob, Finished, Rows
@@ -21,6 +21,7 @@ from pipelines.outputs.request import Request
 from pipelines.outputs.run_bulk import BulkResult, look, run_bulk
 from pipelines.outputs.shards import ShardedOutput, ShardOutput, ShardRecord
 from pipelines.storage.location import Location
+from pipelines.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,9 @@ class BrightnessConfig:
     output: str
     root: str
     shard_size: int = 16
-    num_workers: int = 0
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     name: str | None = None
-    tracking_uri: str | None = None
-
-    @property
-    def pool(self) -> ActorPool:
-        return ActorPool.of(self.num_workers, 1, 0)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.request import EvaluateRequest
 from support.sample_runs import save_tiny_model
@@ -25,9 +26,9 @@ def tiny_evaluation(root: Path, data: "PreparedDataset", **fields: Any) -> Evalu
         "timesteps_per_image": 8,
         "seed": 3,
         "batch_size": 24,
-        "dtype": "float32",
+        "precision": "fp32",
         "shard_size": 16,
-        "num_workers": 2,
+        "cluster": GpuClusterConfig(num_workers=2),
         "root": str(root / "home"),
     }
     return EvaluateConfig(**{**values, **fields})

@@ -4,7 +4,6 @@ PYTHONPATH must name the repository and tests/pipelines/training.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import test_learner as single
@@ -20,8 +19,8 @@ def main(rank: int, world_size: int, directory: Path) -> None:
     dist.init_process_group("gloo", f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
     ranks = Ranks(rank, world_size)
     for accumulate in (1, 2):
-        config = replace(single.CONFIG, accumulate=accumulate, grad_clip=0.5)
-        learner = Learner(single.build, config, False, single.CPU, rank, world_size)
+        config = single.configured(accumulate=accumulate, grad_clip=0.5)
+        learner = Learner(single.build, config, single.CPU, rank, world_size)
         results = []
         for step in range(4):
             whole = single.batch(step)

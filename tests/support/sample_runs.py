@@ -10,6 +10,7 @@ from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import save_model
 from ddpm_core.networks.unet import UNet
 from ddpm_core.process.discrete import DiscreteProcess
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.sampling.config import SampleConfig
 
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
@@ -54,9 +55,9 @@ def tiny(root: Path, **fields: Any) -> SampleConfig:
         "sampler": "ddim",
         "steps": 5,
         "batch_size": 3,
-        "dtype": "float32",
+        "precision": "fp32",
         "shard_size": 6,
-        "num_workers": 2,
+        "cluster": GpuClusterConfig(num_workers=2),
         "root": str(root / "home"),
     }
     return SampleConfig(**{**values, **fields})

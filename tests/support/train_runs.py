@@ -17,13 +17,13 @@ from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location
 from pipelines.training.config import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     DiffusionConfig,
     GridConfig,
     OptimizationConfig,
-    TrackingConfig,
+    TrainClusterConfig,
     TrainConfig,
+    TrainTrackingConfig,
     ValidationConfig,
 )
 from pipelines.training.network import NetworkConfig
@@ -45,10 +45,10 @@ def prepare_images(directory: Path, name: str, count: int, side: int = 32) -> st
     return str(output)
 
 
-def tiny(root: Path, name: str, num_workers: int = 1, **sections: Any) -> TrainConfig:
+def tiny(root: Path, name: str, num_workers: int = 1, **changes: Any) -> TrainConfig:
     """A training of 24 steps over almost four epochs, in two windows, that reaches everything once.
 
-    `sections` holds, for a section, the fields to change: `train={"steps": 12}`.
+    `changes` holds fields, and for a section a mapping of its fields to change: `train={"steps": 12}`.
     """
     config = TrainConfig(
         name=name,
@@ -56,17 +56,25 @@ def tiny(root: Path, name: str, num_workers: int = 1, **sections: Any) -> TrainC
         data=DataConfig(str(root / "train"), str(root / "validation"), random_flip=True, window_mib=1),
         network=NetworkConfig(8, (1, 2), 1, attention_resolutions=(16,), num_heads=1, num_groups=4, dropout=0.0),
         diffusion=DiffusionConfig(num_timesteps=50),
-        train=OptimizationConfig(
-            steps=24, batch_size=BATCH, learning_rate=1e-3, warmup_steps=5, ema_decay=0.9, precision="fp32"
-        ),
+        precision="fp32",
+        batch_size=BATCH,
+        train=OptimizationConfig(steps=24, learning_rate=1e-3, warmup_steps=5, ema_decay=0.9),
         checkpoint=CheckpointConfig(every_steps=6, keep=2),
         validation=ValidationConfig(every_steps=12, num_images=10, timesteps_per_image=4, batch_size=8),
         grid=GridConfig(every_steps=12, num_images=4, sampler_steps=4),
-        cluster=ClusterConfig(num_workers=num_workers, threads_per_worker=1),
-        tracking=TrackingConfig(every_steps=5),
+        cluster=TrainClusterConfig(num_workers=num_workers, threads_per_worker=1),
+        tracking=TrainTrackingConfig(every_steps=5),
     )
-    changed = {key: replace(getattr(config, key), **fields) for key, fields in sections.items()}
-    return replace(config, **changed)
+    return changed(config, **changes)
+
+
+def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """The config with other fields, see `tiny`."""
+    values = {
+        key: replace(getattr(config, key), **value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return replace(config, **values)
 
 
 def run_directory(config: TrainConfig) -> Location:
@@ -90,8 +98,8 @@ def ledger(config: TrainConfig) -> Ledger:
 
 def assert_each_row_once(config: TrainConfig) -> None:
     """Every finished epoch used every row exactly once, and the last one the rows that were due, once each."""
-    used, rows_due = ledger(config), config.train.steps * config.train.batch_size
-    used.check(ROWS, config.train.steps, config.train.batch_size)
+    used, rows_due = ledger(config), config.train.steps * config.batch_size
+    used.check(ROWS, config.train.steps, config.batch_size)
     assert used.total() == rows_due
     for epoch in range(rows_due // ROWS):
         assert used.ids(epoch).tolist() == list(range(ROWS))

@@ -1,12 +1,12 @@
 """Configuration of the ingest job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from PIL import ImageColor
 
 from pipelines.cli.config import require, require_place
-from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import ClusterConfig
 from pipelines.data.ingest.decode import PixelRules
 from pipelines.data.ingest.formats import Options
 
@@ -45,10 +45,10 @@ class IngestConfig:
     """Grey of 16 bits: scale makes round(v * 255 / 65535) of it, refuse rejects such images."""
     max_rejected_fraction: float = 0.01
     """Largest fraction of unreadable images, in [0, 1], with which the job still succeeds."""
-    num_workers: int | tuple[int, int] = 0
-    """Decoding actors of one CPU each: a number, [min, max] on an autoscaling cluster, 0 for all CPUs."""
     shard_mib: int = 64
     """Image bytes (MiB) per object of the prepared data set."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where images are decoded."""
 
     def __post_init__(self) -> None:
         require(bool(self.source), "source", self.source, "must be a path, a URI or a glob")
@@ -58,18 +58,12 @@ class IngestConfig:
         _ = self.rules  # checks `background`
         fraction_holds = 0 <= self.max_rejected_fraction <= 1
         require(fraction_holds, "max_rejected_fraction", self.max_rejected_fraction, "must be in [0, 1]")
-        _ = self.pool  # checks `num_workers`
         require(1 <= self.shard_mib <= 2048, "shard_mib", self.shard_mib, "must be in 1..2048")
 
     @property
     def options(self) -> Options:
         """What the format is told."""
         return Options(self.image_column, self.label_column)
-
-    @property
-    def pool(self) -> ActorPool:
-        """The actors that it asks for."""
-        return ActorPool.of(self.num_workers, cpus_per_worker=1, gpus_per_worker=0)
 
     @property
     def rules(self) -> PixelRules:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.cli.console import Interrupted, event
 from pipelines.cli.errors import DataError, StorageError
+from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.dataset import (
     PreparedDataset,
     dataset_id,
@@ -165,7 +166,7 @@ def _prepare(
     )
     height, width = probed or (config.image_size or 0, config.image_size or 0)
     unit_rows = int(np.clip(_UNIT_BYTES // (height * width * 3), 16, _MAX_UNIT_ROWS))
-    pool = config.pool
+    pool = ActorPool.of(config.cluster)
     # Pixels that need no decoding are copied in less time than actors take to start.
     on_actors = images.is_encoded and total > unit_rows
     if on_actors:

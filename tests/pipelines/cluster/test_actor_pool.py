@@ -22,5 +22,5 @@ from pipelines.cluster.actor_pool import ActorPool
 def test_little_work_that_nobody_asked_actors_for_needs_none(
     pool: ActorPool, shards: int, weights: float, named: bool, in_this_process: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda: named)
+    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: named)
     assert pool.unless_small(lambda: (shards, weights)) is (None if in_this_process else pool)

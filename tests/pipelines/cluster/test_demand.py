@@ -6,6 +6,7 @@ from support.sample_runs import save_tiny_model
 from pipelines.cli.errors import ClusterError
 from pipelines.cluster import demand
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 
@@ -18,23 +19,31 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "says"),
+    ("cluster", "says"),
     [
-        (ActorPool.of(0, 1, 1000), "gpus_per_worker = 1000: 1 worker(s) need 1000 GPU, this machine has "),
-        (ActorPool.of((1, 4), 10**6, 0), "cpus_per_worker = 1000000: 1 worker(s) need 1e+06 CPU, this machine has "),
+        (
+            GpuClusterConfig(gpus_per_worker=1000),
+            "cluster.gpus_per_worker = 1000: 1 worker(s) need 1000 GPU, this machine has ",
+        ),
+        (
+            GpuClusterConfig(num_workers=(1, 4), cpus_per_worker=10**6),
+            "cluster.cpus_per_worker = 1000000: 1 worker(s) need 1e+06 CPU, this machine has ",
+        ),
     ],
 )
-def test_a_private_ray_cannot_get_what_the_machine_lacks(no_cluster: None, pool: ActorPool, says: str) -> None:
+def test_a_private_ray_cannot_get_what_the_machine_lacks(
+    no_cluster: None, cluster: GpuClusterConfig, says: str
+) -> None:
     with pytest.raises(ClusterError) as refusal:
-        pool.check()
+        ActorPool.of(cluster).check()
     assert str(refusal.value).startswith(says)
     assert "RAY_ADDRESS=HOST:6379" in str(refusal.value)
-    ActorPool.of(0, 1, 0).check()
+    ActorPool.of(GpuClusterConfig()).check()
 
 
 @pytest.mark.ray
 def test_a_cluster_may_grow(ray_cluster: None) -> None:
-    ActorPool.of(0, 1, 1000).check()
+    ActorPool.of(GpuClusterConfig(gpus_per_worker=1000)).check()
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -45,11 +54,11 @@ def test_a_job_is_refused_before_it_writes(no_cluster: None, tmp_path, dry_run: 
         str(tmp_path / "model"),
         str(tmp_path / "samples"),
         4,
-        gpus_per_worker=1000,
+        cluster=GpuClusterConfig(gpus_per_worker=1000),
         dry_run=dry_run,
         root=str(tmp_path / "root"),
     )
-    with pytest.raises(ClusterError, match="gpus_per_worker = 1000"):
+    with pytest.raises(ClusterError, match=r"cluster\.gpus_per_worker = 1000"):
         sample(config)
     assert sorted(tmp_path.rglob("*")) == before
 

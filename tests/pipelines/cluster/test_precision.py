@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.cluster import precision
 from pipelines.cluster.precision import bf16_of_cpu, settle
-from pipelines.outputs.run_bulk import settled_dtype
+from pipelines.outputs.run_bulk import settled_precision
 from pipelines.outputs.shards import ShardedOutput, begun_request
 from pipelines.storage.location import Location
 
@@ -66,14 +66,14 @@ def test_the_units_of_this_machine_are_those_that_pytorch_finds() -> None:
 @pytest.mark.parametrize(
     ("cpuinfo", "asked", "begun_with", "on_gpu", "value", "says"),
     [
-        (SAPPHIRE, "auto", None, False, "bf16", "train.precision: bf16 (this CPU (x86) has AMX)"),
-        (SKYLAKE, "auto", None, False, "fp32", "train.precision: fp32 (this CPU (x86) has no bf16 units (AMX, "),
+        (SAPPHIRE, "auto", None, False, "bf16", "precision: bf16 (this CPU (x86) has AMX)"),
+        (SKYLAKE, "auto", None, False, "fp32", "precision: fp32 (this CPU (x86) has no bf16 units (AMX, "),
         (COOPER, "auto", None, False, "fp32", "fp32 (this CPU (x86) has avx512_bf16 without AMX: bf16 would"),
         (ZEN_4, "auto", None, False, "bf16", "bf16 (this CPU (x86) has avx512_bf16)"),
         (COOPER, "bf16", None, False, "bf16", "expect 1.2 to 1.5 times the time of fp32"),
-        (SKYLAKE, "auto", None, True, "bf16", "train.precision: bf16 (on GPUs)"),
-        (SAPPHIRE, "auto", "fp32", False, "fp32", "train.precision: fp32 (as it was begun with)"),
-        (SAPPHIRE, "auto", "fp32", True, "fp32", "train.precision: fp32 (as it was begun with)"),
+        (SKYLAKE, "auto", None, True, "bf16", "precision: bf16 (on GPUs)"),
+        (SAPPHIRE, "auto", "fp32", False, "fp32", "precision: fp32 (as it was begun with)"),
+        (SAPPHIRE, "auto", "fp32", True, "fp32", "precision: fp32 (as it was begun with)"),
         (SKYLAKE, "auto", "bf16", False, "bf16", "as it was begun with; this CPU (x86) has no bf16 units (AMX, "),
         (SAPPHIRE, "auto", "fp8", False, "bf16", "has AMX"),  # not one of ours: refused where it is compared
         (SKYLAKE, "bf16", "fp32", False, "bf16", "expect 11 to 14 times the time of fp32"),
@@ -85,7 +85,7 @@ def test_the_units_of_this_machine_are_those_that_pytorch_finds() -> None:
 def test_what_is_computed_in(cpu, monkeypatch, cpuinfo, asked, begun_with, on_gpu, value, says) -> None:
     cpu(cpuinfo)
     monkeypatch.setattr(precision.platform, "machine", lambda: "x86")
-    found, line = settle("train.precision", asked, begun_with, on_gpu, ("fp32", "bf16"))
+    found, line = settle(asked, begun_with, on_gpu)
     assert found == value
     assert line is None if says is None else says in line
 
@@ -93,16 +93,16 @@ def test_what_is_computed_in(cpu, monkeypatch, cpuinfo, asked, begun_with, on_gp
 def test_an_output_goes_on_in_its_own_precision_on_any_machine(cpu, tmp_path, capsys) -> None:
     cpu(SKYLAKE)
     location = Location.parse(tmp_path / "out")
-    assert settled_dtype("auto", begun_request(location), 0) == "float32"
-    assert settled_dtype("auto", begun_request(location), 0.5) == "bfloat16"
-    assert settled_dtype("bfloat16", begun_request(location), 0) == "bfloat16"
-    assert "dtype: bfloat16 (this CPU" in capsys.readouterr().err
+    assert settled_precision("auto", begun_request(location), 0) == "fp32"
+    assert settled_precision("auto", begun_request(location), 0.5) == "bf16"
+    assert settled_precision("bf16", begun_request(location), 0) == "bf16"
+    assert "precision: bf16 (this CPU" in capsys.readouterr().err
     output = ShardedOutput(location, {"dtype": "float32"})
     output.begin()
     cpu(SAPPHIRE)
-    assert settled_dtype("auto", begun_request(location), 0) == "float32"  # unfinished
+    assert settled_precision("auto", begun_request(location), 0) == "fp32"  # unfinished
     output.commit({}, [])
-    assert settled_dtype("auto", begun_request(location), 1) == "float32"  # finished
-    assert capsys.readouterr().err == "dtype: float32 (as it was begun with)\n" * 2
+    assert settled_precision("auto", begun_request(location), 1) == "fp32"  # finished
+    assert capsys.readouterr().err == "precision: fp32 (as it was begun with)\n" * 2
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(["something else"]))
-    assert settled_dtype("auto", begun_request(location), 0) == "bfloat16"  # the output itself says what is wrong
+    assert settled_precision("auto", begun_request(location), 0) == "bf16"  # the output itself says what is wrong

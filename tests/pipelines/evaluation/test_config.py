@@ -22,9 +22,9 @@ GIVEN = ["--model", "m", "--data", "d", "--output", "o"]
         ("num_images", 1, "must be at least 2"),
         ("shard_size", 40, "must be a multiple of 16"),
         ("seed", -1, "must not be negative"),
-        ("num_workers", "[3,1]", "must be 0, a positive number, or"),
-        ("gpus_per_worker", 1.5, r"must be in \[0, 1\) or whole"),
-        ("cpus_per_worker", 0, "must be at least 1"),
+        ("cluster.num_workers", "[3,1]", "must be 0, a positive number, or"),
+        ("cluster.gpus_per_worker", 1.5, r"must be in \[0, 1\) or whole"),
+        ("cluster.cpus_per_worker", 0, "must be positive and finite"),
         ("ode.steps", 3, "must be an even number, at least 4"),
         ("ode.probes", 1, "must be in 2..1000"),
         ("ode.num_images", -1, "must not be negative"),
@@ -45,6 +45,6 @@ def test_a_target_needs_a_known_error() -> None:
 
 def test_the_command_line_becomes_a_config() -> None:
     config = parse(
-        EvaluateConfig, [*GIVEN, "--estimator", "all", "--ode.num_images", "4", "--num_workers", "[1,4]"], ""
+        EvaluateConfig, [*GIVEN, "--estimator", "all", "--ode.num_images", "4", "--cluster.num_workers", "[1,4]"], ""
     )
-    assert (config.estimator, config.ode, config.pool.size) == ("all", OdeConfig(num_images=4), (1, 4))
+    assert (config.estimator, config.ode, config.cluster.num_workers) == ("all", OdeConfig(num_images=4), (1, 4))

@@ -24,6 +24,7 @@ from support.sample_runs import save_tiny_model
 from ddpm_core.model import WEIGHTS_FILE, load_model
 from pipelines.cli.errors import ConfigError, DataError, ModelError, RequestMismatchError, TrackingError
 from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.job import evaluate
@@ -35,6 +36,7 @@ from pipelines.outputs.shards import ShardedOutput
 from pipelines.storage.location import Location
 from pipelines.tracking.champion import CHAMPION
 from pipelines.tracking.client import mlflow_client
+from pipelines.tracking.config import TrackingConfig
 from pipelines.tracking.registry import register_model
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
@@ -149,7 +151,7 @@ def test_the_report_stands_alone(made: EvaluateConfig) -> None:
 def test_any_number_of_actors_and_any_kills_of_them_give_the_same_rows(
     made: EvaluateConfig, images: PreparedDataset, tmp_path: Path
 ) -> None:
-    one = replace(made, output=str(tmp_path / "one"), num_workers=1)
+    one = replace(made, output=str(tmp_path / "one"), cluster=GpuClusterConfig(num_workers=1))
     evaluate(one)
     assert digests(one) == digests(made)
     killed = Location.parse(tmp_path / "killed")
@@ -170,8 +172,8 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_rows(
 def test_a_killed_job_continues_and_ends_in_the_same_rows_and_one_run(made: EvaluateConfig, tmp_path: Path) -> None:
     config = replace(made, output=str(tmp_path / "killed"))
     fields = ("model", "data", "train_data", "output", "estimator", "timesteps_per_image", "seed", "batch_size", "root")
-    command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--num_workers=1", "--shard_size=16"]
-    command += [f"--dtype={config.dtype}"]
+    command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--cluster.num_workers=1", "--shard_size=16"]
+    command += [f"--precision={config.precision}"]
     command += ["--by_label=true", *(f"--{name}={getattr(config, name)}" for name in fields)]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     killed = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -201,7 +203,7 @@ def test_a_finished_request_needs_no_cluster_and_changes_nothing(
 ) -> None:
     monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     before = {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")}
-    assert evaluate(replace(made, num_workers=7)).title == "Evaluation, complete before"
+    assert evaluate(replace(made, cluster=GpuClusterConfig(num_workers=7))).title == "Evaluation, complete before"
     assert {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")} == before
 
 
@@ -265,7 +267,7 @@ def test_it_stops_where_the_mean_is_known_well_enough(
 ) -> None:
     """The same images for two actors and in one process, at least 256 and not all; the report says what it took."""
     data = make_dataset(1200)
-    config = tiny_evaluation(tmp_path, data, target_halfwidth=0.5, num_workers=2)
+    config = tiny_evaluation(tmp_path, data, target_halfwidth=0.5, cluster=GpuClusterConfig(num_workers=2))
     two, one = (replace(config, output=str(tmp_path / name)) for name in ("two", "one"))
     evaluate(two)
     monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
@@ -348,14 +350,14 @@ def test_a_registered_model_gets_links_a_point_on_its_curve_and_the_alias_if_it_
     def config(version: int, **fields: Any) -> EvaluateConfig:
         output = str(tmp_path / f"evaluation-{version}")
         model = f"models:/flowers/{version}"
-        return tiny_evaluation(tmp_path, images, model=model, output=output, tracking_uri=uri, **fields)
+        return tiny_evaluation(tmp_path, images, model=model, output=output, tracking=TrackingConfig(uri), **fields)
 
     with pytest.raises(TrackingError, match="the champion of 'flowers' has no evaluation on data set"):
         evaluate(config(2, promote=True))
     assert not (tmp_path / "evaluation-2").exists()  # it is refused before anything is computed
     evaluate(config(2))
-    arguments = ["--promote", "true", "--batch_size", "24", "--shard_size", "16"]
-    for name in ("model", "data", "train_data", "output", "tracking_uri", "timesteps_per_image", "seed", "root"):
+    arguments = ["--promote", "true", "--tracking.uri", uri, "--batch_size", "24", "--shard_size", "16"]
+    for name in ("model", "data", "train_data", "output", "timesteps_per_image", "seed", "root"):
         arguments += [f"--{name}", str(getattr(config(2), name))]
     capsys.readouterr()
     with pytest.raises(TrackingError, match="the champion of 'flowers' has no evaluation on data set"):

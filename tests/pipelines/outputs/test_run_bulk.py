@@ -14,6 +14,7 @@ from support.brightness_job import BRIGHTNESS, BrightnessConfig, measure
 
 from pipelines.cli.config import digest
 from pipelines.cli.errors import DataError, RequestMismatchError
+from pipelines.cluster.config import ClusterConfig, CpuClusterConfig
 from pipelines.data.dataset import PreparedDataset
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.storage.location import Location
@@ -100,7 +101,7 @@ def test_actors_make_the_same_shards_and_make_lost_ones_again(
     """As they do for verify, which compares."""
     ray.cloudpickle.register_pickle_by_value(brightness_job)  # actors cannot import the tests
     measure(config)
-    actors = replace(config, output=str(tmp_path / "actors"), num_workers=2)
+    actors = replace(config, output=str(tmp_path / "actors"), cluster=ClusterConfig(num_workers=2))
     measure(actors)
     assert manifest_of(actors)["shards"] == manifest_of(config)["shards"]
     lost = Path(actors.output) / "data" / "part-00001.parquet"
@@ -108,6 +109,6 @@ def test_actors_make_the_same_shards_and_make_lost_ones_again(
     lost.unlink()
     assert measure(actors).title == "Brightness, 1 lost shard(s) made again"
     assert lost.read_bytes() == content
-    found = verify(VerifyConfig(actors.output, recompute=0.5, num_workers=1))
+    found = verify(VerifyConfig(actors.output, recompute=0.5, cluster=CpuClusterConfig(num_workers=1)))
     assert found.problems == []
     assert dict(found.rows)["made again"].startswith("2 shard(s), 2 bit-equal")

@@ -24,10 +24,6 @@ GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]
         ("steps", 0, "at least 1"),
         ("eta", 1.5, r"in \[0, 1\]"),
         ("eta", 0.5, "--sampler ddim"),
-        ("num_workers", (3, 2), r"\[min, max\]"),
-        ("num_workers", -1, r"\[min, max\]"),
-        ("cpus_per_worker", 0, "at least 1"),
-        ("gpus_per_worker", 1.5, "whole"),
         ("date", "21.11.2026", "2026-11-21"),
         ("model", "", "must be a directory"),
         ("output", "", "must be a path"),
@@ -78,9 +74,9 @@ def test_a_date_takes_the_place_of_its_placeholders() -> None:
 
 
 def test_the_pool_is_what_was_asked_for() -> None:
-    config = parse(SampleConfig, [*GIVEN, "--num_workers", "[1,4]", "--gpus_per_worker", "0.5"], "")
-    assert config.pool == ActorPool((1, 4), 1, 0.5)
-    assert parse(SampleConfig, GIVEN, "").pool == ActorPool(None, 1, 0.0)
+    config = parse(SampleConfig, [*GIVEN, "--cluster.num_workers", "[1,4]", "--cluster.gpus_per_worker", "0.5"], "")
+    assert ActorPool.of(config.cluster) == ActorPool((1, 4), 1, 0.5)
+    assert ActorPool.of(parse(SampleConfig, GIVEN, "").cluster) == ActorPool(None, 1, 0.0)
     assert ActorPool(None, 2, 0.5).bounds({"CPU": 16.0, "GPU": 2.0}) == (4, 4)
     assert ActorPool(None, 1, 1).bounds({"CPU": 16.0}) == (1, 1), "a cluster that has no GPU yet"
     assert ActorPool(3).bounds({}) == (3, 3)

@@ -20,6 +20,7 @@ from support.sample_runs import save_tiny_model, tiny
 from ddpm_core.model import load_model
 from pipelines.cli.errors import ConfigError, RequestMismatchError, StorageError
 from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.models.find import find_model
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.outputs.shards import ShardedOutput
@@ -30,6 +31,7 @@ from pipelines.sampling.request import request_of
 from pipelines.sampling.shard import SampleShards
 from pipelines.storage.location import Location
 from pipelines.tracking.champion import CHAMPION
+from pipelines.tracking.config import TrackingConfig
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
 
@@ -103,7 +105,7 @@ def test_the_run_in_mlflow_has_parameters_lineage_progress_and_pictures(made: Sa
 
 @pytest.mark.ray
 def test_any_number_of_actors_and_any_kills_of_them_give_the_same_shards(made: SampleConfig, tmp_path: Path) -> None:
-    one = replace(made, output=str(tmp_path / "one"), num_workers=1)
+    one = replace(made, output=str(tmp_path / "one"), cluster=GpuClusterConfig(num_workers=1))
     sample(one)
     assert digests(one) == digests(made)
     output, shards = by_hand(replace(made, output=str(tmp_path / "killed")))
@@ -122,7 +124,7 @@ def test_a_small_request_is_made_in_this_process_with_the_same_bytes_and_counted
     monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda: False)
     monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     monkeypatch.setattr("pipelines.outputs.progress._INTERVAL_S", 0.0)
-    config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), num_workers=0)
+    config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), cluster=GpuClusterConfig())
     sample(config)
     assert digests(config) == digests(made)
     shown = capsys.readouterr().err
@@ -151,9 +153,26 @@ def test_a_request_that_was_begun_with_another_shard_size_is_the_same_where_none
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, tmp_path: Path) -> None:
-    config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), num_images=60, num_workers=1)
-    fields = ("model", "output", "num_images", "seed", "sampler", "steps", "dtype", "batch_size", "shard_size", "root")
-    command = [sys.executable, str(ROOT / "jobs" / "sample.py"), "--num_workers", "1"]
+    config = replace(
+        made,
+        output=str(tmp_path / "samples"),
+        root=str(tmp_path / "home"),
+        num_images=60,
+        cluster=GpuClusterConfig(num_workers=1),
+    )
+    fields = (
+        "model",
+        "output",
+        "num_images",
+        "seed",
+        "sampler",
+        "steps",
+        "precision",
+        "batch_size",
+        "shard_size",
+        "root",
+    )
+    command = [sys.executable, str(ROOT / "jobs" / "sample.py"), "--cluster.num_workers", "1"]
     command += [f"--{name}={getattr(config, name)}" for name in fields]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     killed = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -188,7 +207,10 @@ def test_a_finished_request_needs_no_cluster(made: SampleConfig, monkeypatch: py
     monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     before = {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")}
     assert sample(made).title == "Sample set, complete before"
-    assert sample(replace(made, num_workers=7, cpus_per_worker=2)).title == "Sample set, complete before"
+    assert (
+        sample(replace(made, cluster=GpuClusterConfig(num_workers=7, cpus_per_worker=2))).title
+        == "Sample set, complete before"
+    )
     assert {path: path.stat().st_mtime_ns for path in Path(made.output).rglob("*")} == before
 
 
@@ -202,8 +224,8 @@ def test_a_finished_request_needs_no_cluster(made: SampleConfig, monkeypatch: py
         ({"eta": 0.5}, r"eta: 0\.0 -> 0\.5"),
         ({"num_images": 23}, "num_images: 22 -> 23"),
         ({"batch_size": 2}, "batch_size: 3 -> 2"),
-        ({"dtype": "bfloat16"}, "dtype"),
-        ({"gpus_per_worker": 1}, "device: 'cpu' -> 'cuda'"),
+        ({"precision": "bf16"}, "precision: 'fp32' -> 'bf16'"),
+        ({"cluster": GpuClusterConfig(gpus_per_worker=1)}, "device: 'cpu' -> 'cuda'"),
     ],
 )
 def test_another_request_is_refused_and_the_fields_named(
@@ -255,7 +277,9 @@ def test_an_alias_that_moves_does_not_change_a_sample_set(
     made: SampleConfig, tmp_path: Path, registry: tuple[str, MlflowClient]
 ) -> None:
     uri, client = registry
-    config = replace(made, model="models:/flowers@champion", tracking_uri=uri, output=str(tmp_path / "samples"))
+    config = replace(
+        made, model="models:/flowers@champion", tracking=TrackingConfig(uri), output=str(tmp_path / "samples")
+    )
     sample(config)
     assert manifest_of(config)["model"]["uri"] == "models:/flowers/1"
     client.set_registered_model_alias("flowers", CHAMPION, "2")
@@ -289,7 +313,7 @@ def registry(tmp_path: Path) -> tuple[str, MlflowClient]:
 
 @pytest.mark.ray
 def test_two_jobs_at_once_make_one_sample_set(made: SampleConfig, tmp_path: Path) -> None:
-    config, ended = replace(made, output=str(tmp_path / "samples"), num_workers=1), []
+    config, ended = replace(made, output=str(tmp_path / "samples"), cluster=GpuClusterConfig(num_workers=1)), []
     threads = [threading.Thread(target=lambda: ended.append(sample(config).title)) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -14,6 +14,7 @@ from ddpm_core.model import load_model
 from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.config import digest
 from pipelines.cli.errors import DataError
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.request import SampleRequest, request_of
 from pipelines.sampling.samplers import SAMPLERS, SamplerKind
@@ -44,7 +45,10 @@ DDPM_20 = {**COMMON, "sampler": "ddpm", "steps": 20, "eta": None, "sigma2": "bet
         ({"eta": 0.7, "clip_x_0": False}, {**DDIM_5, "eta": 0.7, "clip_x_0": False}),
         ({"sampler": "ddpm", "steps": None}, DDPM_20),
         ({"sampler": "ddpm", "steps": 20, "sigma2": "beta"}, {**DDPM_20, "sigma2": "beta"}),
-        ({"gpus_per_worker": 0.5, "format": "webdataset"}, {**DDIM_5, "device": "cuda", "format": "webdataset"}),
+        (
+            {"cluster": GpuClusterConfig(gpus_per_worker=0.5), "format": "webdataset"},
+            {**DDIM_5, "device": "cuda", "format": "webdataset"},
+        ),
     ],
 )
 def test_the_stored_values_are_those_of_version_1(tmp_path: Path, fields: dict[str, Any], stored: Any) -> None:

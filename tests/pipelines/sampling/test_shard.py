@@ -155,7 +155,7 @@ def test_the_trajectory_leads_from_noise_to_the_images(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_close_to_float32(tmp_path: Path) -> None:
-    one, other = all_images(tmp_path), all_images(tmp_path, dtype="bfloat16")
+    one, other = all_images(tmp_path), all_images(tmp_path, precision="bf16")
     difference = np.abs(np.stack(list(one.values())).astype(int) - np.stack(list(other.values())).astype(int))
     assert 0 < difference.mean() < 5
 

@@ -173,13 +173,13 @@ def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> 
     from pipelines.data.opening import ensure_embedded
     from pipelines.training.checks import Checked
     from pipelines.training.complete import made_from
-    from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig, TrainJob
+    from pipelines.training.config import OptimizationConfig, TrainConfig, TrainJob, TrainTrackingConfig
     from pipelines.training.tracked import announce, open_tracker
 
     root = Location.parse(tmp_path)
     data = ensure_embedded("embedded://digits/train", root / "data")
     run = root / "runs" / "r"
-    config = TrainConfig(name=tmp_path.name, root=str(tmp_path), tracking=TrackingConfig(uri=database))
+    config = TrainConfig(name=tmp_path.name, root=str(tmp_path), tracking=TrainTrackingConfig(uri=database))
     for learning_rate, steps in ((1e-3, 100), (1e-3, 200), (2e-3, 200)):
         config = replace(config, train=OptimizationConfig(learning_rate=learning_rate, steps=steps))
         job = TrainJob(config, run.uri, data.location.uri, None, "version")

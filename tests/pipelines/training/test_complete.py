@@ -109,7 +109,7 @@ VERSION_1: dict[str, Any] = {
 @pytest.mark.parametrize("resumed", [True, False])
 def test_the_default_training_is_the_one_it_always_was(make_dataset, resumed: bool) -> None:
     newest = Checkpoint(Location.parse("/run"), {"step": 100, "config": VERSION_1}) if resumed else None
-    argv = [] if resumed else ["--train.precision", "fp32"]
+    argv = [] if resumed else ["--precision", "fp32"]
     assert complete(parse(TrainConfig, argv, ""), make_dataset(100), newest)[0].semantic() == VERSION_1
 
 
@@ -144,16 +144,16 @@ def test_precision_is_settled_and_kept_on_any_machine(make_dataset, monkeypatch)
     dataset = make_dataset(100)
     monkeypatch.setattr(precision, "bf16_of_cpu", lambda: Bf16("AMX"))
     config, lines = complete(TrainConfig(), dataset, None)
-    assert config.train.precision == config.semantic()["train"]["precision"] == "bf16"
-    assert any(line.startswith("train.precision: bf16 (this CPU (") for line in lines)
+    assert config.precision == config.semantic()["train"]["precision"] == "bf16"
+    assert any(line.startswith("precision: bf16 (this CPU (") for line in lines)
     monkeypatch.setattr(precision, "bf16_of_cpu", lambda: Bf16("none", "11"))
-    assert complete(TrainConfig(), dataset, None)[0].train.precision == "fp32"
+    assert complete(TrainConfig(), dataset, None)[0].precision == "fp32"
     again, _ = complete(TrainConfig(), dataset, checkpoint(config))
     assert again.semantic() == config.semantic()
-    other, _ = complete(parse(TrainConfig, ["--train.precision", "fp32"], ""), dataset, checkpoint(config))
-    assert differences(config.semantic(), other.semantic()) == ["train.precision: 'bf16' -> 'fp32'"]
-    on_gpu, _ = complete(parse(TrainConfig, ["--cluster.use_gpu"], ""), dataset, None)
-    assert on_gpu.train.precision == "bf16"
+    other, _ = complete(parse(TrainConfig, ["--precision", "fp32"], ""), dataset, checkpoint(config))
+    assert differences(config.semantic(), other.semantic()) == ["precision: 'bf16' -> 'fp32'"]
+    on_gpu, _ = complete(parse(TrainConfig, ["--cluster.gpus_per_worker=1"], ""), dataset, None)
+    assert on_gpu.precision == "bf16"
 
 
 @pytest.mark.parametrize(

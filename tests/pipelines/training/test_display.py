@@ -15,7 +15,7 @@ def metrics(step: int, timestamp_ms: int, **values: float) -> Record:
 
 
 def test_the_closing_rate_is_that_of_all_steps_of_the_attempt(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(TrainConfig(train=OptimizationConfig(steps=100, batch_size=10)), "starting 1 worker(s)")
+    display = Display(TrainConfig(batch_size=10, train=OptimizationConfig(steps=100)), "starting 1 worker(s)")
     began = time.time_ns() // 1_000_000
     display.hear(metrics(40, began - 60_000, train__loss=9.0))  # of the attempt before, told again
     assert display.overall_rate is None

@@ -87,7 +87,7 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     scores = curve(one_worker, "validation/beta_tilde/bits_per_dim")
     assert [step for step, _ in scores] == [12, 24]
     assert scores[-1][1] == result["validation"]["total"]
-    assert run.data.params["train.batch_size"] == str(BATCH)
+    assert run.data.params["batch_size"] == str(BATCH)
     assert run.data.tags["ddpm.dataset_id"] == result["dataset_id"]
     assert any(key.startswith("system/node_0/") for key in run.data.metrics)
     assert len([item for item in client.list_artifacts(run.info.run_id, "images") if "samples" in item.path]) >= 2
@@ -107,7 +107,7 @@ def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable
     data = make_dataset(39, (9, 6, 3), name="photos")
     root = Path(data.location.path).parent / "root"
     config = replace(tiny(root, "photos"), data=DataConfig(str(data.location.path)), network=NetworkConfig())
-    config = replace(config, train=replace(config.train, steps=6, batch_size=BATCH))
+    config = replace(config, train=replace(config.train, steps=6))
     summary = train(config)
     run = run_directory(config)
     settled = json.loads((run / "config.json").read_bytes(), parse_constant=pytest.fail)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.small_disk import small_disk
-from support.train_runs import ROWS, checkpoints, prepare_images, run_directory, tiny
+from support.train_runs import ROWS, changed, checkpoints, prepare_images, run_directory, tiny
 
 from pipelines.cli.console import exit_code_of
 from pipelines.data.dataset import PreparedDataset
@@ -51,10 +51,9 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def of(config: TrainConfig, **sections: Any) -> Callable[[Sequence[str]], Any]:
+def of(config: TrainConfig, **changes: Any) -> Callable[[Sequence[str]], Any]:
     """The job with some fields changed."""
-    changed = {key: replace(getattr(config, key), **fields) for key, fields in sections.items()}
-    return lambda argv: train(replace(config, **changed))
+    return lambda argv: train(changed(config, **changes))
 
 
 def nothing_was_written(config: TrainConfig) -> bool:
@@ -135,10 +134,10 @@ def test_a_checkpoint_of_another_training(config: TrainConfig, data: Path, refus
     line = refusal(1, of(config, data={"train": str(data / "other")}))
     assert line.startswith(f"data.train = {data}/other: the data set has changed since the run's checkpoint of step 12")
     assert dataset.dataset_id[:12] in line
-    line = refusal(1, of(config, train={"learning_rate": 0.5, "seed": 7}, network={"channel_multipliers": (1, 1)}))
+    line = refusal(1, of(config, seed=7, train={"learning_rate": 0.5}, network={"channel_multipliers": (1, 1)}))
     assert line.startswith(
         "name = 'refused': the run's checkpoint of step 12 was made with another config "
-        "(network.channel_multipliers: [1, 2] -> [1, 1]; train.learning_rate: 0.001 -> 0.5; train.seed: 0 -> 7); "
+        "(network.channel_multipliers: [1, 2] -> [1, 1]; train.learning_rate: 0.001 -> 0.5; seed: 0 -> 7); "
     )
     line = refusal(2, of(config, train={"steps": 11}))
     assert line.startswith("train.steps = 11: the run has 12 steps already")

@@ -18,8 +18,9 @@ from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.objectives import WeightedError, simple_weight
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.errors import CheckpointError
+from pipelines.cluster.precision import PrecisionField
 from pipelines.data.stream import MicroBatch
-from pipelines.training.config import OptimizationConfig
+from pipelines.training.config import DataConfig, OptimizationConfig, TrainConfig
 from pipelines.training.learner import Learner
 
 torch.set_num_threads(1)
@@ -28,15 +29,23 @@ UNET = UNetConfig(
     image_size=8, in_channels=1, base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1,
     attention_resolutions=(4,), dropout=0.0, num_groups=4,
 )  # fmt: skip
-CONFIG = OptimizationConfig(batch_size=12, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, precision="fp32")
+
+
+def configured(batch_size: int = 12, precision: PrecisionField = "fp32", seed: int = 0, **train: Any) -> TrainConfig:
+    """With these fields of the section `train`."""
+    fields = {"learning_rate": 1e-2, "warmup_steps": 2, "ema_decay": 0.9, **train}
+    return TrainConfig(batch_size=batch_size, precision=precision, seed=seed, train=OptimizationConfig(**fields))
+
+
+CONFIG = configured()
 
 
 def build(unet: UNetConfig = UNET) -> EpsDenoiser:
     return EpsDenoiser.build(unet, DiscreteProcess.linear(100))
 
 
-def learner(config: OptimizationConfig = CONFIG, unet: UNetConfig = UNET, flip: bool = False) -> Learner:
-    return Learner(lambda: build(unet), config, flip, CPU)
+def learner(config: TrainConfig = CONFIG, unet: UNetConfig = UNET) -> Learner:
+    return Learner(lambda: build(unet), config, CPU)
 
 
 def batch(step: int, size: int = 12, epoch: int = 0) -> MicroBatch:
@@ -59,10 +68,9 @@ def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
 
 @pytest.mark.parametrize("loss", ["simple", "vlb", "min_snr"])
 def test_cutting_a_batch_into_parts_changes_nothing(loss: str) -> None:
-    config = replace(CONFIG, loss=loss, grad_clip=1e9)
     results, ends = [], []
     for accumulate in (1, 2, 3, 5):
-        trained = learner(replace(config, accumulate=accumulate))
+        trained = learner(configured(loss=loss, grad_clip=1e9, accumulate=accumulate))
         results.append([trained.step(batch(step)) for step in range(3)])
         ends.append(weights(trained))
     for steps in results[1:]:
@@ -86,14 +94,14 @@ def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
     assert loss_of(list(range(12)), 0) == pytest.approx(sum(singles), rel=1e-5)
     assert loss_of([7, 2, 11], 0) == pytest.approx(singles[7] + singles[2] + singles[11], rel=1e-5)
     assert loss_of([7], 1) != pytest.approx(singles[7], rel=1e-3)  # another epoch: another t and ε
-    other = learner(replace(CONFIG, seed=1))
+    other = learner(configured(seed=1))
     assert float(other._loss(x_0[[7]], to(whole.ids[[7]]), to([0])).detach()) != pytest.approx(singles[7], rel=1e-3)
 
 
 def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     monkeypatch.setattr("ddpm_core.objectives.q_sample", lambda marginal, x_0, eps: seen.append(x_0) or x_0)
-    trained = learner(flip=True)
+    trained = learner(replace(CONFIG, data=DataConfig(random_flip=True)))
     ids = torch.arange(400)
     ramp = torch.arange(8.0).expand(400, 1, 8, 8)
     trained._loss(ramp, ids, torch.zeros_like(ids))
@@ -111,11 +119,11 @@ def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch)
     ("config", "dropout"),
     [
         (CONFIG, 0.0),
-        (replace(CONFIG, optimizer="adamw", weight_decay=0.1), 0.3),
-        (replace(CONFIG, precision="bf16"), 0.0),
+        (configured(optimizer="adamw", weight_decay=0.1), 0.3),
+        (configured(precision="bf16"), 0.0),
     ],
 )
-def test_a_resumed_training_ends_in_the_very_same_weights(config: OptimizationConfig, dropout: float) -> None:
+def test_a_resumed_training_ends_in_the_very_same_weights(config: TrainConfig, dropout: float) -> None:
     unet = replace(UNET, dropout=dropout)
     whole = learner(config, unet)
     losses = [float(whole.step(batch(step)).loss) for step in range(6)]
@@ -180,7 +188,7 @@ def test_what_an_objective_remembers_is_kept_and_nothing_where_it_remembers_noth
 
 
 def test_the_loss_falls_on_an_easy_problem() -> None:
-    trained = learner(replace(CONFIG, batch_size=32, learning_rate=3e-3, warmup_steps=10))
+    trained = learner(configured(batch_size=32, learning_rate=3e-3, warmup_steps=10))
     images = np.full((32, 8, 8, 1), 255, np.uint8)  # every image is white: ε can be read off x_t
     losses = []
     for step in range(60):
@@ -191,7 +199,7 @@ def test_the_loss_falls_on_an_easy_problem() -> None:
 
 
 def test_bf16_keeps_float32_weights_moments_and_loss() -> None:
-    trained = learner(replace(CONFIG, precision="bf16"))
+    trained = learner(configured(precision="bf16"))
     result = trained.step(batch(0))
     assert result.loss.dtype == result.grad_norm.dtype == torch.float32
     stored = [load_tensors(data) for data in trained.state().values()]
@@ -208,13 +216,13 @@ def test_bf16_keeps_float32_weights_moments_and_loss() -> None:
 
 
 def test_the_learning_rate_warms_up_and_stays() -> None:
-    trained = learner(replace(CONFIG, learning_rate=0.1, warmup_steps=4))
+    trained = learner(configured(learning_rate=0.1, warmup_steps=4))
     assert [trained.learning_rate(step) for step in range(6)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
-    assert learner(replace(CONFIG, learning_rate=0.1, warmup_steps=0)).learning_rate(0) == 0.1
+    assert learner(configured(learning_rate=0.1, warmup_steps=0)).learning_rate(0) == 0.1
 
 
 def test_gradients_are_clipped_and_their_norm_before_it_is_told() -> None:
-    tight, loose = learner(replace(CONFIG, grad_clip=1e-6)), learner(replace(CONFIG, grad_clip=None))
+    tight, loose = learner(configured(grad_clip=1e-6)), learner(configured(grad_clip=None))
     first = [trained.step(batch(0)) for trained in (tight, loose)]
     assert first[0].grad_norm == first[1].grad_norm > 1e-3
     assert not same(weights(tight), weights(loose))
@@ -246,7 +254,7 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path) -> None:
         _, errors = rank.communicate(timeout=600)
         assert rank.returncode == 0, errors
     for accumulate in (1, 2):
-        alone = learner(replace(CONFIG, accumulate=accumulate, grad_clip=0.5))
+        alone = learner(configured(accumulate=accumulate, grad_clip=0.5))
         expected = [alone.step(batch(step)) for step in range(4)]
         parts = [torch.load(tmp_path / f"{accumulate}-{rank}.pt", weights_only=True) for rank in range(2)]
         losses = sum(part["losses"] for part in parts)

@@ -45,7 +45,8 @@ def test_elastic_workers_follow_the_cluster_and_a_drained_node_costs_no_step(
         # One worker and one read fill a node of one CPU.
         cluster={"address": nodes.address, "num_workers": (1, 3), "cpus_per_worker": 0.75},
         data={"cpus_per_read": 0.25},
-        train={"steps": FOREVER, "batch_size": BATCH},
+        batch_size=BATCH,
+        train={"steps": FOREVER},
         checkpoint={"every_steps": EVERY, "keep": 1000},
         validation={"every_steps": FOREVER},
         grid={"every_steps": FOREVER},

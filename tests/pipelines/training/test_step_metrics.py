@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from pipelines.cli.errors import NonFiniteLossError
-from pipelines.training.config import OptimizationConfig, TrackingConfig, TrainConfig
+from pipelines.training.config import OptimizationConfig, TrainConfig, TrainTrackingConfig
 from pipelines.training.learner import StepResult
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
 from pipelines.training.step_metrics import StepMetrics
 
-CONFIG = TrainConfig(train=OptimizationConfig(steps=25, batch_size=10), tracking=TrackingConfig(every_steps=10))
+CONFIG = TrainConfig(batch_size=10, train=OptimizationConfig(steps=25), tracking=TrainTrackingConfig(every_steps=10))
 ALONE = Ranks(0, 1)
 
 

@@ -20,9 +20,9 @@ from pipelines.training.config import (
     DiffusionConfig,
     GridConfig,
     OptimizationConfig,
-    TrackingConfig,
     TrainConfig,
     TrainJob,
+    TrainTrackingConfig,
     ValidationConfig,
 )
 from pipelines.training.network import NetworkConfig
@@ -38,11 +38,13 @@ CONFIG = TrainConfig(
     data=DataConfig(validation="held-out", hold_out=10),
     network=NetworkConfig(8, (1, 2), 1, attention_resolutions=(4,), num_heads=1, num_groups=4, dropout=0.0),
     diffusion=DiffusionConfig(num_timesteps=20),
-    train=OptimizationConfig(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, warmup_steps=3, precision="fp32"),
+    precision="fp32",
+    batch_size=BATCH,
+    train=OptimizationConfig(steps=STEPS, learning_rate=1e-3, warmup_steps=3),
     checkpoint=CheckpointConfig(every_steps=5, keep=4),
     validation=ValidationConfig(every_steps=6, num_images=4, timesteps_per_image=2, batch_size=4),
     grid=GridConfig(every_steps=8, num_images=2, sampler_steps=2),
-    tracking=TrackingConfig(every_steps=3),
+    tracking=TrainTrackingConfig(every_steps=3),
 )
 
 

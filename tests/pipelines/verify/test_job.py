@@ -14,6 +14,7 @@ from support.sample_runs import save_tiny_model, tiny
 from ddpm_core.model import load_model
 from pipelines.cli.config import digest
 from pipelines.cli.errors import ConfigError, DataError
+from pipelines.cluster.config import CpuClusterConfig
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 from pipelines.data.opening import ensure_embedded
@@ -149,8 +150,8 @@ def test_what_is_no_finished_output_is_refused(tmp_path: Path) -> None:
         verify(VerifyConfig(data.location.uri, recompute=0.5))
     with pytest.raises(ConfigError, match=r"recompute = 2\.0: must be in \[0, 1\]"):
         VerifyConfig("x", recompute=2.0)
-    with pytest.raises(ConfigError, match="num_workers = -1: must be 0"):  # before anything is read
-        VerifyConfig("x", num_workers=-1)
+    with pytest.raises(ConfigError, match=r"cluster\.num_workers = -1: must be 0"):  # before anything is read
+        VerifyConfig("x", cluster=CpuClusterConfig(num_workers=-1))
 
 
 @pytest.mark.ray
