@@ -25,7 +25,7 @@ def kl_from_eps_mse(
 def decoder_variances(process: DiscreteProcess) -> Float64[Tensor, " G"]:
     """Variances for L_0: those of `Beta` and of `BetaTilde` at t = 0, then a grid in steps of sqrt(2) from 1/16 to 4
     times the former, from which the optimum is chosen."""
-    beta = process.step_variance[:1]
+    beta = process.unit_variance[:1]
     grid = beta * 2.0 ** (torch.arange(-8, 5, dtype=torch.float64) / 2.0)
     return torch.cat([beta, process.posterior_variance_clipped[:1], grid])
 

@@ -58,9 +58,11 @@ class Step:
         then: At s; the data themselves, alpha = 1 and sigma = 0, after the last step.
         alpha: alpha_t / alpha_s (Kingma 2021, VDM, app. A.1); sqrt(1 - beta_t) of DDPM.
         variance: sigma_t^2 - alpha^2 sigma_s^2; beta_t of DDPM.
+        unit_variance: Of z_s given z_t where the data have variance 1, `variance` times (alpha_s^2 + sigma_s^2) /
+            (alpha_t^2 + sigma_t^2); beta_t of DDPM, too (Ho 2020, sec. 3.2).
         posterior_variance: Of q(z_s | z_t, x_0) (Ho 2020, eq. 7); 0 after the last step.
         posterior_variance_clipped: The same, but after the last step that of the step before, so that the decoder's
-            density exists (Nichol and Dhariwal 2021, sec. 3.1).
+            density exists (Nichol and Dhariwal 2021, sec. 3.1), in units of the image.
         posterior_coef_x_0: Factor of x_0 in the posterior's mean.
         posterior_coef_z: Factor of z_t in the posterior's mean.
         coef_eps: Factor of eps in the posterior's mean, where x_0 is written by z_t and eps (Ho 2020, eq. 11).
@@ -71,6 +73,7 @@ class Step:
     then: Marginal
     alpha: Coefficient
     variance: Coefficient
+    unit_variance: Coefficient
     posterior_variance: Coefficient
     posterior_variance_clipped: Coefficient
     posterior_coef_x_0: Coefficient
@@ -86,6 +89,7 @@ class Step:
         alpha = now.alpha / then.alpha
         share = -torch.expm1(now.log_snr - then.log_snr)
         variance = now.sigma.square() * share
+        total, total_before = (m.alpha.square() + m.sigma.square() for m in (now, then))
         posterior_variance = then.sigma.square() * share
         return cls(
             time,
@@ -93,6 +97,7 @@ class Step:
             then,
             alpha,
             variance,
+            variance * total_before / total,
             posterior_variance,
             posterior_variance,
             then.alpha * share,

@@ -24,6 +24,7 @@ _MARGINAL = ("alpha", "sigma", "log_snr")
 _STEP = (
     "step_alpha",
     "step_variance",
+    "unit_variance",
     "posterior_variance",
     "posterior_variance_clipped",
     "posterior_coef_x_0",
@@ -41,8 +42,8 @@ class DiscreteProcess:
 
     - `alpha2` = alpha^2 (abar), `sigma2` = sigma^2, their roots `alpha` and `sigma`, `snr`, `log_snr`
     - of the step from t - 1 to t: `step_alpha2` (1 - beta), `step_alpha`, `step_variance` (beta)
-    - of the step back: `posterior_variance`, which is 0 at t = 0; `posterior_variance_clipped`, where that is the value
-      at t = 1; `posterior_coef_x_0` and `posterior_coef_z`; `coef_eps` = beta / sqrt((1 - beta) sigma^2)
+    - of the step back: `unit_variance`, for data of variance 1 (beta); `posterior_variance`, which is 0 at t = 0;
+      `posterior_variance_clipped`, where that is the value at t = 1; `posterior_coef_x_0` and `posterior_coef_z`; `coef_eps` = beta / sqrt((1 - beta) sigma^2)
     """
 
     alpha2: Table
@@ -55,6 +56,7 @@ class DiscreteProcess:
     snr: Table = field(init=False)
     log_snr: Table = field(init=False)
     step_alpha: Table = field(init=False)
+    unit_variance: Table = field(init=False)
     posterior_variance: Table = field(init=False)
     posterior_variance_clipped: Table = field(init=False)
     posterior_coef_x_0: Table = field(init=False)
@@ -68,6 +70,9 @@ class DiscreteProcess:
         alpha2, sigma2, step_alpha2, step_variance = self.alpha2, self.sigma2, self.step_alpha2, self.step_variance
         alpha2_before = torch.cat([torch.ones(1, dtype=torch.float64), alpha2[:-1]])
         sigma2_before = torch.cat([torch.zeros(1, dtype=torch.float64), sigma2[:-1]])
+        # Both exactly 1 where sigma^2 was computed as 1 - alpha^2: the tables of betas are not changed by them.
+        total = alpha2 + sigma2
+        total_before = torch.cat([torch.ones(1, dtype=torch.float64), total[:-1]])
         posterior_variance = step_variance * sigma2_before / sigma2
         tables: dict[str, Any] = {
             "alpha": alpha2.sqrt(),
@@ -75,13 +80,15 @@ class DiscreteProcess:
             "snr": alpha2 / sigma2,
             "log_snr": alpha2.log() - sigma2.log(),
             "step_alpha": step_alpha2.sqrt(),
+            "unit_variance": step_variance * total_before / total,
             "posterior_variance": posterior_variance,
-            "posterior_variance_clipped": torch.cat([posterior_variance[1:2], posterior_variance[1:]]),
+            # At t = 1 it is one of z_0, which is the image times about the root of total[0].
+            "posterior_variance_clipped": torch.cat([posterior_variance[1:2] / total[0], posterior_variance[1:]]),
             "posterior_coef_x_0": alpha2_before.sqrt() * step_variance / sigma2,
             "posterior_coef_z": step_alpha2.sqrt() * sigma2_before / sigma2,
             "coef_eps": step_variance / (step_alpha2 * sigma2).sqrt(),
-            "prior_variance": float(alpha2[-1] + sigma2[-1]),
-            "prior_signal": float(alpha2[-1] / (alpha2[-1] + sigma2[-1])),
+            "prior_variance": float(total[-1]),
+            "prior_signal": float(alpha2[-1] / total[-1]),
         }
         if len(alpha2) == 1:  # there is no step before: `variances.BetaTilde` refuses such a process
             tables["posterior_variance_clipped"] = posterior_variance
@@ -231,7 +238,7 @@ class DiscreteProcess:
         return torch.cat([data, torch.stack([getattr(self, name) for name in _MARGINAL], 1)])
 
     @property
-    def _steps(self) -> Float64[Tensor, "T 7"]:
+    def _steps(self) -> Float64[Tensor, "T 8"]:
         return torch.stack([getattr(self, name) for name in _STEP], 1)
 
 
@@ -288,11 +295,11 @@ def _check_alpha_sigma(alpha: Tensor, sigma: Tensor) -> None:
             f"schedule.alpha, schedule.sigma: shapes {shapes} are not both [T] with T >= 1; give two lists"
         )
     for name, table in (("alpha", alpha), ("sigma", sigma)):
-        bad = ~((table > 0.0) & table.isfinite())
+        bad = ~((table >= 1e-100) & (table <= 1e100))
         if bool(bad.any()):
             index = int(bad.nonzero()[0, 0])
-            raise ConfigError(f"schedule.{name}[{index}]: {float(table[index])} is not positive and finite; correct it")
-    rising = (alpha / sigma).diff() >= 0
+            raise ConfigError(f"schedule.{name}[{index}]: {float(table[index])} is not in 1e-100..1e100; correct it")
+    rising = (alpha.square().log() - sigma.square().log()).diff() >= 0
     if bool(rising.any()):
         index = int(rising.nonzero()[0, 0]) + 1
         raise ConfigError(

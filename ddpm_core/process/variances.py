@@ -30,14 +30,14 @@ class ReverseVariance(Protocol):
 
 @dataclass(frozen=True)
 class Beta:
-    """The step's own variance, beta_t: right for data of variance 1."""
+    """What is right for data of variance 1: the step's own, beta_t, of a variance-preserving process."""
 
     def check(self, process: Process) -> None:
         """Every process has it."""
 
     def of(self, step: Step, prediction: "Prediction | None" = None) -> Tensor:
         """See `ReverseVariance`."""
-        return step.variance
+        return step.unit_variance
 
 
 @dataclass(frozen=True)

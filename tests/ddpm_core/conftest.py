@@ -11,13 +11,19 @@ from jaxtyping import install_import_hook
 # Before the first import of ddpm_core: from here on a wrong shape or dtype raises.
 install_import_hook("ddpm_core", "beartype.beartype")
 
-REFERENCE = Path(__file__).parents[1] / "data" / "ddpm_reference.json"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="session")
 def reference() -> dict[str, Any]:
     """Independent float64 (decoder: 60-digit) values; the file's "about" describes them."""
-    return json.loads(REFERENCE.read_text())
+    return json.loads((DATA / "ddpm_reference.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def modern_reference() -> dict[str, Any]:
+    """The same of models since: each part's "about" describes it."""
+    return json.loads((DATA / "modern_reference.json").read_text())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -50,7 +50,7 @@ class LearnedVarianceDenoiser(NetworkDenoiser):
         eps, v = output.chunk(2, dim=1)
         step = self.process.step(time, time - 1)
         fraction = (v + 1.0) / 2.0
-        low, high = (factor(value.log(), z_t) for value in (step.posterior_variance_clipped, step.variance))
+        low, high = (factor(value.log(), z_t) for value in (step.posterior_variance_clipped, step.unit_variance))
         return Prediction.of_eps(z_t, step.now, eps, fraction * high + (1.0 - fraction) * low)
 
     def to_config(self) -> dict[str, Any]:
