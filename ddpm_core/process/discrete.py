@@ -43,7 +43,8 @@ class DiscreteProcess:
     - `alpha2` = alpha^2 (abar), `sigma2` = sigma^2, their roots `alpha` and `sigma`, `snr`, `log_snr`
     - of the step from t - 1 to t: `step_alpha2` (1 - beta), `step_alpha`, `step_variance` (beta)
     - of the step back: `unit_variance`, for data of variance 1 (beta); `posterior_variance`, which is 0 at t = 0;
-      `posterior_variance_clipped`, where that is the value at t = 1; `posterior_coef_x_0` and `posterior_coef_z`; `coef_eps` = beta / sqrt((1 - beta) sigma^2)
+      `posterior_variance_clipped`, where that is the value at t = 1; `posterior_coef_x_0` and `posterior_coef_z`;
+      `coef_eps` = beta / sqrt((1 - beta) sigma^2)
     """
 
     alpha2: Table

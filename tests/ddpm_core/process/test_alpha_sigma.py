@@ -87,13 +87,17 @@ def test_a_variance_preserving_process_given_as_alpha_and_sigma_is_that_of_its_b
     again = DiscreteProcess.from_alpha_sigma(betas_process.alpha, betas_process.sigma)
     for name in TABLES:
         torch.testing.assert_close(getattr(again, name), getattr(betas_process, name), rtol=1e-9, atol=1e-13, msg=name)
+    # A schedule of betas has them exactly.
+    assert torch.equal(betas_process.unit_variance, betas_process.step_variance)
+    assert betas_process.posterior_variance_clipped[0] == betas_process.posterior_variance[1]
+    assert betas_process.prior_variance == 1.0
     assert again.prior_variance == pytest.approx(betas_process.prior_variance)
     assert again.prior_signal == pytest.approx(betas_process.prior_signal)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_rescaling_z_rescales_the_coefficients_and_nothing_else(name):
-    """z_t -> c_t z_t: means by c_s / c_t or c_s, variances by c_s^2; those of the last step are in units of the image."""
+    """z_t -> c_t z_t: means by c_s, variances by c_s^2; those of the last step are in units of the image."""
     process, other = PROCESSES[name], rescaled(PROCESSES[name])
     c_t, c_s = SCALES, torch.cat([torch.ones(1, dtype=torch.float64), SCALES[:-1]])
     expected = {
@@ -169,12 +173,7 @@ def test_the_description_makes_the_same_process(name):
 def test_tables_whose_snr_does_not_strictly_fall_are_refused(tables, data):
     alpha, sigma = tables
     index = data.draw(st.integers(1, len(alpha) - 1))
-    ratio = alpha[index - 1] / sigma[index - 1] * data.draw(st.sampled_from([1.0, 1.5, 1e3]))
-    alpha[index] = ratio * sigma[index]
-    if float(alpha[index].square().log() - sigma[index].square().log()) < float(
-        alpha[index - 1].square().log() - sigma[index - 1].square().log()
-    ):
-        alpha[index] *= 1 + 1e-12  # equal but for rounding
+    alpha[index] = alpha[index - 1] / sigma[index - 1] * sigma[index] * data.draw(st.floats(1.0 + 1e-9, 1e3))
     with pytest.raises(
         ConfigError, match=rf"^schedule\.alpha\[{index}\] / schedule\.sigma\[{index}\]: .*strictly falls$"
     ):
@@ -186,6 +185,7 @@ def test_tables_whose_snr_does_not_strictly_fall_are_refused(tables, data):
     [
         ([], [], r"schedule\.alpha, schedule\.sigma: shapes \(0,\) and \(0,\) are not both \[T\]"),
         ([1.0], [0.1, 0.2], r"shapes \(1,\) and \(2,\) are not both"),
+        ([1.0, 1.0], [0.5, 0.5], r"schedule\.alpha\[1\] / schedule\.sigma\[1\]: 2\.0 is not below the one before it"),
         ([1.0, 0.0], [0.1, 0.2], r"schedule\.alpha\[1\]: 0\.0 is not in 1e-100\.\.1e100"),
         ([1.0, -1.0], [0.1, 0.2], r"schedule\.alpha\[1\]: -1\.0"),
         ([1.0, 0.9], [0.0, 0.2], r"schedule\.sigma\[0\]: 0\.0"),
