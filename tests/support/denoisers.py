@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from ddpm_core.denoiser import Labels, Prediction
-from ddpm_core.process.base import Images, Marginal, Process, Time
+from ddpm_core.likelihood.elbo import term_bpd, x_0_of
+from ddpm_core.process.base import Images, Marginal, Process, Time, q_sample
 from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import ReverseVariance
 
 
 @dataclass
@@ -29,6 +31,32 @@ class FunctionDenoiser:
 def abar(process: DiscreteProcess, t: torch.Tensor) -> torch.Tensor:
     """alpha_t^2 of each row, float64 [B, 1, 1, 1]: a variance-preserving process's share of the image."""
     return process.alpha2[t][:, None, None, None]
+
+
+def toy_eps(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The network of the reference values."""
+    return 0.9 * z_t + 0.1 * torch.sin(t.double())[:, None, None, None].to(z_t.dtype)
+
+
+def toy(process: Process, image_shape: tuple[int, int, int] = (2, 3, 3)) -> FunctionDenoiser:
+    """A denoiser that is good at nothing and depends on everything."""
+    return FunctionDenoiser(toy_eps, process, image_shape)
+
+
+def terms_of(
+    process: Process,
+    levels: torch.Tensor,
+    t: torch.Tensor,
+    eps: torch.Tensor,
+    eps_pred: torch.Tensor,
+    variance: ReverseVariance,
+    clip: bool = False,
+) -> torch.Tensor:
+    """The ELBO's term of each row at its own t, given the noise and its prediction."""
+    z_t = q_sample(process.at(t), x_0_of(levels), eps)
+    prediction = Prediction.of_eps(z_t, process.at(t), eps_pred)
+    step = process.step(t, t - 1)
+    return term_bpd(step, levels, eps, prediction.clipped() if clip else prediction, variance)
 
 
 class GaussianWorld:
@@ -57,3 +85,18 @@ class GaussianWorld:
         along = (z.flatten(1) - start.alpha.flatten(1) * self.mean) @ self.axes
         along = along * (self.spread(end) / self.spread(start)).sqrt()
         return (end.alpha.flatten(1) * self.mean + along @ self.axes.T).reshape(z.shape)
+
+    def check_moments(self, x: torch.Tensor, bias: float, covariance: torch.Tensor | None = None) -> None:
+        """Mean and covariance of samples within 4 standard errors, plus what the discretisation can add."""
+        covariance = self.covariance if covariance is None else covariance.double()
+        x = x.flatten(1).double()
+        n, centred = len(x), x - x.mean(0)
+        mean_error = (x.mean(0) - self.mean).abs()
+        assert bool((mean_error < 4 * (covariance.diagonal() / n).sqrt() + bias).all())
+        products = centred[:, :, None] * centred[:, None, :]
+        error = (products.mean(0) - covariance).abs()
+        assert bool((error < 4 * products.std(0) / n**0.5 + bias).all())
+
+
+_FACTOR = torch.tensor([[0.5, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0], [0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.2, 0.6]])
+FOUR_PIXELS = GaussianWorld(torch.tensor([0.3, -0.2, 0.1, 0.0]), _FACTOR @ _FACTOR.T, (1, 2, 2))

@@ -1,18 +1,16 @@
-"""Unbiased designs, what follows from stored eps errors, and the coverage of the intervals in closed-form worlds."""
+"""Unbiased designs, and the coverage of the intervals in closed-form worlds."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from support.denoisers import FunctionDenoiser, abar
+from support.denoisers import FunctionDenoiser, abar, terms_of, toy
 
 from ddpm_core import counter_random
-from ddpm_core.denoiser import Prediction
 from ddpm_core.errors import ConfigError
-from ddpm_core.likelihood.curves import kl_from_eps_mse, optimal_variance, subsequence_kl
 from ddpm_core.likelihood.designs import (
     GROUP_SIZE,
     STREAM,
@@ -21,12 +19,11 @@ from ddpm_core.likelihood.designs import (
     stratified_design,
     timestep_proposal,
 )
-from ddpm_core.likelihood.elbo import elbo, prior_bpd, term_bpd, x_0_of
+from ddpm_core.likelihood.elbo import elbo, prior_bpd, x_0_of
 from ddpm_core.likelihood.intervals import MeanStatistics
-from ddpm_core.objectives import eps_mse
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess
-from ddpm_core.process.variances import BetaTilde, GivenVariance, variance_named
+from ddpm_core.process.variances import BetaTilde, variance_named
 
 SCHEDULE = DiscreteProcess.cosine(25)
 T = SCHEDULE.num_timesteps
@@ -100,14 +97,6 @@ def pilot_proposal(world):
 def statistics(world, images, estimator, seed, proposal):
     design = design_of(estimator, len(images), seed, proposal=proposal if estimator == "importance" else None)
     return MeanStatistics.of(evaluate(world, images, design, seed).replicates, 1 if estimator == "all" else GROUP_SIZE)
-
-
-def terms_of(process, levels, t, eps, eps_pred, variance, clip=False):
-    """The term of each row at its own t, given the noise and its prediction."""
-    z_t = q_sample(process.at(t), x_0_of(levels), eps)
-    prediction = Prediction.of_eps(z_t, process.at(t), eps_pred)
-    step = process.step(t, t - 1)
-    return term_bpd(step, levels, eps, prediction.clipped() if clip else prediction, variance)
 
 
 @pytest.fixture(scope="module")
@@ -235,40 +224,6 @@ def test_terms_of_a_batch_are_those_of_its_rows(sigma2, clip):
         torch.testing.assert_close(found[one], expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde", "optimal"])
-def test_the_kl_under_any_variances_follows_from_the_eps_error(sigma2):
-    """Ho 2020, eq. 12, with its constant; 'optimal' as Bao 2022 has it."""
-    optimal = optimal_variance(SCHEDULE, torch.linspace(0.9, 0.1, T))
-    variance = optimal if sigma2 == "optimal" else variance_named(sigma2)
-    images, t = draw_images(GreyWorld, 5, 3), torch.tensor([1, 4, 10, 20, 24])
-    eps = noise_of(1, torch.arange(5), t)
-    eps_pred = eps + 0.3 * noise_of(2, torch.arange(5), t)
-    expected = terms_of(SCHEDULE, images, t, eps, eps_pred, variance)
-    torch.testing.assert_close(kl_from_eps_mse(SCHEDULE, t, eps_mse(eps, eps_pred), variance), expected)
-
-
-@pytest.mark.parametrize("k", [2, 5, 10, 25])
-def test_a_sub_sequences_elbo_follows_from_the_eps_errors(k):
-    """Kingma 2021, VDM, eq. 14, against the same model with the sub-sequence's own schedule, evaluated directly."""
-    steps = SCHEDULE.grid(k).flip(0).tolist()
-    share = SCHEDULE.alpha2[steps]
-    before = torch.cat([torch.ones(1, dtype=torch.float64), share[:-1]])
-    short = DiscreteProcess.from_betas(1 - share / before)
-    # The decoder keeps the variance it has in the full sequence: nothing else would follow from what is stored.
-    variance = GivenVariance(torch.cat([SCHEDULE.posterior_variance[1:2], short.posterior_variance[1:]]))
-    images = draw_images(GreyWorld, 4, 3)
-    design = full_design(T, 4, 1)
-    evaluated = evaluate(GreyWorld, images, design, 3)
-    found = evaluated.terms[:, 0] + subsequence_kl(SCHEDULE, steps, design.t, evaluated.eps_mse).sum(1)
-    expected = torch.zeros(4, dtype=torch.float64)
-    for index, step in enumerate(steps):
-        eps = noise_of(3, torch.arange(4), torch.full((4,), step))
-        t, full_t = torch.full((4,), index), torch.full((4,), step)
-        eps_pred = GreyWorld.eps_fn(q_sample(short.at(t), x_0_of(images), eps), full_t)
-        expected += terms_of(short, images, t, eps, eps_pred, variance)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
-
-
 def test_importance_is_a_distribution_that_follows_the_kls_and_keeps_a_floor():
     """Nichol and Dhariwal 2021, eq. 18: in proportion to the root mean square."""
     plain = timestep_proposal(SCHEDULE)
@@ -287,6 +242,55 @@ def test_importance_survives_a_first_pass_that_missed_stretches():
     found = importance_proposal(SCHEDULE, torch.tensor([0, 1]), torch.tensor([3.0, 0.2], dtype=torch.float64))
     assert bool(found.isfinite().all())
     assert float(found.sum()) == pytest.approx(1.0)
+
+
+@given(st.integers(2, 60), st.data())
+@settings(max_examples=50, deadline=None)
+def test_strata_hold_one_time_step_each(num_timesteps, data):
+    k = data.draw(st.integers(1, num_timesteps - 1))
+    proposal = timestep_proposal(DiscreteProcess.linear(num_timesteps, 0.01, 0.3))
+    # One image to a group: its own strata, shifted by a number of its own.
+    design = stratified_design(torch.arange(50) * GROUP_SIZE, 3, proposal, k, replicates=1)
+    t = design.t[:, 1:]
+    assert int(t.min()) >= 1
+    assert int(t.max()) <= num_timesteps - 1
+    upper = proposal.cumsum(0)
+    lower = upper - proposal
+    stratum = torch.arange(k).double() / k
+    assert bool((upper[t - 1] >= stratum - 1e-9).all())
+    assert bool((lower[t - 1] <= stratum + 1 / k + 1e-9).all())
+
+
+def test_the_proposal_is_uniform_in_log_snr():
+    """Kingma 2021, VDM, sec. 5.1: the probability of t is its share of the whole change of log-SNR."""
+    schedule = DiscreteProcess.cosine(100)
+    proposal = timestep_proposal(schedule)
+    change = (schedule.snr[:-1] / schedule.snr[1:]).log()
+    torch.testing.assert_close(proposal, change / (schedule.snr[0] / schedule.snr[-1]).log(), rtol=1e-9, atol=0)
+    assert float(proposal.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_a_time_step_is_expected_as_often_as_it_is_weighted(k):
+    n = 40_000
+    proposal = timestep_proposal(DiscreteProcess.linear(12, 0.01, 0.3))
+    t = stratified_design(torch.arange(n) * GROUP_SIZE, 1, proposal, k, replicates=1).t[:, 1:]
+    frequency = torch.bincount(t.flatten(), minlength=12)[1:].double() / n
+    expected = k * proposal
+    assert bool(((frequency - expected).abs() < 4 * (expected / n) ** 0.5).all())
+
+
+def test_importance_makes_the_estimate_tighter_than_uniform_time_steps_would():
+    """The spread of a single image's estimate against that of T / K times K uniformly drawn KLs."""
+    schedule, images = DiscreteProcess.linear(), torch.tensor([7, 90, 160, 250], dtype=torch.uint8).reshape(1, 1, 2, 2)
+    images = images.expand(500, -1, -1, -1)
+    ids, positions = torch.arange(500), torch.arange(500) * GROUP_SIZE
+    spreads = []
+    for proposal in (timestep_proposal(schedule), torch.full((999,), 1 / 999, dtype=torch.float64)):
+        design = stratified_design(positions, 1, proposal, 8, replicates=1)
+        _, _, kl_sum = elbo(toy(schedule, (1, 2, 2)), images, ids, design, 1, BetaTilde(), batch_size=500).parts()
+        spreads.append(float(kl_sum.std()))
+    assert spreads[0] < 0.5 * spreads[1]
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 26])

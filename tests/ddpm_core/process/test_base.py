@@ -9,7 +9,6 @@ from ddpm_core.denoiser import Prediction
 from ddpm_core.errors import ConfigError
 from ddpm_core.process.base import Step, factor, q_sample
 from ddpm_core.process.discrete import DiscreteProcess
-from ddpm_core.samplers.ddim import DDIM
 
 processes = st.sampled_from(
     [DiscreteProcess.linear(), DiscreteProcess.cosine(100), DiscreteProcess.linear(8, 0.01, 0.3)]
@@ -65,45 +64,6 @@ def test_clipping_bounds_the_predicted_x_0_only_when_asked():
     assert float(clipped.x_0) == 1.0
     expected = process.posterior_coef_x_0[500] + 3.0 * process.posterior_coef_z[500]
     assert float(clipped.posterior_mean(process.step(t, t - 1))) == pytest.approx(float(expected), rel=1e-12)
-
-
-def ddim_step(process, x_0, eps, t, s, eta):
-    """Mean and standard deviation of DDIM's z_s, given the x_0 and eps that z_t consists of."""
-    t = torch.full((len(x_0),), t)
-    step, marginal = process.step(t, torch.full_like(t, s)), process.at(t)
-    prediction = Prediction.of_x_0(q_sample(marginal, x_0, eps), marginal, x_0)
-    prediction.__dict__["eps"] = eps  # exactly, not by way of z_t
-    sampler = DDIM(eta=eta)
-    mean, _ = sampler.step(step, prediction.z, prediction, None, None)
-    moved, _ = sampler.step(step, prediction.z, prediction, lambda: torch.ones_like(x_0), None)
-    return mean, moved - mean
-
-
-@given(processes, st.integers(0, 10**6), st.floats(0, 1), st.data())
-@settings(max_examples=50, deadline=None)
-def test_ddim_keeps_the_marginals(process, seed, eta, data):
-    """Song 2021, eq. 7: for any sigma, z_s given x_0 stays N(sqrt(abar_s) x_0, (1 - abar_s) I)."""
-    t = data.draw(st.integers(1, process.num_timesteps - 1))
-    s = data.draw(st.integers(0, t - 1))
-    x_0, eps, _ = draw(process, seed)
-    mean, _ = ddim_step(process, x_0, torch.zeros_like(eps), t, s, eta)
-    torch.testing.assert_close(mean, process.alpha[s] * x_0)
-    mean, deviation = ddim_step(process, torch.zeros_like(x_0), eps, t, s, eta)
-    total = (mean / eps) ** 2 + deviation**2
-    torch.testing.assert_close(total, process.sigma2[s].expand_as(total), rtol=1e-8, atol=1e-12)
-
-
-@given(processes, st.integers(0, 10**6), st.data())
-@settings(max_examples=30, deadline=None)
-def test_ddim_with_eta_1_between_neighbours_is_the_ddpm_posterior(process, seed, data):
-    """Song 2021, eq. 16: eta = 1 on (t - 1, t) has beta_tilde and Ho 2020, eq. 7's mean."""
-    t = data.draw(st.integers(1, process.num_timesteps - 1))
-    x_0, eps, _ = draw(process, seed)
-    t_batch = torch.full((5,), t)
-    expected = process.step(t_batch, t_batch - 1).posterior(q_sample(process.at(t_batch), x_0, eps), x_0)
-    mean, deviation = ddim_step(process, x_0, eps, t, t - 1, 1.0)
-    torch.testing.assert_close(mean, expected.mean, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(deviation**2, expected.variance.expand_as(mean), rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize(("t", "s"), [(3, 3), (3, 4), (8, 1), (3, -2)])
