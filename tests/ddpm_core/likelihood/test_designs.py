@@ -83,9 +83,9 @@ def noise_of(seed, ids, column):
 
 
 def evaluate(world, images, design, seed):
-    """What the job does with its shard of images: every evaluation, in one call."""
+    """What the job does with its shard of images: every evaluation."""
     denoiser, ids = FunctionDenoiser(world.eps_fn, SCHEDULE, SHAPE), torch.arange(len(images))
-    return elbo(denoiser, images, ids, design, seed, BetaTilde(), batch_size=design.t.numel())
+    return elbo(denoiser, images, ids, design, seed, BetaTilde(), batch_size=min(design.t.numel(), 3200))
 
 
 def pilot_proposal(world):
@@ -94,9 +94,12 @@ def pilot_proposal(world):
     return importance_proposal(SCHEDULE, design.t.reshape(-1), found.terms.reshape(-1))
 
 
-def statistics(world, images, estimator, seed, proposal):
+def statistics(world, experiments, estimator, seed, proposal):
+    """Of each experiment, which is a batch of images; ids and positions run on from one to the next."""
+    images = torch.cat(experiments)
     design = design_of(estimator, len(images), seed, proposal=proposal if estimator == "importance" else None)
-    return MeanStatistics.of(evaluate(world, images, design, seed).replicates, 1 if estimator == "all" else GROUP_SIZE)
+    replicates = evaluate(world, images, design, seed).replicates.split(len(experiments[0]))
+    return [MeanStatistics.of(values, 1 if estimator == "all" else GROUP_SIZE) for values in replicates]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def covers(variance, mean, target):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", WORLDS)
 def test_95_percent_intervals_cover_the_quadrature_value_92_to_98_percent_of_the_time(name, estimator, truth):
-    """Over 200 seeds: the one for given images with fixed images, the one for the population with fresh ones."""
+    """In 200 experiments: the one for given images with fixed images, the one for the population with fresh ones."""
     world, table, n = WORLDS[name], truth[name], 64
     proposal = pilot_proposal(world)
     fixed = draw_images(world, n, 0)
@@ -137,12 +140,13 @@ def test_95_percent_intervals_cover_the_quadrature_value_92_to_98_percent_of_the
     of_population = float((world.probabilities * table[world.levels]).sum())
     given = population = 0
     errors = []
-    for seed in range(200):
-        found = statistics(world, fixed, estimator, seed, proposal)
-        given += covers(found.given_images, found.mean, of_fixed)
-        errors.append(found.mean - of_fixed)
-        found = statistics(world, draw_images(world, n, 1000 + seed), estimator, seed, proposal)
-        population += covers(found.population, found.mean, of_population)
+    for seed in range(8):
+        for found in statistics(world, [fixed] * 25, estimator, seed, proposal):
+            given += covers(found.given_images, found.mean, of_fixed)
+            errors.append(found.mean - of_fixed)
+        fresh = draw_images(world, 25 * n, 1000 + seed).split(n)
+        for found in statistics(world, fresh, estimator, seed, proposal):
+            population += covers(found.population, found.mean, of_population)
     assert 184 <= given <= 196
     assert 184 <= population <= 196
     error = torch.tensor(errors, dtype=torch.float64)
@@ -155,10 +159,11 @@ def test_the_data_sets_interval_covers_when_some_of_its_images_are_evaluated(nam
     world, table = WORLDS[name], truth[name]
     images = draw_images(world, 96, 0)
     target, covered = float(table[images.long()].mean()), 0
-    for seed in range(200):
-        order = torch.randperm(96, generator=torch.Generator().manual_seed(seed))[:48]
-        found = statistics(world, images[order], "stratified", seed, None)
-        covered += covers(found.data_set(96), found.mean, target)
+    for seed in range(8):
+        g = torch.Generator().manual_seed(seed)
+        experiments = [images[torch.randperm(96, generator=g)[:48]] for _ in range(25)]
+        for found in statistics(world, experiments, "stratified", seed, None):
+            covered += covers(found.data_set(96), found.mean, target)
     assert 184 <= covered <= 196
 
 
@@ -167,7 +172,7 @@ def test_the_elbo_is_not_below_the_entropy(estimator):
     """Ho 2020, eq. 5: -log p <= ELBO, so the mean ELBO of any network is at least the images' entropy."""
     world, n = GreyWorld, 2000
     entropy = -float((GREY_PROBABILITIES * GREY_PROBABILITIES.log2()).sum())
-    found = statistics(world, draw_images(world, n, 5), estimator, 0, pilot_proposal(world))
+    (found,) = statistics(world, [draw_images(world, n, 5)], estimator, 0, pilot_proposal(world))
     assert found.mean > entropy - 4 * found.population.standard_error
 
 
