@@ -130,8 +130,8 @@ def elbo(
     total = num_images * num_columns
     times = design.t.reshape(-1).to(device)
     columns: dict[str, list[Tensor]] = {"terms": [], "terms_clipped": [], "eps_mse": []}
-    decoder = [torch.empty(0, len(decoder_variances(process)), dtype=torch.float64)]
     variances = decoder_variances(process)
+    decoder = [torch.empty(0, len(variances), dtype=torch.float64)]
     for start in range(0, total, batch_size):
         at = torch.arange(start, start + batch_size, device=device) % total
         image, column, t = at // num_columns, at % num_columns, times[at]

@@ -61,8 +61,8 @@ class Step:
         unit_variance: Of z_s given z_t where the data have variance 1, `variance` times (alpha_s^2 + sigma_s^2) /
             (alpha_t^2 + sigma_t^2); beta_t of DDPM, too (Ho 2020, sec. 3.2).
         posterior_variance: Of q(z_s | z_t, x_0) (Ho 2020, eq. 7); 0 after the last step.
-        posterior_variance_clipped: The same, but after the last step that of the step before, so that the decoder's
-            density exists (Nichol and Dhariwal 2021, sec. 3.1), in units of the image.
+        posterior_variance_clipped: The same, but of the step from the first time to the data that of the step before,
+            in units of the image, so that the decoder's density exists (Nichol and Dhariwal 2021, sec. 3.1).
         posterior_coef_x_0: Factor of x_0 in the posterior's mean.
         posterior_coef_z: Factor of z_t in the posterior's mean.
         coef_eps: Factor of eps in the posterior's mean, where x_0 is written by z_t and eps (Ho 2020, eq. 11).
