@@ -10,7 +10,7 @@ The model's density of xbar at index 0 is what the flow makes of z_{T-1} ~ N(0, 
     ln p(xbar_0) = ln N(z_{T-1}; 0, V I) + D ln alpha_{T-1} + integral of r_t d ln sbar from sbar_0 to sbar_{T-1}.
 
 It is a density of xbar_0, which stands for x_0 but is blurred by noise of sd sbar_0. It has no decoder, so its
-numbers are those of another model of the images than the one that `likelihood` bounds.
+numbers are those of another model of the images than the one that `ddpm_core.likelihood.elbo` bounds.
 """
 
 import itertools
@@ -25,9 +25,9 @@ from torch import Tensor
 from ddpm_core import counter_random
 from ddpm_core.denoiser import Denoiser
 from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood.decoder import PerImage
 from ddpm_core.process.discrete import DiscreteProcess, discrete
 
-PerImage = Float64[Tensor, " B"]
 PerProbe = Float64[Tensor, "B P"]
 States = Float64[Tensor, "B C H W"]
 _STREAM = "ode"

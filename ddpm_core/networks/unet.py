@@ -175,7 +175,8 @@ class UNet(nn.Module):
         """The predicted noise (K = C), or whatever else `conv_out` was made for; see the class."""
         expected = (self.config.in_channels, *self.config.height_width)
         if tuple(x_t.shape[1:]) != expected:
-            raise ConfigError(f"x_t: shape {tuple(x_t.shape)} is not [B, C, H, W] = [B, {expected}] of the network")
+            shape = ", ".join(map(str, expected))
+            raise ConfigError(f"x_t: shape {tuple(x_t.shape)} is not [B, {shape}], the network's")
         time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
         times = iter(torch.split(time[:, :, None, None], self.time_splits, dim=1))
 

@@ -84,7 +84,8 @@ class Step:
     def between(cls, time: Time, now: Marginal, then: Marginal) -> "Step":
         """The step between any two marginals (Kingma 2021, VDM, app. A.1 and A.2).
 
-        The variance is sigma_t^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close.
+        The variance is sigma_t^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close. Two marginals do
+        not know the step before, so the clipped posterior variance is the posterior variance itself.
         """
         alpha = now.alpha / then.alpha
         share = -torch.expm1(now.log_snr - then.log_snr)
@@ -92,17 +93,17 @@ class Step:
         total, total_before = (m.alpha.square() + m.sigma.square() for m in (now, then))
         posterior_variance = then.sigma.square() * share
         return cls(
-            time,
-            now,
-            then,
-            alpha,
-            variance,
-            variance * total_before / total,
-            posterior_variance,
-            posterior_variance,
-            then.alpha * share,
-            alpha * then.sigma.square() / now.sigma.square(),
-            now.sigma * share / alpha,
+            time=time,
+            now=now,
+            then=then,
+            alpha=alpha,
+            variance=variance,
+            unit_variance=variance * total_before / total,
+            posterior_variance=posterior_variance,
+            posterior_variance_clipped=posterior_variance,
+            posterior_coef_x_0=then.alpha * share,
+            posterior_coef_z=alpha * then.sigma.square() / now.sigma.square(),
+            coef_eps=now.sigma * share / alpha,
         )
 
     def posterior(self, z_t: Images, x_0: Images) -> Gaussian:

@@ -5,7 +5,7 @@ Code t is the table index 0..T-1 (a paper's t minus 1); what comes before t = 0 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,18 @@ from ddpm_core.process.base import Marginal, Process, Spacing, Step
 
 Table = Float64[Tensor, " T"]
 Timesteps = Int64[Tensor, " B"]
-# The columns of `_marginals` and `_steps`.
+# The columns of `_marginals`, and those of `_steps` by the field of a `Step` that each is.
 _MARGINAL = ("alpha", "sigma", "log_snr")
-_STEP = (
-    "step_alpha",
-    "step_variance",
-    "unit_variance",
-    "posterior_variance",
-    "posterior_variance_clipped",
-    "posterior_coef_x_0",
-    "posterior_coef_z",
-    "coef_eps",
-)
+_STEP = {
+    "alpha": "step_alpha",
+    "variance": "step_variance",
+    "unit_variance": "unit_variance",
+    "posterior_variance": "posterior_variance",
+    "posterior_variance_clipped": "posterior_variance_clipped",
+    "posterior_coef_x_0": "posterior_coef_x_0",
+    "posterior_coef_z": "posterior_coef_z",
+    "coef_eps": "coef_eps",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +187,9 @@ class DiscreteProcess:
         general = Step.between(now, self._marginal(now), self._marginal(then))
         table = self._gather("_steps", now)
         near = (then == now - 1).reshape(-1, 1, 1, 1)
-        names = [entry.name for entry in fields(Step)][3:]
         exact = {
             name: torch.where(near, column, getattr(general, name))
-            for name, column in zip(names, table.split(1, 1), strict=True)
+            for name, column in zip(_STEP, table.split(1, 1), strict=True)
         }
         return Step(now, general.now, general.then, **exact)
 
@@ -240,7 +239,7 @@ class DiscreteProcess:
 
     @property
     def _steps(self) -> Float64[Tensor, "T 8"]:
-        return torch.stack([getattr(self, name) for name in _STEP], 1)
+        return torch.stack([getattr(self, name) for name in _STEP.values()], 1)
 
 
 def discrete(process: Process) -> DiscreteProcess:
