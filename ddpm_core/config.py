@@ -16,7 +16,7 @@ _MAX_PADDED = 64
 class UNetConfig:
     """The shape of a `UNet`. Raises ConfigError where a field does not fit the others.
 
-    `image_size`: (H, W) or one number for both, of any value; where the levels cannot halve it without rest, the
+    `image_size`: (H, W) or one number for both, of any value; where the levels cannot halve it evenly, the
     network pads its input to `padded_height_width` and crops its output.
     `in_channels`: 1..4. `base_channels`: channels of the first level; `channel_multipliers`: one per
     level, times `base_channels`; `num_res_blocks`: per level going down, one more going up.
@@ -83,7 +83,7 @@ class UNetConfig:
 
     @property
     def padded_height_width(self) -> tuple[int, int]:
-        """(H, W) rounded up to what halves without rest between the levels: the size that the network computes at."""
+        """(H, W) rounded up to what the levels can halve evenly: the size that the network computes at."""
         factor = 2 ** (len(self.channel_multipliers) - 1)
         height, width = (-(-side // factor) * factor for side in self.height_width)
         return height, width

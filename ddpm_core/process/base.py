@@ -65,7 +65,7 @@ class Step:
             in units of the image, so that the decoder's density exists (Nichol and Dhariwal 2021, sec. 3.1).
         posterior_coef_x_0: Factor of x_0 in the posterior's mean.
         posterior_coef_z: Factor of z_t in the posterior's mean.
-        coef_eps: Factor of eps in the posterior's mean, where x_0 is written by z_t and eps (Ho 2020, eq. 11).
+        coef_eps: Factor of eps in the posterior's mean, where x_0 is expressed in z_t and eps (Ho 2020, eq. 11).
     """
 
     time: Time
@@ -112,7 +112,7 @@ class Step:
         return Gaussian(mean, factor(self.posterior_variance, z_t))
 
     def mean_from_eps(self, z_t: Images, eps: Images) -> Images:
-        """The posterior's mean at the x_0 that z_t holds next to `eps` (Ho 2020, eq. 11).
+        """The posterior's mean at the x_0 that z_t contains besides `eps` (Ho 2020, eq. 11).
 
         Through eps, not x_0: at small alpha_t, x_0 is large and its rounding would enter the mean.
         """

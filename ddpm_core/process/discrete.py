@@ -150,7 +150,7 @@ class DiscreteProcess:
         _check_alpha_sigma(**tables)
         alpha2, sigma2 = tables["alpha"].square(), tables["sigma"].square()
         alpha2_before = torch.cat([torch.ones(1, dtype=torch.float64), alpha2[:-1]])
-        # Of the data the SNR is infinite. sigma^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close.
+        # The data's SNR is infinite. sigma^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close.
         log_snr = torch.cat([torch.full((1,), math.inf, dtype=torch.float64), alpha2.log() - sigma2.log()])
         step_variance = sigma2 * -torch.expm1(log_snr.diff())
         config = {"name": "alpha_sigma", "alpha": tables["alpha"].tolist(), "sigma": tables["sigma"].tolist()}
@@ -177,7 +177,8 @@ class DiscreteProcess:
         return self._marginal(time)
 
     def step(self, now: Timesteps, then: Timesteps) -> Step:
-        """From t = `now` to any s = `then` < t; s = -1 is the image itself. Raises ConfigError unless -1 <= s < t < T.
+        """From t = `now` to any s = `then` < t; s = -1 is the image itself. On the CPU, see
+        `check_timesteps`, raises ConfigError unless -1 <= s < t < T.
 
         Between neighbours the coefficients are those of the tables, which a schedule of betas gives exactly.
         """

@@ -20,7 +20,7 @@ class DDIM:
         steps: K, the denoiser's calls, evenly spaced in time.
         eta: sigma^2 = eta^2 times the variance of q(z_s | z_t, x_0) (eq. 16). 0 is deterministic given the starting
             noise; 1 is DDPM on the sub-sequence, and on the full one equals `DDPM` with beta_tilde, noise for noise.
-        timesteps: A sub-sequence of one's own, increasing, in place of `steps` of them.
+        timesteps: The sub-sequence itself, increasing; `steps` is then ignored.
     """
 
     steps: int = 50
@@ -28,7 +28,7 @@ class DDIM:
     timesteps: tuple[int, ...] | None = None
 
     def times(self, process: Process) -> Time:
-        """The sub-sequence. Raises ConfigError for one that is none, and unless 0 <= eta <= 1."""
+        """The sub-sequence. Raises ConfigError unless it strictly increases and 0 <= eta <= 1."""
         if not 0.0 <= self.eta <= 1.0:
             raise ConfigError(f"eta: {self.eta} is not in [0, 1]; 0 is deterministic DDIM, 1 is DDPM")
         if self.timesteps is None:

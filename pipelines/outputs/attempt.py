@@ -104,7 +104,7 @@ class Attempt:
         for record in reads:
             self.record(record.kind, **record.payload)
 
-    def show(self, progress: Progress, total: int, label: str, detail: str = "", **metrics: float) -> None:
+    def show(self, progress: Progress, total: int, label: str, detail: str = "") -> None:
         """Update the progress line and, now and then, the metrics."""
         self._line = self._line or ProgressLine(label, total, "images", first="waiting for the first images")
         self.rate = progress.rate
@@ -117,7 +117,6 @@ class Attempt:
                 f"{self.job}/images": done,
                 "images_per_second": progress.rate,
                 "eta_seconds": (total - done) / progress.rate,
-                **metrics,
             }
             self.record("metrics", step=done, values=values)
 
