@@ -1,5 +1,6 @@
 """What predicts the image in the noise: a network, how its output is meant, and the process it was made for."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -138,7 +139,9 @@ class NetworkDenoiser(nn.Module):
 
     def in_precision(self, precision: Precision) -> "NetworkDenoiser":
         """The same network, not a copy, in evaluation mode and computing in another precision."""
-        return type(self)(self.network, self.process, precision).eval()
+        denoiser = copy.copy(self)
+        denoiser.precision = precision
+        return denoiser.eval()
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """What is trained, by the names in a model's files: the network's parameters without a prefix."""

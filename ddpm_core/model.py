@@ -51,9 +51,11 @@ def model_bytes(weights: Mapping[str, Tensor], denoiser: NetworkDenoiser, extra:
     `weights`: by name, as `EMA.state_dict()` gives them, for the network of `denoiser`. `extra` must be JSON-able.
     """
     content = save({name: weights[name].detach().cpu().contiguous() for name in sorted(weights)})
+    kind = {known: name for name, known in DENOISERS.items()}[type(denoiser)]
     config: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        **({} if kind == "eps" else {"denoiser": kind}),
         **denoiser.to_config(),
         "extra": dict(extra),
         "weights_sha256": hashlib.sha256(content).hexdigest(),

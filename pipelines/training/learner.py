@@ -83,7 +83,7 @@ class Learner:
             torch.tensor(values).to(self.device, non_blocking=True)
             for values in (batch.ids, batch.epochs, batch.images)
         )
-        if self.config_has_dropout:
+        if self._has_dropout:
             # Resumable without saved generator states: the masks are a function of (seed, step, rank).
             low, high = counter_random.stream_key(self.config.seed, f"train/dropout/{batch.step}/{self.rank}")
             torch.manual_seed(low | high << 32)
@@ -119,7 +119,7 @@ class Learner:
         return rows.sum() * (self.world_size / self.config.batch_size)
 
     @property
-    def config_has_dropout(self) -> bool:
+    def _has_dropout(self) -> bool:
         """Whether a step draws dropout masks."""
         return self.denoiser.network.config.dropout > 0
 

@@ -14,7 +14,7 @@ class Preemption:
         self._drained, self._saved = drained, False
 
     def wants_checkpoint(self) -> bool:
-        """Once for each drained node: whether one is, and was not when this was asked before. A collective."""
+        """Whether a node is being drained and none was when this was asked before. A collective."""
         drained = self._drained()
         wanted = drained and not self._saved
         self._saved = drained

@@ -88,9 +88,9 @@ class Worker:
         self.run_directory = Location.parse(job.run)
         self.dataset = PreparedDataset.open(job.train)
         hold_out = HoldOut(self.dataset.num_rows, config.data.hold_out or 0)
-        network, process = config.network.unet_config(self.dataset.image_shape), config.diffusion.process()
+        network = config.network.unet_config(self.dataset.image_shape)
         self.learner = Learner(
-            lambda: EpsDenoiser.build(network, process),
+            lambda: EpsDenoiser.build(network, config.diffusion.process()),  # each with a process of its own
             config,
             device,
             ranks.rank,

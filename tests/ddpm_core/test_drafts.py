@@ -53,9 +53,6 @@ class LearnedVarianceDenoiser(NetworkDenoiser):
         low, high = (factor(value.log(), z_t) for value in (step.posterior_variance_clipped, step.unit_variance))
         return Prediction.of_eps(z_t, step.now, eps, fraction * high + (1.0 - fraction) * low)
 
-    def to_config(self) -> dict[str, Any]:
-        return {**super().to_config(), "denoiser": "learned_variance"}
-
 
 @dataclass(frozen=True)
 class LearnedVariance:
