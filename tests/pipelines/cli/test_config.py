@@ -98,16 +98,16 @@ def booleans(config_class: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-@pytest.mark.parametrize(
-    ("config_class", "required"),
-    [
-        (TrainConfig, []),
-        (IngestConfig, ["--source", "a", "--output", "b"]),
-        (SampleConfig, ["--model", "a", "--output", "b", "--num_images", "1"]),
-        (EvaluateConfig, ["--model", "a", "--data", "b", "--output", "c"]),
-        (VerifyConfig, ["--uri", "a"]),
-    ],
-)
+JOBS: list[tuple[type[Any], list[str]]] = [
+    (TrainConfig, []),
+    (IngestConfig, ["--source", "a", "--output", "b"]),
+    (SampleConfig, ["--model", "a", "--output", "b", "--num_images", "1"]),
+    (EvaluateConfig, ["--model", "a", "--data", "b", "--output", "c"]),
+    (VerifyConfig, ["--uri", "a"]),
+]
+
+
+@pytest.mark.parametrize(("config_class", "required"), JOBS)
 def test_every_boolean_of_every_job_is_a_flag(config_class: type[Any], required: list[str]) -> None:
     names = [*booleans(config_class)]
     assert names or config_class in (IngestConfig, VerifyConfig)
@@ -204,6 +204,112 @@ def test_what_print_config_prints_is_a_recipe(tmp_path: Path, capsys: pytest.Cap
     assert read("--config", recipe(tmp_path, capsys.readouterr().out)) == Config("z", (1, 2), Section(kind="b"))
 
 
+@pytest.mark.parametrize(("config_class", "required"), JOBS)
+def test_what_a_job_prints_as_its_config_is_a_recipe_of_it(
+    config_class: type[Any], required: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(config_class, [*required, "--cluster.num_workers", "[1, 2]", "--print_config"], "")
+    again = parse(config_class, ["--config", recipe(tmp_path, capsys.readouterr().out)], "")
+    assert again == parse(config_class, [*required, "--cluster.num_workers", "[1, 2]"], "")
+
+
+def shared_fields(config_class: type[Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(name, type) of the fields that the jobs share."""
+    for name, kind in get_type_hints(config_class).items():
+        if is_dataclass(kind) and name in ("cluster", "tracking"):
+            yield from shared_fields(cast(type, kind), f"{name}.")
+        elif prefix or name in ("name", "root", "precision", "batch_size", "seed"):
+            yield f"{prefix}{name}", kind
+
+
+def test_the_jobs_have_one_vocabulary() -> None:
+    fields: dict[str, set[object]] = {}
+    for config_class, _ in JOBS:
+        for name, kind in shared_fields(config_class):
+            fields.setdefault(name, set()).add(kind)
+    several = {"name": {str, str | None}, "seed": {int, int | str}}  # a training has a name; '{date}' is a seed
+    assert {name: kinds for name, kinds in fields.items() if len(kinds) > 1} == several
+    sections = {name.partition(".")[0] for name in fields if "." in name}
+    assert sections == {"cluster", "tracking"}
+    for name in ("precision", "batch_size", "cluster.gpus_per_worker", "tracking.uri", "root"):
+        assert sum(name in dict(shared_fields(config_class)) for config_class, _ in JOBS) == 3, name
+    assert all("cluster.address" in dict(shared_fields(config_class)) for config_class, _ in JOBS)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "words", "told"),
+    [
+        (SampleConfig, ["--dtype", "float32"], "--dtype is now --precision; write --precision fp32"),
+        (EvaluateConfig, ["--dtype=bfloat16"], "--dtype is now --precision; write --precision bf16"),
+        (SampleConfig, ["--dtype=auto"], "--dtype is now --precision; write --precision auto"),
+        (TrainConfig, ["--train.seed", "3"], "--train.seed is now --seed; write --seed 3"),
+        (TrainConfig, ["--train.precision=bf16"], "--train.precision is now --precision; write --precision bf16"),
+        (
+            TrainConfig,
+            ["--cluster.use_gpu", "--train.batch_size", "8"],
+            "--cluster.use_gpu is now --cluster.gpus_per_worker, --train.batch_size is now --batch_size; "
+            "write --cluster.gpus_per_worker 1 --batch_size 8",
+        ),
+        (
+            TrainConfig,
+            ["--cluster.use_gpu=false"],
+            "--cluster.use_gpu is now --cluster.gpus_per_worker; write --cluster.gpus_per_worker 0",
+        ),
+        (
+            IngestConfig,
+            ["--num_workers", "[1,4]"],
+            "--num_workers is now --cluster.num_workers; write --cluster.num_workers [1,4]",
+        ),
+        (
+            VerifyConfig,
+            ["--cpus_per_worker", "2"],
+            "--cpus_per_worker is now --cluster.cpus_per_worker; write --cluster.cpus_per_worker 2",
+        ),
+        (
+            EvaluateConfig,
+            ["--gpus_per_worker", "0.5", "--tracking_uri", "http://host"],
+            "--gpus_per_worker is now --cluster.gpus_per_worker, --tracking_uri is now --tracking.uri; "
+            "write --cluster.gpus_per_worker 0.5 --tracking.uri http://host",
+        ),
+    ],
+)
+def test_a_name_of_an_earlier_version_is_refused_with_the_name_of_today(
+    config_class: type[Any], words: list[str], told: str
+) -> None:
+    required = dict(JOBS)[config_class]
+    with pytest.raises(ConfigError) as refusal:
+        parse(config_class, [*required, *words], "")
+    assert str(refusal.value) == told
+    parse(config_class, [*required, *told.partition("; write ")[2].split()], "")
+
+
+def test_a_recipe_of_an_earlier_version_is_refused_with_its_lines_of_today(tmp_path: Path) -> None:
+    old = "train:\n  steps: 5\n  batch_size: 8\n  precision: bf16\ncluster: {use_gpu: true, num_workers: [1, 2]}\n"
+    path = recipe(tmp_path, old)
+    with pytest.raises(ConfigError) as refusal:
+        parse(TrainConfig, ["--config", path], "")
+    assert str(refusal.value) == (
+        f"config = {path}: train.batch_size is now batch_size, train.precision is now precision, cluster.use_gpu is "
+        "now cluster.gpus_per_worker; write batch_size: 8, precision: bf16, cluster.gpus_per_worker: 1"
+    )
+    new = str(refusal.value).partition("; write ")[2].replace(", ", "\n")
+    config = parse(TrainConfig, ["--config", recipe(tmp_path, f"train: {{steps: 5}}\n{new}\n")], "")
+    assert (config.batch_size, config.precision, config.cluster.gpus_per_worker) == (8, "bf16", 1)
+    path = recipe(tmp_path, "dtype: float32\nnum_workers: [1, 2]\n")
+    with pytest.raises(ConfigError) as refusal:
+        parse(SampleConfig, ["--config", path], "")
+    assert str(refusal.value) == (
+        f"config = {path}: dtype is now precision, num_workers is now cluster.num_workers; "
+        "write precision: fp32, cluster.num_workers: [1, 2]"
+    )
+
+
+def test_a_name_of_another_job_alone_is_no_name_of_an_earlier_version() -> None:
+    with pytest.raises(ConfigError, match=r"^unrecognized arguments: --dtype float32"):
+        parse(VerifyConfig, ["--uri", "a", "--dtype", "float32"], "")
+
+
 leaves = st.none() | st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2)
 trees = st.recursive(leaves, lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3), max_leaves=6)
 
@@ -229,6 +335,12 @@ def test_differences_name_the_leaf() -> None:
     assert differences(stored, given_) == ["name: 'x' -> 'y'", "section.shape: [1, 2] -> [3]"]
     assert differences({}, {"a": 1}) == ["a: None -> 1"]
     assert differences({"a": {"b": 1}}, {"a": 2}) == ["a: {'b': 1} -> 2"]
+
+
+def test_differences_have_the_names_of_today() -> None:
+    """Stored requests and checkpoints keep their own."""
+    assert differences({"dtype": "float32"}, {"dtype": "bfloat16"}) == ["precision: 'fp32' -> 'bf16'"]
+    assert differences({"train": {"seed": 1}}, {"train": {"seed": 2}}) == ["seed: 1 -> 2"]
 
 
 def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:

@@ -47,18 +47,27 @@ def test_a_cluster_may_grow(ray_cluster: None) -> None:
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_job_is_refused_before_it_writes(no_cluster: None, tmp_path, dry_run: bool) -> None:
+@pytest.mark.parametrize(
+    ("cluster", "says"),
+    [
+        (GpuClusterConfig(gpus_per_worker=1000), r"^cluster\.gpus_per_worker = 1000"),
+        (GpuClusterConfig("127.0.0.1:1"), r"^cluster\.address = 127\.0\.0\.1:1: cannot connect to Ray"),
+    ],
+)
+def test_a_job_is_refused_before_it_writes(
+    no_cluster: None, tmp_path, dry_run: bool, cluster: GpuClusterConfig, says: str
+) -> None:
     save_tiny_model(tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
     config = SampleConfig(
         str(tmp_path / "model"),
         str(tmp_path / "samples"),
         4,
-        cluster=GpuClusterConfig(gpus_per_worker=1000),
+        cluster=cluster,
         dry_run=dry_run,
         root=str(tmp_path / "root"),
     )
-    with pytest.raises(ClusterError, match=r"cluster\.gpus_per_worker = 1000"):
+    with pytest.raises(ClusterError, match=says):
         sample(config)
     assert sorted(tmp_path.rglob("*")) == before
 

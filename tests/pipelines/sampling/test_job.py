@@ -173,8 +173,9 @@ def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, 
         "root",
     )
     command = [sys.executable, str(ROOT / "jobs" / "sample.py"), "--cluster.num_workers", "1"]
+    command += ["--cluster.address", ray.get_runtime_context().gcs_address]
     command += [f"--{name}={getattr(config, name)}" for name in fields]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     killed = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     assert killed.stderr is not None
     seen = [line for line in iter(killed.stderr.readline, "") if killed_at_first_shard(killed, line)]
