@@ -35,14 +35,15 @@ def config(tmp_path: Path, data: Path) -> TrainConfig:
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a job that must end with `code`; returns what it showed on stderr: one line, without `error: `."""
+    """Run a job that must end with `code`; returns its one `error:` line on stderr, without `error: `."""
 
     def run(code: int, job: Callable[[Sequence[str]], Any]) -> str:
         capsys.readouterr()
         ended = exit_code_of(job)
         shown = capsys.readouterr()
         assert shown.out == ""
-        (line,) = shown.err.splitlines()
+        *waited, line = shown.err.splitlines()  # a busy machine says what it waits for before
+        assert not any(said.startswith(("error", "Traceback")) for said in waited)
         assert line.startswith("error: ")
         assert "unexpected" not in line
         assert ended == code
