@@ -39,8 +39,7 @@ def sample_images(
         with torch.inference_mode():
             samples = sample(denoiser, DDIM(config.sampler_steps), ids, seed)
         parts.append((start, to_uint8(samples).cpu().numpy()))
-    gathered = sorted((row for part in ranks.gather(parts) for row in part), key=lambda row: row[0])
-    return np.concatenate([images for _, images in gathered])[: config.num_images]
+    return np.concatenate(ranks.gather_in_order(parts))[: config.num_images]
 
 
 class Grid:

@@ -3,11 +3,14 @@
 Every method is a collective: all ranks call it, in the same order, or all of them wait for ever.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def gather_in_order(self, parts: Sequence[tuple[int, T]]) -> list[T]:
+        """The values of every rank's (place, value) pairs, in the order of their places, on every rank."""
+        pairs = (pair for of_rank in self.gather(parts) for pair in of_rank)
+        return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value on every rank."""

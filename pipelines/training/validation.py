@@ -81,8 +81,7 @@ def validate(
         found = elbo(denoiser, levels, torch.tensor(ids).to(device), design, seed, variance, config.batch_size)
         total, decoder, kl_sum = found.parts()
         rows.append((start, torch.stack([total, found.prior, kl_sum, decoder, *found.replicates.unbind(1)], 1)))
-    gathered = sorted((row for part in ranks.gather(rows) for row in part), key=lambda row: row[0])
-    table = torch.cat([values for _, values in gathered])
+    table = torch.cat(ranks.gather_in_order(rows))
     total, prior, kl_sum, decoder = table[:, :4].mean(0).tolist()
     statistics = MeanStatistics.of(table[:, 4:], GROUP_SIZE)
     error = statistics.population.standard_error if num_images > 1 else None
