@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_core.model import Model
 from ddpm_core.process.discrete import discrete
 from pipelines.cli.config import require
 from pipelines.cli.console import event
@@ -42,7 +41,7 @@ def fitting_inputs(config: EvaluateConfig, model: UsedModel, data: PreparedDatas
         DataError: The data do not fit the model; there are no `train_data`.
     """
     hold_out = hold_out_of(config, model, data)
-    check_fit(config, model.model, data, len(hold_out.ids) if hold_out else data.num_rows)
+    check_fit(config, model, data, len(hold_out.ids) if hold_out else data.num_rows)
     return Inputs(model, data, _training_data(config, model, root), hold_out)
 
 
@@ -63,15 +62,9 @@ def hold_out_of(config: EvaluateConfig, model: UsedModel, data: PreparedDataset)
     return None
 
 
-def image_shape_of(model: Model) -> tuple[int, int, int]:
-    """(H, W, C), as data sets have it."""
-    channels, height, width = model.denoiser.image_shape
-    return height, width, channels
-
-
-def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_rows: int) -> None:
+def check_fit(config: EvaluateConfig, model: UsedModel, data: PreparedDataset, num_rows: int) -> None:
     """Refuse what the model cannot be evaluated on, before anything is started; `num_rows` of `data` are asked for."""
-    expected = image_shape_of(model)
+    expected = model.image_shape
     if data.image_shape != expected:
         raise DataError(
             f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
@@ -82,7 +75,7 @@ def check_fit(config: EvaluateConfig, model: Model, data: PreparedDataset, num_r
         raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
     if config.num_images is not None and config.num_images > num_rows:
         raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
-    num_kl_terms = discrete(model.denoiser.process).num_timesteps - 1
+    num_kl_terms = discrete(model.model.denoiser.process).num_timesteps - 1
     if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
         raise ConfigError(
             f"timesteps_per_image = {config.timesteps_per_image}: the model has T - 1 = {num_kl_terms} KL terms; "
@@ -106,7 +99,7 @@ def _training_data(config: EvaluateConfig, model: UsedModel, root: Path) -> Prep
     """What the histogram baseline is fitted on; None, with a word, if the model's own cannot be read from here."""
     if config.train_data is not None:
         given = open_dataset(Location.parse(root), "train_data", config.train_data)
-        if given.image_shape != image_shape_of(model.model):
+        if given.image_shape != model.image_shape:
             raise DataError(f"train_data = {config.train_data}: images are {given.image_shape}, not the model's shape")
         return given
     known = model.trained_on

@@ -30,6 +30,12 @@ class UsedModel:
         return step
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C), as data sets have it."""
+        channels, height, width = self.model.denoiser.image_shape
+        return height, width, channels
+
+    @property
     def trained_on(self) -> dict[str, Any]:
         """`id`, `uri` and so on of the data set of its training; empty where it does not say."""
         return self.model.extra.get("dataset") or {}

@@ -128,12 +128,11 @@ class Sampling(BulkJob):
             "From noise to image: x_t above the predicted x_0.\n\n"
             "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})"
         )
-        channels, height, width = self.model.model.denoiser.image_shape
         pictures = [
             Record("artifact", {"path": (preview / name).uri, "artifact_path": "preview"})
             for name in ("grid.png", "trajectory.png")
         ]
-        return Finished({"image_shape": [height, width, channels]}, [*pictures, Record("note", {"markdown": note})])
+        return Finished({"image_shape": list(self.model.image_shape)}, [*pictures, Record("note", {"markdown": note})])
 
     def _grid(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> bytes:
         """The first images, from the stored shards."""

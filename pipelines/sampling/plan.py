@@ -87,10 +87,9 @@ def plan(
     output: Location, request: SampleRequest, used: UsedModel, shards_left: Sequence[int], cluster: GpuClusterConfig
 ) -> list[tuple[str, str]]:
     """(name, value) rows: what is left to do, and what it takes by a calibration on one actor."""
-    batch_size, model = request.batch_size, used.model
-    work = work_of(request, model, shards_left)
+    batch_size, work = request.batch_size, work_of(request, used.model, shards_left)
     images, calls = work.images, work.calls
-    channels, height, width = model.denoiser.image_shape
+    height, width, channels = used.image_shape
     rows = [
         ("shards", f"{len(shards_left):,} of {request.num_shards:,} to do, up to {request.shard_size:,} images each"),
         ("images", f"{images:,} of {request.num_images:,} to do, {height}x{width}x{channels}"),
