@@ -1,6 +1,7 @@
 """What predicts the image in the noise: a network, how its output is meant, and the process it was made for."""
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -109,7 +110,7 @@ class Denoiser(Protocol):
         ...
 
 
-class NetworkDenoiser(nn.Module):
+class NetworkDenoiser(nn.Module, ABC):
     """A network with a process: what is trained, saved and loaded. A subclass says what the network's output means.
 
     Attributes:
@@ -127,9 +128,9 @@ class NetworkDenoiser(nn.Module):
         """With a new network."""
         return cls(UNet(network), process)
 
+    @abstractmethod
     def read(self, z_t: Images, time: Time, output: Tensor) -> Prediction:
         """What the network's output, in z_t's dtype, says of z_t."""
-        raise NotImplementedError
 
     def forward(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
         """See `Denoiser`; this network takes no labels."""

@@ -137,9 +137,9 @@ def elbo(
         image, column, t = at // num_columns, at % num_columns, times[at]
         eps = counter_random.normal(seed, STREAM, ids[image], column, shape, dtype=torch.float64)
         batch = levels[image]
-        z_t = q_sample(process.at(t), x_0_of(batch), eps)
-        prediction = denoiser(z_t, t, None if label is None else label[image])
         step = process.step(t, t - 1)
+        z_t = q_sample(step.now, x_0_of(batch), eps)
+        prediction = denoiser(z_t, t, None if label is None else label[image])
         found = {
             "terms": term_bpd(step, batch, eps, prediction, variance),
             "terms_clipped": term_bpd(step, batch, eps, prediction.clipped(), variance),
