@@ -24,14 +24,16 @@ from pipelines.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device.
+    """What a step gives, on the device.
 
-    `loss`: this rank's part of the global batch's mean loss; the sum over ranks is the loss.
-    `grad_norm`: L2 norm of the global gradient before clipping.
+    `loss`: scalar, this rank's part of the global batch's mean loss; the sum over ranks is the loss.
+    `grad_norm`: scalar, L2 norm of the global gradient before clipping.
+    `moments`: float64 [2], this rank's part of the mean over the global batch of its rows' losses and of their squares.
     """
 
     loss: Tensor
     grad_norm: Tensor
+    moments: Tensor
 
 
 class Learner:
@@ -90,33 +92,36 @@ class Learner:
         count = self.config.train.accumulate
         parts = zip(*(values.tensor_split(count) for values in (to_model_range(images), ids, epochs)), strict=True)
         loss = torch.zeros((), device=self.device)
+        moments = torch.zeros(2, dtype=torch.float64, device=self.device)
         for index, (x_0, part_ids, part_epochs) in enumerate(parts):
-            part = self._loss(x_0, part_ids, part_epochs)
+            rows = self._losses(x_0, part_ids, part_epochs)
+            # DDP averages gradients over ranks, so each rank's loss is scaled by the world size.
+            part = rows.sum() * (self.world_size / self.config.batch_size)
             if index == count - 1 or self.world_size == 1:
                 torch.autograd.backward(part)
             else:
                 with self.denoise.no_sync():  # type: ignore[attr-defined]
                     torch.autograd.backward(part)
             loss += part.detach()
+            values = rows.detach().double()
+            moments += torch.stack([values.sum(), values.square().sum()])
         grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.train.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(batch.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(batch.step)
-        # DDP averages gradients over ranks, so each rank's loss is scaled by the world size (see _loss).
-        return StepResult(loss / self.world_size, grad_norm)
+        return StepResult(loss / self.world_size, grad_norm, moments / self.config.batch_size)
 
-    def _loss(self, x_0: Tensor, ids: Tensor, epochs: Tensor) -> Tensor:
-        """Σ over rows of the objective's loss, times world size / global batch."""
+    def _losses(self, x_0: Tensor, ids: Tensor, epochs: Tensor) -> Tensor:
+        """The objective's loss of each row."""
         seed = self.config.seed
         time = self.denoiser.process.draw(counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0])
         eps = counter_random.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
         if self.config.data.random_flip:
             flip = counter_random.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        rows = self.objective(self.denoise, x_0, time, eps)
-        return rows.sum() * (self.world_size / self.config.batch_size)
+        return self.objective(self.denoise, x_0, time, eps)
 
     @property
     def _has_dropout(self) -> bool:

@@ -1,4 +1,4 @@
-"""Loss, gradient norm and learning rate of every step, and the rate of the steps between two reports."""
+"""Loss and its variance over the batch, gradient norm and learning rate of every step; the rate between two reports."""
 
 import time
 from collections.abc import Callable
@@ -72,12 +72,20 @@ class StepMetrics:
         seconds = time.perf_counter() - self._began
         losses = torch.stack([result.loss for result, _ in self._results]).double()
         norms = torch.stack([result.grad_norm for result, _ in self._results]).double()
-        self._ranks.add_up(losses)
-        table = torch.stack([losses, norms]).cpu().numpy()
+        moments = torch.stack([result.moments for result, _ in self._results])
+        sums = torch.cat([losses[:, None], moments], 1)
+        self._ranks.add_up(sums)
+        loss_sums, mean, square = sums.unbind(1)
+        table = torch.stack([loss_sums, norms, (square - mean.square()).clamp(min=0.0)]).cpu().numpy()
         first = done - len(self._results)
-        _require_finite(table, first)
-        for offset, (loss, norm) in enumerate(table.T.tolist()):
-            values = {"train/loss": loss, "grad_norm": norm, "learning_rate": self._learning_rate(first + offset)}
+        _require_finite(table[:2], first)
+        for offset, (loss, norm, variance) in enumerate(table.T.tolist()):
+            values = {
+                "train/loss": loss,
+                "train/loss_variance": variance,
+                "grad_norm": norm,
+                "learning_rate": self._learning_rate(first + offset),
+            }
             self._reports.metrics(first + offset + 1, values, self._results[offset][1])
         batch_size = self._config.batch_size
         values = {

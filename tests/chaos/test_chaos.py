@@ -27,7 +27,7 @@ MACHINE = {
     "data_wait_fraction",
     "first_batch_seconds",
 }
-EVERY_STEP = {"train/loss", "grad_norm", "learning_rate"}
+EVERY_STEP = {"train/loss", "train/loss_variance", "grad_norm", "learning_rate"}
 
 
 @pytest.fixture(scope="module")

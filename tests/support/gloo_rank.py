@@ -30,6 +30,7 @@ def main(rank: int, world_size: int, directory: Path) -> None:
         torch.save(
             {
                 "losses": torch.stack([result.loss for result in results]),
+                "moments": torch.stack([result.moments for result in results]),
                 "norms": torch.stack([result.grad_norm for result in results]),
                 "weights": single.weights(learner),
                 "gathered": ranks.gather(rank * 10),

@@ -77,7 +77,7 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     client, run = mlflow_run(one_worker)
     assert run.info.status == "FINISHED"
     assert "MLFLOW_TRACKING_URI" not in os.environ  # a later run of this process may have another database
-    for key in ("train/loss", "grad_norm", "learning_rate"):
+    for key in ("train/loss", "train/loss_variance", "grad_norm", "learning_rate"):
         assert [step for step, _ in curve(one_worker, key)] == EVERY_STEP
     assert dict(curve(one_worker, "learning_rate"))[2] == pytest.approx(4e-4)
     assert [step for step, _ in curve(one_worker, "images_per_second")] == [5, 6, 10, 12, 15, 18, 20, 24]
@@ -140,6 +140,8 @@ def test_two_workers_train_on_the_same_rows_to_the_same_losses(
     assert [step for step, _ in ours] == EVERY_STEP
     np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-4)
     np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=1e-6)  # before rounding has been trained on
+    spreads = [curve(config, "train/loss_variance")[0][1] for config in (two_workers, one_worker)]
+    np.testing.assert_allclose(spreads[0], spreads[1], rtol=1e-5)
 
 
 def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_rests(

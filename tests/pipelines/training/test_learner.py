@@ -77,6 +77,7 @@ def test_cutting_a_batch_into_parts_changes_nothing(loss: str) -> None:
         for ours, whole in zip(steps, results[0], strict=True):
             torch.testing.assert_close(ours.loss, whole.loss, rtol=1e-5, atol=1e-7)
             torch.testing.assert_close(ours.grad_norm, whole.grad_norm, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(ours.moments, whole.moments, rtol=1e-5, atol=1e-7)
     assert all(distance(end, ends[0]) < 1e-3 for end in ends[1:])
 
 
@@ -86,16 +87,16 @@ def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
     to = torch.tensor
     x_0 = to(whole.images).permute(0, 3, 1, 2) / 127.5 - 1
 
-    def loss_of(rows: list[int], epoch: int) -> float:
+    def losses_of(rows: list[int], epoch: int = 0, of: Learner = trained) -> list[float]:
         ids = to(whole.ids[rows])
-        return float(trained._loss(x_0[rows], ids, torch.full_like(ids, epoch)).detach())
+        found: list[float] = of._losses(x_0[rows], ids, torch.full_like(ids, epoch)).tolist()
+        return found
 
-    singles = [loss_of([row], 0) for row in range(12)]
-    assert loss_of(list(range(12)), 0) == pytest.approx(sum(singles), rel=1e-5)
-    assert loss_of([7, 2, 11], 0) == pytest.approx(singles[7] + singles[2] + singles[11], rel=1e-5)
-    assert loss_of([7], 1) != pytest.approx(singles[7], rel=1e-3)  # another epoch: another t and ε
-    other = learner(configured(seed=1))
-    assert float(other._loss(x_0[[7]], to(whole.ids[[7]]), to([0])).detach()) != pytest.approx(singles[7], rel=1e-3)
+    singles = [losses_of([row])[0] for row in range(12)]
+    assert losses_of(list(range(12))) == pytest.approx(singles, rel=1e-5)
+    assert losses_of([7, 2, 11]) == pytest.approx([singles[7], singles[2], singles[11]], rel=1e-5)
+    assert losses_of([7], epoch=1)[0] != pytest.approx(singles[7], rel=1e-3)  # another epoch: another t and ε
+    assert losses_of([7], of=learner(configured(seed=1)))[0] != pytest.approx(singles[7], rel=1e-3)
 
 
 def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +105,9 @@ def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch)
     trained = learner(replace(CONFIG, data=DataConfig(random_flip=True)))
     ids = torch.arange(400)
     ramp = torch.arange(8.0).expand(400, 1, 8, 8)
-    trained._loss(ramp, ids, torch.zeros_like(ids))
-    trained._loss(ramp[:100], ids[300:], torch.zeros_like(ids[300:]))
-    trained._loss(ramp, ids, torch.ones_like(ids))
+    trained._losses(ramp, ids, torch.zeros_like(ids))
+    trained._losses(ramp[:100], ids[300:], torch.zeros_like(ids[300:]))
+    trained._losses(ramp, ids, torch.ones_like(ids))
     first, part, next_epoch = ((x_0[:, 0, 0, 0] == 7) for x_0 in seen)
     assert torch.equal(first[300:], part)
     assert not torch.equal(first, next_epoch)
@@ -198,6 +199,22 @@ def test_the_loss_falls_on_an_easy_problem() -> None:
     assert np.mean(losses[-10:]) < 0.5
 
 
+def test_a_step_tells_the_moments_of_its_rows_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = learner(configured(accumulate=2))
+    rows: list[torch.Tensor] = []
+    objective = trained.objective
+
+    def noted(*args: Any) -> torch.Tensor:
+        rows.append(objective(*args))
+        return rows[-1]
+
+    monkeypatch.setattr(trained, "objective", noted)
+    result = trained.step(batch(0))
+    losses = torch.cat(rows).detach().double()
+    assert len(losses) == 12
+    torch.testing.assert_close(result.moments, torch.stack([losses.mean(), losses.square().mean()]))
+
+
 def test_bf16_keeps_float32_weights_moments_and_loss() -> None:
     trained = learner(configured(precision="bf16"))
     result = trained.step(batch(0))
@@ -259,6 +276,8 @@ def test_ranks_give_the_numbers_of_one_process(tmp_path: Path) -> None:
         parts = [torch.load(tmp_path / f"{accumulate}-{rank}.pt", weights_only=True) for rank in range(2)]
         losses = sum(part["losses"] for part in parts)
         torch.testing.assert_close(losses, torch.stack([result.loss for result in expected]), rtol=1e-5, atol=1e-7)
+        moments = sum(part["moments"] for part in parts)
+        torch.testing.assert_close(moments, torch.stack([result.moments for result in expected]), rtol=1e-5, atol=1e-7)
         for part in parts:
             norms = torch.stack([result.grad_norm for result in expected])
             torch.testing.assert_close(part["norms"], norms, rtol=1e-4, atol=1e-6)
