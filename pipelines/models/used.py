@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm_core.kind import kind_of
 from ddpm_core.model import Model, model_from_bytes
 from pipelines.models.find import model_for
 from pipelines.models.kept import FoundModel
@@ -47,5 +48,5 @@ class UsedModel:
 
     @property
     def described(self) -> str:
-        """See `FoundModel.described`."""
-        return self.found.described(self.step)
+        """See `FoundModel.described`; and what kind of model it is."""
+        return f"{self.found.described(self.step)}, {kind_of(self.model.config)}"

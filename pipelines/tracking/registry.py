@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_core.kind import kind_of
 from pipelines.tracking.champion import MODEL_ID_TAG, Validation, settle_champion
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def register_model(
     """
     model_id = _log_model(client, run_id, experiment_id, payload, directory)
     _link_to_run(client, run_id, model_id, int(payload["step"]))
-    version = _register(client, run_id, model_id, payload)
+    kind = kind_of(json.loads((directory / "config.json").read_bytes()))
+    version = _register(client, run_id, model_id, payload, kind)
     # MLflow's page of the model shows its registered versions from this tag.
     versions = json.dumps([{"name": payload["name"], "version": int(version.version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
@@ -95,7 +97,7 @@ def _link_to_run(client: "MlflowClient", run_id: str, model_id: str, step: int) 
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
 
 
-def _register(client: "MlflowClient", run_id: str, model_id: str, payload: dict[str, Any]) -> "ModelVersion":
+def _register(client: "MlflowClient", run_id: str, model_id: str, payload: dict[str, Any], kind: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
     name = payload["name"]
@@ -115,7 +117,7 @@ def _register(client: "MlflowClient", run_id: str, model_id: str, payload: dict[
         run_id=run_id,
         model_id=model_id,
         tags={**_tags(payload), **(measured.tags if measured else {})},
-        description=f"step {payload['step']:,}" + (f", {measured}" if measured else ""),
+        description=f"step {payload['step']:,}" + (f", {measured}" if measured else "") + f"; {kind}",
     )
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_id_of
+from ddpm_core.kind import kind_of
+from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_from_bytes, model_id_of
 from pipelines.cli.console import plus_minus
-from pipelines.cli.errors import CheckpointError, DDPMError, LedgerError
+from pipelines.cli.errors import CheckpointError, DDPMError, LedgerError, ModelError
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import COMMIT, FILES, Checkpoint, CheckpointStore
 from pipelines.storage.location import Location
@@ -47,7 +48,8 @@ def check_run(run: Location) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _check_checkpoint(checkpoint: Checkpoint) -> list[str]:
-    """One line for each file that is not as committed, for a model of another id, and for a ledger that is off."""
+    """One line for each file that is not as committed, for a model of another id or that cannot be loaded, and for a
+    ledger that is off."""
     at, state, problems = checkpoint.location, checkpoint.state, list[str]()
     problems += [f"{at / COMMIT}: does not name {name}" for name in FILES if name not in state["files"]]
     content: dict[str, bytes] = {}
@@ -60,11 +62,16 @@ def _check_checkpoint(checkpoint: Checkpoint) -> list[str]:
         if name.startswith("model/") or name == "ledger.parquet":  # all else may be large
             content[name] = data
     if {f"model/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE)} <= content.keys():
-        model_id = model_id_of({name.removeprefix("model/"): data for name, data in content.items()})
+        files = {name.removeprefix("model/"): data for name, data in content.items()}
+        model_id = model_id_of(files)
         if model_id != state.get("model_id"):
             problems.append(
                 f"{checkpoint.model}: is model {model_id[:12]}, {COMMIT} says {state.get('model_id')!s:.12}"
             )
+        try:
+            model_from_bytes(files, where=str(checkpoint.model))
+        except ModelError as error:
+            problems.append(str(error))
     if "ledger.parquet" in content:
         try:
             check_ledger(Ledger.from_bytes(content["ledger.parquet"]), state)
@@ -116,7 +123,7 @@ def _rows(
             f"{len(found)} checkpoint(s) (step {steps}) with their ledgers, {len(files)} files, {size:,.1f} MiB",
         ),
         ("state", state),
-        ("model", f"{newest.state.get('model_id')} ({newest.model}, step {newest.step})"),
+        ("model", f"{newest.state.get('model_id')} ({newest.model}, step {newest.step}){_kind(newest)}"),
         ("trained on", f"data set {newest.state['dataset'].get('id')} ({newest.state['dataset'].get('uri')})"),
         ("ledger", _used(newest)),
         ("code", str(newest.state.get("code_version"))),
@@ -124,6 +131,15 @@ def _rows(
     if result is not None and (scores := result["validation"]):
         rows.append(("validation", f"{plus_minus(scores.get('total'), scores.get('standard_error'))} bits/dim"))
     return rows
+
+
+def _kind(newest: Checkpoint) -> str:
+    """Of the newest model, where it can be loaded."""
+    try:
+        files = {name: newest.read(f"model/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        return f", {kind_of(model_from_bytes(files).config)}"
+    except (CheckpointError, ModelError, KeyError):
+        return ""
 
 
 def _used(newest: Checkpoint) -> str:

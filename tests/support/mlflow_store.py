@@ -1,5 +1,6 @@
 """What the tracking tests share: a real MLflow server that can be stopped, and how a run is driven and read."""
 
+import json
 import os
 import queue
 import signal
@@ -118,6 +119,7 @@ def write_png(path):
 
 def write_model(directory):
     directory.mkdir()
-    (directory / "config.json").write_text("{}")
+    schedule = {"name": "linear", "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    (directory / "config.json").write_text(json.dumps({"network": {}, "schedule": schedule}))
     (directory / "ema.safetensors").write_bytes(b"weights")
     return str(directory)

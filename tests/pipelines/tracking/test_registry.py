@@ -36,7 +36,8 @@ def run(client, tmp_path):
 def directory(tmp_path):
     directory = tmp_path / "model"
     directory.mkdir()
-    (directory / "config.json").write_text('{"step": 100}')
+    schedule = {"name": "linear", "num_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    (directory / "config.json").write_text(json.dumps({"network": {}, "schedule": schedule}))
     (directory / "ema.safetensors").write_bytes(bytes(range(256)))
     return directory
 
@@ -94,7 +95,7 @@ def test_a_registered_model_can_be_found_downloaded_and_identified(client, run, 
         "ddpm.champion": f"version 1: the first of {name}",
     }
     assert version.description == (
-        "step 100, 3.2500 ± 0.0100 bits/dim (64 validation images, σ² = beta_tilde). "
+        "step 100, 3.2500 ± 0.0100 bits/dim (64 validation images, σ² = beta_tilde); ε-prediction, linear T = 1,000. "
         f"Champion: version 1: the first of {name}"
     )
     assert version.run_id == run.info.run_id
@@ -272,7 +273,10 @@ def test_promotion_compares_with_the_champions_evaluation(client, run, directory
     assert promote_if_better(*asked, "two", "d", 64, "beta", intervals) == "now version 2, was 1"
     decided = "now version 2, was 1: by an evaluation on data set d"
     assert client.get_model_version(name, "2").tags["ddpm.champion"] == decided
-    assert client.get_model_version(name, "2").description == f"step 100. Champion: {decided}"
+    assert (
+        client.get_model_version(name, "2").description
+        == f"step 100; ε-prediction, linear T = 1,000. Champion: {decided}"
+    )
     assert inventory(client, run, name)["aliases"] == {"champion": 2}
 
 

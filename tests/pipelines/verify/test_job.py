@@ -70,6 +70,7 @@ def test_a_sample_set_passes_and_its_lineage_is_told(samples: Path) -> None:
     result.require_no_problems()
     assert rows["checked"].startswith("22 images in 4 shards")
     assert rows["model"].startswith(load_model(samples / "model").model_id)
+    assert rows["model"].endswith("/model, step 7), ε-prediction, linear T = 20")
     assert "d" * 64 in rows["trained on"]
     assert rows["verdict"] == "everything is right"
 

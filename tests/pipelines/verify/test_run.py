@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_inputs.model_files import model_files
 from support.sample_runs import NETWORK, tiny_state
 
 from ddpm_core.denoiser import EpsDenoiser
@@ -79,6 +80,7 @@ def test_a_finished_run_passes_and_its_lineage_is_told(run: Path, tmp_path: Path
     assert rows["checked"].startswith("2 checkpoint(s) (step 3, 6) with their ledgers, 10 files, ")
     assert rows["state"] == "finished: 6 steps"
     assert rows["model"].startswith(json.loads((run / "result.json").read_bytes())["model_id"])
+    assert rows["model"].endswith("step 6), ε-prediction, linear T = 20")
     assert rows["trained on"].startswith(f"data set {'d' * 64} (/data/images)")
     assert rows["ledger"] == "24 rows used, each once in its epoch; 2 finished epoch(s) of 10 rows"
     assert rows["code"] == "1.2+src.abc"
@@ -86,6 +88,22 @@ def test_a_finished_run_passes_and_its_lineage_is_told(run: Path, tmp_path: Path
     assert rows["verdict"] == "everything is right"
     shutil.move(run, tmp_path / "elsewhere")
     assert verify(VerifyConfig(str(tmp_path / "elsewhere"))).problems == [], "a run may be moved"
+
+
+def test_a_model_that_is_as_committed_and_cannot_be_loaded_is_named(run: Path) -> None:
+    """As one of a later version: every digest is right, its configuration says what this version does not know."""
+    store = CheckpointStore.open(str(run))
+    checkpoint = store.load(STEPS)
+    files = {name: checkpoint.read(name) for name in checkpoint.state["files"]}
+    model = model_files(lambda config: config.update(denoiser="score"))
+    files |= {f"model/{name}": content for name, content in model.items()}
+    store.save(STEPS, files, {**checkpoint.state, "model_id": model_id_of(model)})
+    edit(run / "result.json", model_id=model_id_of(model))
+    result = verify(VerifyConfig(str(run)))
+    (problem,) = result.problems
+    assert problem.startswith(f"{run}/{NEWEST}/model: does not describe a network of this version (")
+    assert "'score'" in problem
+    assert dict(result.rows)["model"].endswith("step 6)")
 
 
 def test_an_unfinished_run_is_checked_as_far_as_it_goes(run: Path) -> None:

@@ -1,0 +1,38 @@
+"""What kind of model it is, in a line for a person, from what its config.json says; without torch, as jobs show it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_PREDICTIONS = {
+    "eps": "ε-prediction",
+    "x_0": "x_0-prediction",
+    "v": "v-prediction",
+    "residual_eps": "residual ε-prediction",
+    "edm": "EDM preconditioning",
+}
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Prediction, process and learned variances of the model that `config` describes, whose fields have been checked:
+    'v-prediction, cosine T = 1,000 with zero terminal SNR, learned σ²'."""
+    parts = [_PREDICTIONS[config.get("denoiser", "eps")], _process(config["schedule"])]
+    if config["network"].get("learned_variance"):
+        parts.append("learned σ²")
+    return ", ".join(parts)
+
+
+def _process(schedule: Mapping[str, Any]) -> str:
+    match name := schedule["name"]:
+        case "gamma_linear" | "gamma_learned":
+            learned = "learned " if name == "gamma_learned" else ""
+            if schedule.get("learned_ends"):
+                return "continuous time, learned γ with learned ends"
+            return f"continuous time, {learned}γ from {schedule['gamma_min']:g} to {schedule['gamma_max']:g}"
+        case "edm":
+            return f"continuous time, σ from {schedule['sigma_min']:g} to {schedule['sigma_max']:g}"
+        case "table" | "alpha_sigma":
+            named, steps = "own table", len(schedule["betas" if name == "table" else "alpha"])
+        case _:
+            named, steps = name, schedule["num_timesteps"]
+    zero = " with zero terminal SNR" if schedule.get("zero_terminal_snr") else ""
+    return f"{named} T = {steps:,}{zero}"
