@@ -24,14 +24,44 @@ DECISION_TAG = "ddpm.champion"
 IMAGES_METRIC = "eval/num_images"
 _ONE_DRAW = "promote: one draw tells no Monte-Carlo error; evaluate both with more --draws"
 _SHA256 = re.compile(r"^(\w{12})\w+")  # of which a person is shown the beginning
+# The bound of each kind of model where its user asks for no other: variances given, variances learned, continuous time.
+_OF_ITS_KIND = frozenset({"beta_tilde", "learned", "continuous"})
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+def comparable(bound: str, other: str) -> bool:
+    """Whether models may be compared by these bounds, which are named as in `ddpm_core.likelihood.bounds`.
+
+    By one bound always. By two only where each is that of its kind: then no bound serves both models, a table of betas
+    having no continuous time and a VDM no beta. Every bound is, decoder and prior included, an upper bound of -log2 p
+    of the same 8-bit images, so the lower one is of the model that codes them in fewer bits. Variances and numbers of
+    steps that somebody chose are about that choice, and compete with none but themselves.
+
+    >>> comparable("steps_50.beta_tilde", "steps_50.beta_tilde"), comparable("continuous", "beta_tilde")
+    (True, True)
+    >>> comparable("beta", "beta_tilde"), comparable("continuous", "steps_50.continuous")
+    (False, False)
+    """
+    return bound == other or {bound, other} <= _OF_ITS_KIND
+
+
+def told(bound: str) -> str:
+    """A bound's name as part of a sentence.
+
+    >>> told("beta_tilde"), told("continuous"), told("steps_50.beta_tilde"), told("steps_50.continuous")
+    ('σ² = beta_tilde', 'continuous time', 'σ² = beta_tilde, 50 steps', '50 steps')
+    """
+    steps, _, kind = bound.rpartition(".")
+    words = [] if kind == "continuous" else [f"σ² = {kind}"]
+    words += [f"{steps.removeprefix('steps_')} steps"] if steps else []
+    return ", ".join(words) or "continuous time"
 
 
 @dataclass(frozen=True)
 class Validation:
     """What a training measured of its last model: mean bits/dim of `num_images` images, the first of the data set.
 
-    `standard_error` is over images; None when there is one image, which tells none.
+    `standard_error` is over images; None when there is one image, which tells none. `sigma2` names the bound.
     """
 
     bits_per_dim: float
@@ -76,15 +106,15 @@ class Validation:
 
     def __str__(self) -> str:
         error = "" if self.standard_error is None else f" ± {self.standard_error:.4f}"
-        return f"{self.bits_per_dim:.4f}{error} bits/dim ({self.num_images} validation images, σ² = {self.sigma2})"
+        return f"{self.bits_per_dim:.4f}{error} bits/dim ({self.num_images} validation images, {told(self.sigma2)})"
 
 
 def settle_champion(client: "MlflowClient", version: "ModelVersion") -> str:
     """Give a new version the alias `champion` if there is no champion, or if its validation is better than that one's.
 
-    Better means that the 95% intervals do not touch, both on the same images with the same σ². It is decided once for a
-    version: the tag `ddpm.champion` keeps what was decided and why, and whoever moves the alias afterwards has the last
-    word.
+    Better means that the 95% intervals do not touch, both on the same images by bounds that are `comparable`. It is
+    decided once for a version: the tag `ddpm.champion` keeps what was decided and why, and whoever moves the alias
+    afterwards has the last word.
 
     Returns:
         Which version is champion and why, for a person.
@@ -125,36 +155,38 @@ def _is_better(version: "ModelVersion", holder: "ModelVersion") -> tuple[bool, s
     assert its is not None
     for what in ("dataset_id", "num_images", "sigma2"):
         a, b = getattr(mine, what), getattr(its, what)
-        if a != b:
+        if not (comparable(a, b) if what == "sigma2" else a == b):
             a, b = (_SHA256.sub(r"\1", str(value)) for value in (a, b))
             return False, f"validated differently, {what} {b} and {a} for version {version.version}; {evaluate}"
     a, b = (f"{found.bits_per_dim:.4f} ± {found.half_width:.4f}" for found in (mine, its))
     if mine.bits_per_dim + mine.half_width < its.bits_per_dim - its.half_width:
-        return True, f"{a} bits/dim is below its {b} (95%, the same {mine.num_images} validation images)"
+        bounds = "" if mine.sigma2 == its.sigma2 else f", bounds {mine.sigma2} and {its.sigma2}"
+        return True, f"{a} bits/dim is below its {b} (95%, the same {mine.num_images} validation images{bounds})"
     return False, f"{a} bits/dim of version {version.version} is not clearly below its {b} (95%); {evaluate}"
 
 
 @dataclass(frozen=True)
 class _Contest:
-    """A registered version and the champion of its name; `metrics` are the champion's evaluation, None where there is
-    nothing to compare: no champion, or the version is it already."""
+    """A registered version and the champion of its name; `metrics` are the champion's evaluation by `bound`, None where
+    there is nothing to compare: no champion, or the version is it already."""
 
     client: "MlflowClient"
     mine: "ModelVersion"
     holder: "ModelVersion | None"
     metrics: Mapping[str, float] | None
+    bound: str
 
     def kind(self, num_images: int | None) -> str:
         """Which intervals are compared, if `num_images` are evaluated."""
         return "given_images" if self.metrics and self.metrics.get(IMAGES_METRIC) == num_images else "data_set"
 
-    def interval(self, kind: str, sigma2: str) -> tuple[float, float] | None:
+    def interval(self, kind: str) -> tuple[float, float] | None:
         """The champion's."""
-        return _interval(self.metrics or {}, kind, sigma2)
+        return _interval(self.metrics or {}, kind, self.bound)
 
 
 def check_promotable(
-    tracking_uri: str, name: str, model_id: str, dataset_id: str, num_images: int | None, sigma2: str, draws_known: bool
+    tracking_uri: str, name: str, model_id: str, dataset_id: str, num_images: int | None, bound: str, draws_known: bool
 ) -> None:
     """Refuse, before anything is computed, a promotion that is bound to fail after it.
 
@@ -164,15 +196,15 @@ def check_promotable(
         model_id: Hash of the model.
         dataset_id: Content hash of the data set.
         num_images: How many of its images will be evaluated; None if that is decided on the way.
-        sigma2: Reverse variances of the number compared.
+        bound: Name of the bound that is compared.
         draws_known: Whether the evaluation will tell its Monte-Carlo error.
 
     Raises:
         TrackingError: As of `promote_if_better`.
     """
-    contest = _contest(tracking_uri, name, model_id, dataset_id, sigma2)
+    contest = _contest(tracking_uri, name, model_id, dataset_id, bound)
     kind = contest.kind(num_images)
-    known = draws_known and contest.interval(kind, sigma2) is not None
+    known = draws_known and contest.interval(kind) is not None
     if contest.metrics is not None and kind == "given_images" and not known:
         raise TrackingError(_ONE_DRAW)
 
@@ -183,14 +215,15 @@ def promote_if_better(
     model_id: str,
     dataset_id: str,
     num_images: int,
-    sigma2: str,
+    bound: str,
     intervals: Mapping[str, Sequence[float] | None],
 ) -> str:
     """Give the registered version of `model_id` the alias `champion` if its 95% interval is below the champion's.
 
-    The champion's is that of its newest finished evaluation on the same data set under the same variances. If both
-    have scored the same images, which equal numbers of the fixed order are, the intervals for given images are
-    compared: the choice of images is common to both. Otherwise those for the data set.
+    The champion's is that of its newest finished evaluation on the same data set by the same bound or, where it has
+    none, by another one that is `comparable`. If both have scored the same images, which equal numbers of the fixed
+    order are, the intervals for given images are compared: the choice of images is common to both. Otherwise those for
+    the data set.
 
     Args:
         tracking_uri: Of MLflow.
@@ -198,7 +231,7 @@ def promote_if_better(
         model_id: Hash of the model.
         dataset_id: Content hash of the data set.
         num_images: How many of its images were evaluated.
-        sigma2: Reverse variances of the number compared.
+        bound: Name of the bound that is compared.
         intervals: Of the model: `given_images` and `data_set`, (low, high).
 
     Returns:
@@ -207,26 +240,27 @@ def promote_if_better(
     Raises:
         TrackingError: The model is not registered, it or the champion has no such interval, or MLflow does not answer.
     """
-    contest = _contest(tracking_uri, name, model_id, dataset_id, sigma2)
+    contest = _contest(tracking_uri, name, model_id, dataset_id, bound)
     mine, holder = contest.mine, contest.holder
     if holder is not None and contest.metrics is None:
         return f"version {holder.version} is the champion already"
     if holder is not None:
         kind = contest.kind(num_images)
-        interval, its = intervals[kind], contest.interval(kind, sigma2)
+        interval, its = intervals[kind], contest.interval(kind)
         if interval is None or its is None:
             raise TrackingError(_ONE_DRAW)
         if not interval[1] < its[0]:
             mine_shown, other = (f"{low:.4f}..{high:.4f}" for low, high in (interval, its))
             return f"stays version {holder.version}: {mine_shown} is not below its {other}"
     decision = f"now version {mine.version}" + (f", was {holder.version}" if holder else "")
+    bounds = "" if contest.bound == bound else f", bounds {bound} and {contest.bound}"
     with _mlflow_errors():
         contest.client.set_registered_model_alias(name, CHAMPION, str(mine.version))
-        _note(contest.client, mine, f"{decision}: by an evaluation on data set {dataset_id[:12]}")
+        _note(contest.client, mine, f"{decision}: by an evaluation on data set {dataset_id[:12]}{bounds}")
     return decision
 
 
-def _contest(tracking_uri: str, name: str, model_id: str, dataset_id: str, sigma2: str) -> _Contest:
+def _contest(tracking_uri: str, name: str, model_id: str, dataset_id: str, bound: str) -> _Contest:
     client = mlflow_client(tracking_uri)
     with _mlflow_errors():
         versions = client.search_model_versions(f"name='{name}'")
@@ -237,9 +271,9 @@ def _contest(tracking_uri: str, name: str, model_id: str, dataset_id: str, sigma
         champion = client.get_registered_model(name).aliases.get(CHAMPION)
         holder = next((version for version in versions if str(version.version) == str(champion)), None)
         if holder is None or holder.tags.get(MODEL_ID_TAG) == model_id:
-            return _Contest(client, newest, holder, None)
-        metrics = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, sigma2)
-        return _Contest(client, newest, holder, metrics)
+            return _Contest(client, newest, holder, None, bound)
+        found, metrics = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, bound)
+        return _Contest(client, newest, holder, metrics, found)
 
 
 @contextmanager
@@ -252,21 +286,24 @@ def _mlflow_errors() -> Iterator[None]:
         raise TrackingError(f"promote: MLflow does not answer as needed ({reason(error)}); run it again") from error
 
 
-def interval_metrics(kind: str, sigma2: str) -> tuple[str, str]:
-    """Names of the two metrics that are the ends of a 95% interval of bits/dim."""
-    return f"low/{kind}.{sigma2}", f"high/{kind}.{sigma2}"
+def interval_metrics(kind: str, bound: str) -> tuple[str, str]:
+    """Names of the two metrics that are the ends of a 95% interval of bits/dim, of the bound that is so named."""
+    return f"low/{kind}.{bound}", f"high/{kind}.{bound}"
 
 
-def _interval(metrics: Mapping[str, float], kind: str, sigma2: str) -> tuple[float, float] | None:
-    former = f"eval_ci/{kind}.{sigma2}.low", f"eval_ci/{kind}.{sigma2}.high"  # in evaluations of version 0.1
-    for low, high in (interval_metrics(kind, sigma2), former):
+def _interval(metrics: Mapping[str, float], kind: str, bound: str) -> tuple[float, float] | None:
+    former = f"eval_ci/{kind}.{bound}.low", f"eval_ci/{kind}.{bound}.high"  # in evaluations of version 0.1
+    for low, high in (interval_metrics(kind, bound), former):
         if low in metrics and high in metrics:
             return metrics[low], metrics[high]
     return None
 
 
-def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str, sigma2: str) -> Mapping[str, float]:
-    """The metrics of the newest finished evaluation of a model on a data set under these variances."""
+def _measured(
+    client: "MlflowClient", name: str, model_id: str, dataset_id: str, bound: str
+) -> tuple[str, Mapping[str, float]]:
+    """The metrics of the newest finished evaluation of a model on a data set by this bound, or else by a `comparable`
+    one; and that one's name."""
     experiment = client.get_experiment_by_name(f"{name}/eval")
     runs = client.search_runs(
         [experiment.experiment_id] if experiment else [],
@@ -274,11 +311,14 @@ def _measured(client: "MlflowClient", name: str, model_id: str, dataset_id: str,
         "AND attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    for run in runs:
-        if _interval(run.data.metrics, "population", sigma2) is not None:
-            metrics: Mapping[str, float] = run.data.metrics
-            return metrics
+    others = [other for other in sorted(_OF_ITS_KIND - {bound}) if comparable(bound, other)]
+    for wanted in ([bound], others):
+        for run in runs:
+            for found in wanted:
+                if _interval(run.data.metrics, "population", found) is not None:
+                    return found, run.data.metrics
+    kind = " (with sigma2 auto, should it be a model of another kind)" if others else ""
     raise TrackingError(
-        f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with σ² = {sigma2}; "
-        f"evaluate models:/{name}@{CHAMPION} the same way first"
+        f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with {told(bound)}; "
+        f"evaluate models:/{name}@{CHAMPION} the same way first{kind}"
     )

@@ -200,6 +200,25 @@ def test_what_cannot_be_compared_leaves_the_champion_and_says_why(client, run, d
     assert inventory(client, run, name)["aliases"] == {"champion": 1}
 
 
+def test_models_of_different_kinds_compete_each_by_the_bound_of_its_kind(client, run, directory, tmp_path):
+    """A VDM against a DDPM, then back: upper bounds of the same images' bits, and no bound that serves both."""
+    name = f"ddpm-{tmp_path.name}"
+
+    def champion(step, total, bound):
+        scores = validation(total, sigma2=bound)
+        return champion_after(client, run, payload(name, f"hash-{step}", step, validation=scores), directory)
+
+    champion(1, 5.17, "beta_tilde")
+    assert champion(2, 2.1, "steps_50.continuous").startswith(
+        "stays version 1: validated differently, sigma2 beta_tilde and steps_50.continuous for version 2"
+    )
+    below = "2.1200 ± 0.0196 bits/dim is below its 5.1700 ± 0.0196"
+    bounds = "the same 64 validation images, bounds continuous and beta_tilde"
+    assert champion(3, 2.12, "continuous") == f"now version 3, was 1: {below} (95%, {bounds})"
+    assert champion(4, 2.5, "learned").startswith("stays version 3: 2.5000")
+    assert champion(5, 1.0, "beta").startswith("stays version 3: validated differently")
+
+
 def test_versions_registered_before_validation_was_recorded_keep_the_alias(client, run, directory, tmp_path):
     name = f"ddpm-{tmp_path.name}"
     client.create_registered_model(name)
@@ -278,6 +297,32 @@ def test_promotion_compares_with_the_champions_evaluation(client, run, directory
         == f"step 100; ε-prediction, linear T = 1,000. Champion: {decided}"
     )
     assert inventory(client, run, name)["aliases"] == {"champion": 2}
+
+
+def test_promotion_prefers_the_same_bound_and_else_takes_each_kinds_own(client, run, directory, tmp_path):
+    name = f"ddpm-{tmp_path.name}"
+    for model_id in ("one", "two"):
+        register(client, run, payload(name, model_id), directory)
+    asked = client.tracking_uri, name, "two", "d", 64
+    evaluated(client, run, name, "one", **NOW)  # under beta, which is a choice, not a kind
+    with pytest.raises(TrackingError, match=r"no evaluation on data set d with continuous time; .* \(with sigma2 auto"):
+        check_promotable(*asked, "continuous", draws_known=True)
+    own = {metric.replace("beta", "beta_tilde"): value for metric, value in NOW.items()}
+    evaluated(client, run, name, "one", **{"eval/num_images": 64.0}, **own)
+    intervals = {"given_images": None, "data_set": (2.1, 2.9)}
+    with pytest.raises(TrackingError, match=r"no evaluation on data set d with 50 steps; evaluate models:.* first$"):
+        promote_if_better(*asked, "steps_50.continuous", intervals)
+    # the images are the same, but the champion has no interval for exactly these
+    with pytest.raises(TrackingError, match="one draw tells no Monte-Carlo error"):
+        promote_if_better(*asked, "continuous", intervals)
+    # the newest evaluation is by another bound, of higher bits: the one by the same bound counts
+    same = {metric.replace("beta", "continuous"): value - 1.0 for metric, value in NOW.items()}
+    evaluated(client, run, name, "one", **same)
+    evaluated(client, run, name, "one", **own)
+    assert promote_if_better(*asked, "continuous", intervals).startswith("stays version 1: 2.1000..2.9000 is not below")
+    assert promote_if_better(*asked, "learned", intervals) == "now version 2, was 1"
+    decided = "now version 2, was 1: by an evaluation on data set d, bounds learned and beta_tilde"
+    assert client.get_model_version(name, "2").tags["ddpm.champion"] == decided
 
 
 def test_a_refused_name_is_reported_as_mlflow_reports_it(client, run, directory):
