@@ -44,12 +44,14 @@ class ExperimentPage:
 PAGES = {
     "train": ExperimentPage(
         "Trainings of **{name}** (`jobs/train.py`), one run each, whatever interrupted it. "
-        "[Their table]({runs}) shows bits/dim of the validation images (lower is better), steps, images/s, and what "
-        "the same images take without a model: as PNG files and as independent pixels. A run's description has its "
-        "result and samples; `{name}/eval` holds evaluations of its models, `{name}/samples` sample sets.",
+        "[Their table]({runs}) shows bits/dim of the validation images (lower is better), by which bound, "
+        "what was trained, steps, images/s, and what the same images take without a model: as PNG files and as "
+        "independent pixels. A run's description has its result and samples; `{name}/eval` holds evaluations of its "
+        "models, `{name}/samples` sample sets.",
         (
-            "metrics validation/beta_tilde/bits_per_dim",
-            "metrics validation/beta/bits_per_dim",
+            "metrics validation/bits_per_dim",
+            "tags ddpm.bound",
+            "tags ddpm.trained_as",
             "tags ddpm.step",
             "metrics images_per_second",
             "metrics without_model/png",

@@ -7,6 +7,7 @@ from pipelines.cli.console import clock, plus_minus
 from pipelines.tracking.tracker import TrackingReport
 from pipelines.training.config import TrainJob
 from pipelines.training.tracked import baselines_line, registered_name
+from pipelines.training.words import bound_in_words, trained_as
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ def summarise(
     """
     rows = []
     if scores := result["validation"]:
+        bound = bound_in_words(scores["sigma2"], job.config.diffusion.table_length)
         rows.append(
             (
                 "bits/dim",
-                f"{plus_minus(scores['total'], scores['standard_error'])} (standard error; σ² = {scores['sigma2']}, "
-                f"ELBO of {scores['num_images']} validation images)",
+                f"{plus_minus(scores['total'], scores['standard_error'])} (standard error; ELBO of "
+                f"{scores['num_images']} validation images; {bound})",
             )
         )
         if baselines := scores.get("baselines"):
             rows.append(("baselines", f"{baselines_line(baselines)} (the same images without a model)"))
-        rows.append(("terms", f"L_T {scores['prior']:.5f} + ΣL_t {scores['kl_sum']:.4f} + L_0 {scores['decoder']:.4f}"))
+        rows.append(("terms", f"L_T {scores['prior']:.5f} + {_between(scores)} + L_0 {scores['decoder']:.4f}"))
     rows += [
+        ("objective", trained_as(job, result["step"])),
         ("model", f"{result['model']} ({result['parameters']:,} parameters, id {result['model_id'][:12]})"),
         ("samples", result["grid"]),
         ("MLflow", report.link or "not reached"),
@@ -57,3 +60,7 @@ def summarise(
     training = f", {rate:,.0f} images/s while training" if rate else ""
     rows.append(("time", f"{clock(seconds)} in this attempt{training}"))
     return TrainSummary(f"{name}: trained {result['step']:,} steps", rows)
+
+
+def _between(scores: dict[str, Any]) -> str:
+    return f"diffusion {scores['diffusion']:.4f}" if "diffusion" in scores else f"ΣL_t {scores['kl_sum']:.4f}"

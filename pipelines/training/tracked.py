@@ -13,6 +13,7 @@ from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.checks import Checked
 from pipelines.training.config import HELD_OUT, TrainJob
+from pipelines.training.words import bound_in_words, trained_as
 
 _CODERS = {"png": "PNG", "independent_pixels": "independent pixels"}
 
@@ -71,19 +72,23 @@ def register(spool: Spool, job: TrainJob, result: dict[str, Any]) -> None:
     for record in CheckpointStore.open(job.run).load(result["step"]).state["records"]:
         spool.append(**record)
     metrics = {}
-    headline = f"**{result['step']:,} steps**"
+    headline, kind = f"**{result['step']:,} steps**", trained_as(job, result["step"])
+    tags = {"ddpm.step": result["step"], "ddpm.trained_as": kind}
     if scores:
+        tags["ddpm.bound"] = bound_in_words(scores["sigma2"], job.config.diffusion.table_length)
         metrics = {f"validation/{scores['sigma2']}/bits_per_dim": scores["total"]}
         headline = (
-            f"**{plus_minus(scores['total'], scores['standard_error'])} bits/dim** (σ² = {scores['sigma2']}, "
-            f"{scores['num_images']} validation images, standard error over images) after {headline}"
+            f"**{plus_minus(scores['total'], scores['standard_error'])} bits/dim** ({scores['num_images']} validation "
+            f"images; {tags['ddpm.bound']}; standard error over images) after {headline}"
         )
         if baselines := scores.get("baselines"):
             headline += f"; without a model the same images take: {baselines_line(baselines)}"
             values = {f"without_model/{name}": value for name, value in baselines.items()}
             spool.append("metrics", step=result["step"], values=values)
-    spool.append("tags", values={"ddpm.step": result["step"]})
-    spool.append("artifact", path=result["grid"], artifact_path="grids")
+    spool.append("tags", values=tags)
+    pictures = f"![samples]({_shown(spool, result['grid'], 'grids')})"
+    if schedule := result.get("noise_schedule"):
+        pictures += f"\n\n![learned noise schedule]({_shown(spool, schedule, 'noise_schedules')})"
     spool.append(
         "model",
         uri=result["model"],
@@ -97,9 +102,14 @@ def register(spool: Spool, job: TrainJob, result: dict[str, Any]) -> None:
     spool.append(
         "note",
         markdown=f"{headline}\n\nModel `{result['model_id'][:12]}` at `{result['model']}`, "
-        f"{result['parameters']:,} parameters, trained on `{job.train}`.\n\n"
-        f"![samples](get-artifact?path=grids/{Location.parse(result['grid']).name}&run_uuid={{run_id}})",
+        f"{result['parameters']:,} parameters: {kind}, on `{job.train}`.\n\n{pictures}",
     )
+
+
+def _shown(spool: Spool, picture: str, folder: str) -> str:
+    """Where MLflow shows a picture that becomes an artifact in this folder."""
+    spool.append("artifact", path=picture, artifact_path=folder)
+    return f"get-artifact?path={folder}/{Location.parse(picture).name}&run_uuid={{run_id}}"
 
 
 def registered_name(job: TrainJob) -> str:

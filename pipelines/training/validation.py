@@ -1,4 +1,4 @@
-"""Bits/dim of validation images, from the EMA weights, while training and at its end.
+"""Bits/dim of validation images from the EMA weights, while training and at its end.
 
 The images are divided among the ranks by their ids, in fixed-shape batches with noise keyed by id, so that the result
 does not depend on how many ranks there are.
@@ -26,6 +26,7 @@ from pipelines.data.hold_out import HoldOut
 from pipelines.training.config import HELD_OUT, TrainConfig, ValidationConfig
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
+from pipelines.training.words import bound_in_words
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class BitsPerDim:
     """Mean ELBO terms over the images scored, in bits/dim.
 
     `standard_error` is of `total` as an estimate for all images like these, from the draws and the choice of images:
-    see `MeanStatistics.population`; None for one image, which has no spread.
+    see `MeanStatistics.population`; None for one image, which has no spread. `kl_sum` is what the bound has between
+    prior and decoder: the sum of the KLs, or in continuous time its limit, the diffusion term (Kingma 2021, VDM,
+    eq. 17). `sigma2` is the bound's name, which is that of its variances alone for all T steps of a table.
     """
 
     total: float
@@ -43,6 +46,18 @@ class BitsPerDim:
     decoder: float
     num_images: int
     sigma2: str
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The three parts of `total`, by name."""
+        between = "diffusion" if self.sigma2 == "continuous" else "kl_sum"
+        return {"prior": self.prior, between: self.kl_sum, "decoder": self.decoder}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, `kl_sum` by that in `terms`."""
+        values = asdict(self)
+        del values["kl_sum"]
+        return {**values, **self.terms}
 
 
 def validated_rows(dataset: PreparedDataset, num_images: int, hold_out: HoldOut | None) -> npt.NDArray[np.int64]:
@@ -61,7 +76,7 @@ def validate(
     ranks: Ranks,
     hold_out: HoldOut | None = None,
 ) -> BitsPerDim:
-    """Estimate the ELBO of `config.num_images` images with stratified timesteps (unbiased).
+    """Estimate the bound of `config.num_images` images with stratified times (unbiased).
 
     They are the first of `dataset`, or evenly spread over the rows that `hold_out` names of it.
     """
@@ -139,12 +154,9 @@ class Validation:
             self._held_out,
         )
         prefix = f"validation/{found.sigma2}"
-        values = {
-            f"{prefix}/bits_per_dim": found.total,
-            f"{prefix}/terms/prior": found.prior,
-            f"{prefix}/terms/kl_sum": found.kl_sum,
-            f"{prefix}/terms/decoder": found.decoder,
-        }
+        # Once by a name that runs of every kind have, so that their curves meet on one chart.
+        values = {"validation/bits_per_dim": found.total, f"{prefix}/bits_per_dim": found.total}
+        values |= {f"{prefix}/terms/{name}": value for name, value in found.terms.items()}
         if not np.isfinite(list(values.values())).all():
             raise NonFiniteLossError(
                 f"step {done}: validation gives {found.total} bits/dim; nothing after the last checkpoint is kept. "
@@ -155,7 +167,7 @@ class Validation:
         self._reports.metrics(done, values)
         self._reports.say(
             f"step {done:,}: validation {plus_minus(found.total, found.standard_error)} bits/dim "
-            f"({found.num_images} images, σ² = {found.sigma2})"
+            f"({found.num_images} images; {bound_in_words(found.sigma2, self._config.diffusion.table_length)})"
         )
         self._last = found
 
@@ -167,7 +179,7 @@ class Validation:
         dataset_id = self._dataset.dataset_id
         ids = validated_rows(self._dataset, self._config.validation.num_images, self._held_out)
         return {
-            **asdict(self._last),
+            **self._last.to_json(),
             "dataset_id": self._held_out.name_of(dataset_id) if self._held_out else dataset_id,
             "baselines": training_baselines(trained, self._hold_out, self._dataset, ids),
         }

@@ -87,6 +87,12 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     scores = curve(one_worker, "validation/beta_tilde/bits_per_dim")
     assert [step for step, _ in scores] == [12, 24]
     assert scores[-1][1] == result["validation"]["total"]
+    assert curve(one_worker, "validation/bits_per_dim") == scores, "what runs of every kind have"
+    assert run.data.tags["ddpm.bound"] == "σ² = beta_tilde, T = 50, discretised Gaussian"
+    kind = run.data.tags["ddpm.trained_as"]
+    assert kind == "ε-prediction, linear T = 50, trained by L_simple"
+    for words in (run.data.tags["ddpm.bound"], kind):
+        assert words in run.data.tags["mlflow.note.content"]
     assert run.data.params["batch_size"] == str(BATCH)
     assert run.data.tags["ddpm.dataset_id"] == result["dataset_id"]
     assert any(key.startswith("system/node_0/") for key in run.data.metrics)
@@ -123,6 +129,8 @@ def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable
     result = json.loads((run / "result.json").read_bytes(), parse_constant=pytest.fail)
     assert (result["validation"]["num_images"], result["validation"]["standard_error"]) == (1, None)
     assert "± n/a (standard error" in dict(summary.rows)["bits/dim"]
+    assert dict(summary.rows)["bits/dim"].endswith("; σ² = beta_tilde, T = 50, discretised Gaussian)")
+    assert dict(summary.rows)["objective"] == "ε-prediction, linear T = 50, trained by L_simple"
     assert not any("standard_error" in key for key in mlflow_run(config)[1].data.metrics)
     assert verify(VerifyConfig(run.uri)).problems == []
     final = UsedModel(find_model(result["model"], None, root), load_model(result["model"]))
