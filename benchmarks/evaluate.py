@@ -31,12 +31,12 @@ import torch
 from random_data import make_data
 from train import PRESETS
 
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.likelihood.decoder import decoder_bpd
 from ddpm_core.likelihood.designs import GROUP_SIZE, stratified_design, timestep_proposal
-from ddpm_core.likelihood.elbo import prior_bpd, x_0_of
 from ddpm_core.likelihood.intervals import MeanStatistics
+from ddpm_core.likelihood.terms import prior_bpd, x_0_of
 from ddpm_core.model import Model, model_from_bytes, save_model
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess, discrete
 from pipelines.cluster.config import GpuClusterConfig

@@ -21,9 +21,9 @@ import torch
 from train import PRESETS
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import load_model, save_model
 from ddpm_core.networks.unet import count_parameters
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField

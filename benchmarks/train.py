@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ddpm_core import counter_random
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.ema import EMA
 from ddpm_core.images import to_model_range
 from ddpm_core.networks.unet import count_parameters, forward_flops
 from ddpm_core.objectives import objective_named
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 
 PRESETS = {
@@ -61,16 +61,16 @@ def bare(setting: Setting) -> tuple[torch.nn.Module, Step]:
     denoiser.precision = "bf16" if setting.bf16 else "fp32"
     if setting.device.type == "cuda":
         denoiser.network.to(memory_format=torch.channels_last)
-    objective = objective_named("simple", process).to(setting.device)
+    objective = objective_named("simple", denoiser).to(setting.device)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=2e-4, fused=True)
     ema = EMA(denoiser.named_weights(), 0.9999)
 
     def step(images: torch.Tensor, number: int) -> object:
         x_0 = to_model_range(images)
         ids = torch.arange(len(images), device=images.device)
-        t = process.draw(counter_random.uniform(0, "t", ids, number, 1)[:, 0])
+        uniforms = counter_random.uniform(0, "t", ids, number, 1)[:, 0]
         eps = counter_random.normal(0, "eps", ids, number, tuple(x_0.shape[1:]))
-        loss = objective(denoiser, x_0, t, eps).mean()
+        loss = objective(denoiser, x_0, uniforms, eps).rows.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

@@ -10,6 +10,10 @@ from ddpm_core.errors import ConfigError
 MAX_TIMESTEPS = 1_000_000
 # The side to which small images may be padded, however little of it they fill; larger ones to less than twice theirs.
 _MAX_PADDED = 64
+# sin(2^n 2 pi z) of a float32 z up to 4 is still known to 0.03 at n = 16.
+_MAX_EXPONENT = 16
+# Left out of a config at their defaults, so that configs of before the fields are what they were.
+_LATER = {"fourier_features": (), "learned_variance": False}
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class UNetConfig:
     level, times `base_channels`; `num_res_blocks`: per level going down, one more going up.
     `attention_resolutions`: heights of feature maps, of the padded image, that get self-attention. `num_heads` of it.
     `dropout` in [0, 1). `num_groups` of group norm: divides every level's channels.
+    `fourier_features`: exponents n, rising in 0..16; sin and cos of 2^n 2 pi z are further channels of the input.
+    `learned_variance`: twice the output channels, for the variances of the reverse steps.
     """
 
     image_size: int | tuple[int, int] = 32
@@ -33,6 +39,8 @@ class UNetConfig:
     num_heads: int = 1
     dropout: float = 0.1
     num_groups: int = 32
+    fourier_features: tuple[int, ...] = ()
+    learned_variance: bool = False
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -40,6 +48,7 @@ class UNetConfig:
         object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        object.__setattr__(self, "fourier_features", tuple(self.fourier_features))
         self._check()
 
     def _check(self) -> None:
@@ -57,6 +66,12 @@ class UNetConfig:
             refuse("channel_multipliers", "needs one number in 1..64 for each of 1 to 16 levels")
         if not 0.0 <= self.dropout < 1.0:
             refuse("dropout", "is not in [0, 1)")
+        exponents = self.fourier_features
+        whole = all(type(n) is int and 0 <= n <= _MAX_EXPONENT for n in exponents)
+        if not whole or list(exponents) != sorted(set(exponents)):
+            refuse("fourier_features", f"are not rising whole numbers in 0..{_MAX_EXPONENT}; VDM has 6, 7")
+        if type(self.learned_variance) is not bool:
+            refuse("learned_variance", "is not true or false")
         if len(self.height_width) != 2 or any(side < 1 for side in self.height_width):
             refuse("image_size", "is not (H, W), each at least 1 pixel")
         height, width = self.padded_height_width
@@ -90,7 +105,8 @@ class UNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":

@@ -2,17 +2,19 @@
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ddpm_core.config import UNetConfig
+from ddpm_core.errors import ConfigError
 from ddpm_core.networks.unet import UNet
-from ddpm_core.process.base import Images, Marginal, Process, Step, Time, factor
+from ddpm_core.process.base import Coefficient, Images, Marginal, Process, Step, Time, factor
+from ddpm_core.process.discrete import DiscreteProcess
 
 Labels = Int64[Tensor, " B"]
 Precision = Literal["fp32", "bf16"]
@@ -31,32 +33,33 @@ class Prediction:
         marginal: Of the rows' times.
         holds: Which of the two is held.
         held: Its value.
-        log_variance: ln sigma^2 of the reverse step, [B, C, H, W], where the network predicts it.
+        variance_fraction: Where ln sigma^2 of the reverse step lies between those of beta_tilde (0) and beta (1),
+            [B, C, H, W], where the network predicts it, see `ddpm_core.process.variances.Learned`.
     """
 
     z: Images
     marginal: Marginal
     holds: Literal["eps", "x_0"]
     held: Images
-    log_variance: Images | None = None
+    variance_fraction: Images | None = None
 
     @classmethod
-    def of_eps(cls, z: Images, marginal: Marginal, eps: Images, log_variance: Images | None = None) -> "Prediction":
+    def of_eps(cls, z: Images, marginal: Marginal, eps: Images) -> "Prediction":
         """From the predicted noise (Ho 2020, eq. 11)."""
-        return cls(z, marginal, "eps", eps, log_variance)
+        return cls(z, marginal, "eps", eps)
 
     @classmethod
-    def of_x_0(cls, z: Images, marginal: Marginal, x_0: Images, log_variance: Images | None = None) -> "Prediction":
+    def of_x_0(cls, z: Images, marginal: Marginal, x_0: Images) -> "Prediction":
         """From the predicted image."""
-        return cls(z, marginal, "x_0", x_0, log_variance)
+        return cls(z, marginal, "x_0", x_0)
 
     @classmethod
-    def of_v(cls, z: Images, marginal: Marginal, v: Images, log_variance: Images | None = None) -> "Prediction":
+    def of_v(cls, z: Images, marginal: Marginal, v: Images) -> "Prediction":
         """From the predicted velocity: x_0 = (alpha z - sigma v) / (alpha^2 + sigma^2), the denominator being 1 for a
         variance-preserving process (Salimans and Ho 2022, app. D)."""
         norm = marginal.alpha.square() + marginal.sigma.square()
         x_0 = factor(marginal.alpha / norm, z) * z - factor(marginal.sigma / norm, z) * v
-        return cls(z, marginal, "x_0", x_0, log_variance)
+        return cls(z, marginal, "x_0", x_0)
 
     @cached_property
     def x_0(self) -> Images:
@@ -83,12 +86,12 @@ class Prediction:
 
     def clipped(self) -> "Prediction":
         """With x_0 clamped to the range of pixels, [-1, 1], and eps in agreement with it."""
-        return Prediction(self.z, self.marginal, "x_0", self.x_0.clamp(-1.0, 1.0), self.log_variance)
+        return Prediction(self.z, self.marginal, "x_0", self.x_0.clamp(-1.0, 1.0), self.variance_fraction)
 
     def __getitem__(self, rows: Tensor) -> "Prediction":
         """Some rows of the batch."""
-        log_variance = None if self.log_variance is None else self.log_variance[rows]
-        return Prediction(self.z[rows], self.marginal[rows], self.holds, self.held[rows], log_variance)
+        fraction = None if self.variance_fraction is None else self.variance_fraction[rows]
+        return Prediction(self.z[rows], self.marginal[rows], self.holds, self.held[rows], fraction)
 
 
 @runtime_checkable
@@ -114,29 +117,54 @@ class NetworkDenoiser(nn.Module, ABC):
     """A network with a process: what is trained, saved and loaded. A subclass says what the network's output means.
 
     Attributes:
-        network: Called as network(z_t float32, time).
-        process: The forward process.
+        network: Called as network(float32 [B, C, H, W], `Process.conditioning` of the time).
+        process: The forward process; one with parameters is trained, too.
         precision: 'fp32', or 'bf16' for activations in bfloat16 by autocast; weights and the result are float32.
     """
+
+    holds: ClassVar[Literal["eps", "x_0"]]
+    """What its predictions hold."""
 
     def __init__(self, network: UNet, process: Process, precision: Precision = "fp32") -> None:
         super().__init__()
         self.network, self.process, self.precision = network, process, precision
+        if self.learns_variance and not isinstance(process, DiscreteProcess):
+            raise ConfigError(
+                "network.learned_variance: True needs a process of discrete time, whose steps have a beta; leave it out"
+            )
 
     @classmethod
     def build(cls, network: UNetConfig, process: Process) -> "NetworkDenoiser":
-        """With a new network."""
+        """With a new network. Raises ConfigError where the process does not allow it."""
         return cls(UNet(network), process)
 
     @abstractmethod
-    def read(self, z_t: Images, time: Time, output: Tensor) -> Prediction:
+    def read(self, z_t: Images, marginal: Marginal, output: Images) -> Prediction:
         """What the network's output, in z_t's dtype, says of z_t."""
+
+    def scaled(self, z_t: Images, marginal: Marginal) -> Images:
+        """What the network is given of z_t."""
+        return z_t
+
+    def target_weight(self, marginal: Marginal) -> Coefficient:
+        """The factor that makes the squared error of what is held (`holds`) that of the network's own output."""
+        return torch.ones_like(marginal.alpha)
 
     def forward(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
         """See `Denoiser`; this network takes no labels."""
+        marginal, seen = self.process.at(time), self.process.conditioning(time)
         with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output: Tensor = self.network(z_t.float(), time)
-        return self.read(z_t, time, output.to(z_t.dtype))
+            output: Tensor = self.network(self.scaled(z_t, marginal).float(), seen)
+        output = output.to(z_t.dtype)
+        if not self.learns_variance:
+            return self.read(z_t, marginal, output)
+        output, v = output.chunk(2, dim=1)
+        return replace(self.read(z_t, marginal, output), variance_fraction=(v + 1.0) / 2.0)
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network predicts `Prediction.variance_fraction` in as many further channels."""
+        return self.network.config.learned_variance
 
     def in_precision(self, precision: Precision) -> "NetworkDenoiser":
         """The same network, not a copy, in evaluation mode and computing in another precision."""
@@ -145,7 +173,8 @@ class NetworkDenoiser(nn.Module, ABC):
         return denoiser.eval()
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """What is trained, by the names in a model's files: the network's parameters without a prefix."""
+        """What is trained, by the names in a model's files: the network's parameters without a prefix, then the
+        process's."""
         return {name.removeprefix("network."): parameter for name, parameter in self.named_parameters()}
 
     def to_config(self) -> dict[str, Any]:
@@ -161,11 +190,3 @@ class NetworkDenoiser(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.network.parameters()).device
-
-
-class EpsDenoiser(NetworkDenoiser):
-    """The network predicts eps (Ho 2020, eq. 14)."""
-
-    def read(self, z_t: Images, time: Time, output: Tensor) -> Prediction:
-        """See `NetworkDenoiser`."""
-        return Prediction.of_eps(z_t, self.process.at(time), output)

@@ -18,7 +18,11 @@ def to_model_range(images: UInt8[Tensor, "B H W C"]) -> Float32[Tensor, "B C H W
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
 
 
-def to_uint8(x: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B H W C"]:
+def to_levels(x: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
     """The nearest level, k = round((x + 1) * 127.5), clamped to 0..255 (rounded, not truncated)."""
-    levels = x.to(torch.float32).add(1.0).mul(127.5).round().clamp(0.0, 255.0)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return x.to(torch.float32).add(1.0).mul(127.5).round().clamp(0.0, 255.0).to(torch.uint8)
+
+
+def to_uint8(x: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B H W C"]:
+    """`to_levels`, with channels last."""
+    return to_levels(x).permute(0, 2, 3, 1).contiguous()

@@ -17,16 +17,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import EpsDenoiser, NetworkDenoiser
+from ddpm_core.denoiser import NetworkDenoiser
 from ddpm_core.errors import ModelError
+from ddpm_core.parameterizations import DENOISERS, denoiser_named
 from ddpm_core.process import process_from_config
 
 WEIGHTS_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = "ddpm-pipeline-model"
 FORMAT_VERSION = 1
-# What a config.json calls the meaning of the network's output; without a name it is eps.
-DENOISERS: dict[str, type[NetworkDenoiser]] = {"eps": EpsDenoiser}
+# What a config.json without a name of the denoiser means.
+_DENOISER = "eps"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def model_bytes(weights: Mapping[str, Tensor], denoiser: NetworkDenoiser, extra:
     config: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        **({} if kind == "eps" else {"denoiser": kind}),
+        **({} if kind == _DENOISER else {"denoiser": kind}),
         **denoiser.to_config(),
         "extra": dict(extra),
         "weights_sha256": hashlib.sha256(content).hexdigest(),
@@ -116,7 +117,7 @@ def model_from_bytes(files: Mapping[str, bytes], device: torch.device | str = "c
     if config.get("weights_sha256") != hashlib.sha256(files[WEIGHTS_FILE]).hexdigest():
         raise ModelError(f"{where}/{WEIGHTS_FILE}: altered, its hash differs; fetch the model again")
     try:
-        kind = DENOISERS[config.get("denoiser", "eps")]
+        kind = denoiser_named(config.get("denoiser", _DENOISER))
         network, process = UNetConfig.from_dict(config["network"]), process_from_config(config["schedule"])
         with torch.device("meta"):
             wanted = kind.build(network, process).named_weights()

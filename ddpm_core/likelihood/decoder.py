@@ -1,4 +1,4 @@
-"""The decoder p(x_0 | z_0): the discretised Gaussian of DDPM (Ho 2020, sec. 3.3)."""
+"""The decoder p(x_0 | z_0): the discretised Gaussian of DDPM (Ho 2020, sec. 3.3), the softmax of VDM (Kingma 2021)."""
 
 import math
 
@@ -40,3 +40,27 @@ def decoder_nll_nats(
 def decoder_bpd(levels: UInt8Images, mean: Float[Tensor, "B C H W"], sigma: Tensor | float) -> PerImage:
     """L_0 = -log p_theta(x_0 | z_0) of the discretised Gaussian (Ho 2020, eq. 13); see `decoder_nll_nats`."""
     return bits_per_dim(decoder_nll_nats(levels, mean, sigma))
+
+
+def softmax_nll_nats(
+    levels: UInt8[Tensor, "*S"], xbar: Float64[Tensor, "*S"], log_snr: Float64[Tensor, "..."]
+) -> Float64[Tensor, "*S"]:
+    """-ln p(k | z_0), elementwise: a softmax of -(z_0 / alpha_0 - x_k)^2 SNR_0 / 2 over the 256 levels k (Kingma 2021,
+    VDM, eq. 8 and app. E).
+
+    `xbar` = z_0 / alpha_0. Level k stands at -SNR_0 (x_k - x) ((x_k + x) / 2 - xbar) relative to the level itself, at
+    x, which rounds no difference of large squares. Those below -40 are left out: together they change less than the
+    last digits of a float64.
+    """
+    x = levels.to(torch.float64) / 127.5 - 1.0
+    snr, off = log_snr.exp(), xbar - x
+    # -snr (a^2 / 2 - a |off|) >= -40 needs |a| <= |off| + sqrt(off^2 + 80 / snr).
+    distance = off.detach().abs()
+    reach = float((distance + (distance.square() + 80.0 / snr.detach()).sqrt()).max()) * 127.5
+    total = torch.zeros_like(off)
+    for offset in range(1, min(255, int(reach)) + 1):
+        for away in (-offset, offset):
+            inside = (levels >= -away) if away < 0 else (levels <= 255 - away)
+            exponent = snr * (away / 127.5) * (off - 0.5 * away / 127.5)
+            total = torch.logaddexp(total, torch.where(inside, exponent, -math.inf))
+    return total

@@ -8,14 +8,16 @@ is an unbiased estimate of the image's ELBO (Ho 2020, eq. 5), `term` being L_0 a
 evaluations are divided among R replicates, each an estimate of its own, from which the Monte-Carlo error follows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
 from ddpm_core import counter_random
 from ddpm_core.errors import ConfigError
+from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import DiscreteProcess
 
 # Neighbours whose time steps are one equidistant set: large enough to see most t, small enough that a data set
@@ -29,11 +31,18 @@ _FLOOR = 0.2
 
 @dataclass(frozen=True)
 class Design:
-    """The evaluations of B images: `t` int64 [B, E], `weight` float64 [B, E], `replicate` int64 [E] in 0..R-1."""
+    """The evaluations of B images: `t` int64 [B, E], in continuous time gamma, float64; `weight` float64 [B, E],
+    `replicate` int64 [E] in 0..R-1. The first column of each replicate is that of L_0."""
 
-    t: Int64[Tensor, "B E"]
+    t: Shaped[Tensor, "B E"]
     weight: Float64[Tensor, "B E"]
     replicate: Int64[Tensor, " E"]
+
+    @property
+    def first(self) -> Bool[Tensor, " E"]:
+        """Which columns are those of L_0."""
+        before = torch.full((1,), -1, dtype=self.replicate.dtype)
+        return self.replicate.diff(prepend=before) != 0
 
     @property
     def num_replicates(self) -> int:
@@ -73,20 +82,55 @@ def stratified_design(
     if not replicates <= k <= len(proposal) or k % replicates:
         rule = "an even number in 2" if replicates == 2 else f"a multiple of {replicates} in {replicates}"
         raise ConfigError(f"k: {k} is not {rule}..{len(proposal)}, the number of KL terms")
-    share = k // replicates
-    group, place = positions // GROUP_SIZE, positions % GROUP_SIZE
     edges = proposal.cumsum(0)[:-1]  # without the last, so that rounding cannot lead past it
     columns, weights = [], []
+    for points in _systematic_points(positions, seed, k // replicates, replicates):
+        t = 1 + torch.searchsorted(edges, points, right=True)
+        columns += [torch.zeros(len(t), 1, dtype=torch.int64), t]
+        weight = 1.0 / (k * proposal[t - 1])
+        weights += [torch.full_like(weight[:, :1], 1.0 / replicates), weight]
+    replicate_of = torch.arange(replicates).repeat_interleave(1 + k // replicates)
+    return Design(torch.cat(columns, 1), torch.cat(weights, 1), replicate_of)
+
+
+def continuous_design(
+    positions: Int64[Tensor, " B"],
+    seed: int,
+    process: ContinuousProcess,
+    k: int,
+    replicates: int = 2,
+    density: Float64[Tensor, " S"] | None = None,
+) -> Design:
+    """The same over gamma between the ends of a continuous process: uniform, or with the probabilities `density` [S] of
+    S equal bins (Kingma 2021, VDM, app. I.1). Column 0 of each replicate is gamma_0.
+
+    Raises ConfigError unless k is a multiple of R and R <= k.
+    """
+    if k < replicates or k % replicates:
+        raise ConfigError(f"k: {k} is not a multiple of {replicates}, at least {replicates}")
+    low, high = process.ends
+    bins = torch.ones(1, dtype=torch.float64) if density is None else density
+    edges = torch.cat([torch.zeros(1, dtype=torch.float64), bins.cumsum(0)])
+    columns, weights = [], []
+    for points in _systematic_points(positions, seed, k // replicates, replicates):
+        bin_of = torch.searchsorted(edges[1:-1], points, right=True)
+        place = (bin_of + ((points - edges[bin_of]) / bins[bin_of]).clamp(0.0, 1.0)) / len(bins)
+        columns += [torch.full((len(points), 1), low, dtype=torch.float64), low + (high - low) * place]
+        weight = 1.0 / (k * len(bins) * bins[bin_of])
+        weights += [torch.full_like(weight[:, :1], 1.0 / replicates), weight]
+    replicate_of = torch.arange(replicates).repeat_interleave(1 + k // replicates)
+    return Design(torch.cat(columns, 1), torch.cat(weights, 1), replicate_of)
+
+
+def _systematic_points(
+    positions: Int64[Tensor, " B"], seed: int, share: int, replicates: int
+) -> Iterator[Float64[Tensor, "B share"]]:
+    """Each replicate's points in the unit interval, see `stratified_design`."""
+    group, place = positions // GROUP_SIZE, positions % GROUP_SIZE
     for replicate in range(replicates):
         shift = counter_random.uniform(seed, STREAM + "/timesteps", group, replicate, 1)[:, 0]
         offset = (shift + place / GROUP_SIZE) % 1.0
-        points = (torch.arange(share) + offset[:, None]) / share
-        t = 1 + torch.searchsorted(edges, points, right=True)
-        columns += [torch.zeros(len(t), 1, dtype=torch.int64), t]
-        weight = 1.0 / (replicates * share * proposal[t - 1])
-        weights += [torch.full_like(weight[:, :1], 1.0 / replicates), weight]
-    replicate_of = torch.arange(replicates).repeat_interleave(1 + share)
-    return Design(torch.cat(columns, 1), torch.cat(weights, 1), replicate_of)
+        yield (torch.arange(share) + offset[:, None]) / share
 
 
 def timestep_proposal(process: DiscreteProcess) -> Float64[Tensor, " S"]:
@@ -96,6 +140,8 @@ def timestep_proposal(process: DiscreteProcess) -> Float64[Tensor, " S"]:
     inverse of these probabilities evens out terms that differ by orders of magnitude over t.
     """
     steps = -process.log_snr.diff()
+    # Down to an SNR of 0 it is an infinite way, which counts as the longest of the others.
+    steps = torch.where(steps.isinf(), steps[steps.isfinite()].amax(), steps) if steps.isinf().any() else steps
     return steps / steps.sum()
 
 
@@ -111,12 +157,27 @@ def importance_proposal(
     plain = timestep_proposal(process)
     bins = min(_PROPOSAL_BINS, len(plain))
     bin_of = ((plain.cumsum(0) - plain / 2) * bins).long().clamp(max=bins - 1)
-    density = (kl / plain[t - 1])[t > 0].square()
-    count = torch.zeros(bins, dtype=torch.float64)
-    total = torch.zeros(bins, dtype=torch.float64)
-    count.index_add_(0, bin_of[t[t > 0] - 1], torch.ones_like(density))
-    total.index_add_(0, bin_of[t[t > 0] - 1], density)
-    # A stretch that the first pass missed counts as the average one.
-    level = torch.where(count > 0, total / count.clamp(min=1.0), density.mean()).sqrt()
+    level = _level(bin_of[t[t > 0] - 1], (kl / plain[t - 1])[t > 0], bins)
     wanted = plain * level[bin_of]
     return (1.0 - _FLOOR) * wanted / wanted.sum() + _FLOOR * plain
+
+
+def importance_density(
+    process: ContinuousProcess, gamma: Float64[Tensor, " n"], terms: Float64[Tensor, " n"]
+) -> Float64[Tensor, " S"]:
+    """The same for continuous time: probabilities of S equal bins of gamma, from a first pass's `terms` [n] at `gamma`
+    [n] (those of L_0 left out), for `continuous_design`."""
+    low, high = process.ends
+    bin_of = ((gamma - low) / (high - low) * _PROPOSAL_BINS).long().clamp(0, _PROPOSAL_BINS - 1)
+    level = _level(bin_of, terms, _PROPOSAL_BINS)
+    return (1.0 - _FLOOR) * level / level.sum() + _FLOOR / _PROPOSAL_BINS
+
+
+def _level(bin_of: Int64[Tensor, " n"], values: Float64[Tensor, " n"], bins: int) -> Float64[Tensor, " S"]:
+    """The root mean square of the values in each bin; a bin that has none counts as the average one."""
+    count = torch.zeros(bins, dtype=torch.float64)
+    total = torch.zeros(bins, dtype=torch.float64)
+    square = values.square()
+    count.index_add_(0, bin_of, torch.ones_like(square))
+    total.index_add_(0, bin_of, square)
+    return torch.where(count > 0, total / count.clamp(min=1.0), square.mean()).sqrt()

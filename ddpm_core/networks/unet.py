@@ -5,10 +5,11 @@ self-attention at chosen resolutions, output convolutions initialised to zero.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,12 +17,20 @@ from ddpm_core.config import UNetConfig
 from ddpm_core.errors import ConfigError
 
 
-def timestep_embedding(t: Int64[Tensor, " B"], channels: int) -> Float[Tensor, "B channels"]:
+def timestep_embedding(t: Shaped[Tensor, " B"], channels: int) -> Float[Tensor, "B channels"]:
     """[sin(t w_i), cos(t w_i)], w_i geometric from 1 to 1e-4 (Vaswani 2017, sec. 3.5; Ho 2020, app. B)."""
     half = channels // 2
     exponents = torch.arange(half, device=t.device, dtype=torch.float32) / max(half - 1, 1)
     angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(1e4) * exponents)[None]
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, channels % 2))
+
+
+def fourier_features(z: Float[Tensor, "B C H W"], exponents: Sequence[int]) -> Float[Tensor, "B K H W"]:
+    """sin(2^n 2 pi z), then cos(2^n 2 pi z), for each n (Kingma 2021, VDM, app. C): what makes one grey level of 256, a
+    step of 1/127.5, a large one. In z's precision, also under autocast, whose bfloat16 could not resolve it."""
+    frequencies = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=z.dtype, device=z.device)
+    angles = (z[:, None] * frequencies[:, None, None, None]).flatten(1, 2)
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def _zero_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
@@ -113,10 +122,10 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t) (Ho 2020, app. B): x_t [B, C, H, W] in model range, t int64 [B] in 0..T-1.
+    """eps_theta(x_t, t) (Ho 2020, app. B): x_t [B, C, H, W] in model range, t [B] as `Process.conditioning` gives it.
 
-    Returns the predicted noise, float32 [B, C, H, W] (also under autocast). Raises ConfigError for
-    an x_t of another shape than the configuration's.
+    Returns the predicted noise, or whatever it is trained to predict, float32 [B, K, H, W] (also under autocast); K =
+    C, and 2 C with `learned_variance`. Raises ConfigError for an x_t of another shape than the configuration's.
 
     Sides that the levels cannot halve are padded inside, with zeros, as every convolution pads its own input, and
     the output is cropped: the function is one of the image's own pixels, and so is every likelihood computed with it.
@@ -140,7 +149,8 @@ class UNet(nn.Module):
             attention = Attention(width, config.num_heads, groups) if has_attention else None
             return Stage(res_block(in_channels, width), attention)
 
-        self.conv_in = nn.Conv2d(config.in_channels, base, 3, padding=1)
+        features = 2 * len(config.fourier_features)
+        self.conv_in = nn.Conv2d(config.in_channels * (1 + features), base, 3, padding=1)
         channels, skips = base, [base]
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
@@ -161,7 +171,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(Upsample(channels))
         self.norm_out = nn.GroupNorm(groups, channels)
-        self.conv_out = _zero_conv(channels, config.in_channels, 3)
+        self.conv_out = _zero_conv(channels, config.in_channels * (2 if config.learned_variance else 1), 3)
 
         time_channels = 4 * base
         self.time_mlp = nn.Sequential(
@@ -171,8 +181,8 @@ class UNet(nn.Module):
         self.time_splits = [block.out_channels for block in res_blocks]
         self.time_projection = nn.Linear(time_channels, sum(self.time_splits))
 
-    def forward(self, x_t: Float[Tensor, "B C H W"], t: Int64[Tensor, " B"]) -> Float[Tensor, "B K H W"]:
-        """The predicted noise (K = C), or whatever else `conv_out` was made for; see the class."""
+    def forward(self, x_t: Float[Tensor, "B C H W"], t: Shaped[Tensor, " B"]) -> Float[Tensor, "B K H W"]:
+        """See the class."""
         expected = (self.config.in_channels, *self.config.height_width)
         if tuple(x_t.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
@@ -180,6 +190,8 @@ class UNet(nn.Module):
         time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
         times = iter(torch.split(time[:, :, None, None], self.time_splits, dim=1))
 
+        if self.config.fourier_features:
+            x_t = torch.cat([x_t, fourier_features(x_t, self.config.fourier_features)], 1)
         height, width = self.config.height_width
         padded_height, padded_width = self.config.padded_height_width
         top, left = (padded_height - height) // 2, (padded_width - width) // 2

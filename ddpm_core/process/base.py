@@ -55,12 +55,12 @@ class Step:
     Attributes:
         time: t of each row.
         now: At t.
-        then: At s; the data themselves, alpha = 1 and sigma = 0, after the last step.
+        then: At s; after the last step of discrete time the data themselves, alpha = 1 and sigma = 0.
         alpha: alpha_t / alpha_s (Kingma 2021, VDM, app. A.1); sqrt(1 - beta_t) of DDPM.
         variance: sigma_t^2 - alpha^2 sigma_s^2; beta_t of DDPM.
         unit_variance: Of z_s given z_t where the data have variance 1, `variance` times (alpha_s^2 + sigma_s^2) /
             (alpha_t^2 + sigma_t^2); beta_t of DDPM, too (Ho 2020, sec. 3.2).
-        posterior_variance: Of q(z_s | z_t, x_0) (Ho 2020, eq. 7); 0 after the last step.
+        posterior_variance: Of q(z_s | z_t, x_0) (Ho 2020, eq. 7); 0 where s is the data.
         posterior_variance_clipped: The same, but of the step from the first time to the data that of the step before,
             in units of the image, so that the decoder's density exists (Nichol and Dhariwal 2021, sec. 3.1).
         posterior_coef_x_0: Factor of x_0 in the posterior's mean.
@@ -157,6 +157,10 @@ class Process(Protocol):
         """The times that training draws, from numbers uniform in [0, 1)."""
         ...
 
+    def conditioning(self, time: Time) -> Tensor:
+        """What a network's time embedding is given for each row, [B]: numbers between 0 and about 1000."""
+        ...
+
     def grid(self, num_times: int, spacing: Spacing = "time") -> Time:
         """`num_times` times, the noisiest first, evenly spaced in time or in log-SNR. Raises ConfigError."""
         ...
@@ -166,7 +170,7 @@ class Process(Protocol):
         ...
 
     def noise_counters(self, times: Time) -> list[int]:
-        """What a sampler's noise is keyed by besides seed and id: of the starting noise, then of each time's step."""
+        """What a sampler's noise is keyed by beside seed and id: of the starting noise, then of each time's step."""
         ...
 
     def to_config(self) -> dict[str, Any]:

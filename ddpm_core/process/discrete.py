@@ -6,7 +6,7 @@ Code t is the table index 0..T-1 (a paper's t minus 1); what comes before t = 0 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ddpm_core.process.base import Marginal, Process, Spacing, Step
 
 Table = Float64[Tensor, " T"]
 Timesteps = Int64[Tensor, " B"]
+Decoder = Literal["gaussian", "softmax"]
 # The columns of `_marginals`, and those of `_steps` by the field of a `Step` that each is.
 _MARGINAL = ("alpha", "sigma", "log_snr")
 _STEP = {
@@ -45,6 +46,8 @@ class DiscreteProcess:
     - of the step back: `unit_variance`, for data of variance 1 (beta); `posterior_variance`, which is 0 at t = 0;
       `posterior_variance_clipped`, where that is the value at t = 1; `posterior_coef_x_0` and `posterior_coef_z`;
       `coef_eps` = beta / sqrt((1 - beta) sigma^2)
+
+    `decoder`: what L_0 is about, see `ddpm_core.likelihood.decoder`; of a table made from a continuous process softmax.
     """
 
     alpha2: Table
@@ -52,6 +55,7 @@ class DiscreteProcess:
     step_alpha2: Table
     step_variance: Table
     config: Mapping[str, Any]
+    decoder: Decoder = "gaussian"
     alpha: Table = field(init=False)
     sigma: Table = field(init=False)
     snr: Table = field(init=False)
@@ -148,13 +152,37 @@ class DiscreteProcess:
             for name, values in (("alpha", alpha), ("sigma", sigma))
         }
         _check_alpha_sigma(**tables)
-        alpha2, sigma2 = tables["alpha"].square(), tables["sigma"].square()
+        config = {"name": "alpha_sigma", "alpha": tables["alpha"].tolist(), "sigma": tables["sigma"].tolist()}
+        return cls._of_squares(tables["alpha"].square(), tables["sigma"].square(), config)
+
+    @classmethod
+    def _of_squares(
+        cls, alpha2: Table, sigma2: Table, config: Mapping[str, Any], decoder: Decoder = "gaussian"
+    ) -> "DiscreteProcess":
         alpha2_before = torch.cat([torch.ones(1, dtype=torch.float64), alpha2[:-1]])
         # The data's SNR is infinite. sigma^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close.
         log_snr = torch.cat([torch.full((1,), math.inf, dtype=torch.float64), alpha2.log() - sigma2.log()])
         step_variance = sigma2 * -torch.expm1(log_snr.diff())
-        config = {"name": "alpha_sigma", "alpha": tables["alpha"].tolist(), "sigma": tables["sigma"].tolist()}
-        return cls(alpha2, sigma2, alpha2 / alpha2_before, step_variance, config)
+        return cls(alpha2, sigma2, alpha2 / alpha2_before, step_variance, config, decoder)
+
+    @classmethod
+    def of_marginals(cls, marginal: Marginal, decoder: Decoder) -> "DiscreteProcess":
+        """Those of some times of another process, the least noisy first: a process of its own, whose steps lead from
+        each time to the one before."""
+        alpha2, sigma2 = (value.detach().cpu().square()[:, 0, 0, 0] for value in (marginal.alpha, marginal.sigma))
+        return cls._of_squares(alpha2, sigma2, {}, decoder)
+
+    def rescaled_to_zero_terminal_snr(self) -> "DiscreteProcess":
+        """The same with alpha shifted and scaled so that the last is 0 and the first unchanged, sigma^2 = 1 - alpha^2
+        (Lin 2024, alg. 1). Nothing of the image is left at T - 1, so eps says nothing of it there: it takes a denoiser
+        that predicts x_0 or v. Raises ConfigError for one time step."""
+        if self.num_timesteps < 2:
+            raise ConfigError("schedule.zero_terminal_snr: needs num_timesteps >= 2; raise it")
+        first, last = self.alpha[0], self.alpha[-1]
+        alpha2 = ((self.alpha - last) * (first / (first - last))).square()
+        step_alpha2 = torch.cat([alpha2[:1], alpha2[1:] / alpha2[:-1]])
+        config = {**self.config, "zero_terminal_snr": True}
+        return type(self)(alpha2, 1.0 - alpha2, step_alpha2, 1.0 - step_alpha2, config)
 
     def to_config(self) -> dict[str, Any]:
         """See `Process`."""
@@ -197,6 +225,10 @@ class DiscreteProcess:
     def draw(self, uniforms: Float64[Tensor, " B"]) -> Timesteps:
         """t uniform in 0..T-1 (Ho 2020, alg. 1)."""
         return (uniforms * self.num_timesteps).long()
+
+    def conditioning(self, time: Timesteps) -> Timesteps:
+        """t itself."""
+        return time
 
     def grid(self, num_times: int, spacing: Spacing = "time") -> Int64[Tensor, " K"]:
         """K decreasing time steps over 0..T-1, both ends included (T-1 alone for K = 1).

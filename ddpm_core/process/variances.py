@@ -33,7 +33,8 @@ class Beta:
     """What is right for data of variance 1: the step's own, beta_t, of a variance-preserving process."""
 
     def check(self, process: Process) -> None:
-        """Every process has it."""
+        """Every process of discrete time has it."""
+        _refuse_continuous("beta", process)
 
     def of(self, step: Step, prediction: "Prediction | None" = None) -> Tensor:
         """See `ReverseVariance`."""
@@ -53,6 +54,25 @@ class BetaTilde:
     def of(self, step: Step, prediction: "Prediction | None" = None) -> Tensor:
         """See `ReverseVariance`."""
         return step.posterior_variance_clipped
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Between the two, pixel by pixel as the network predicts: ln sigma^2 = f ln beta + (1 - f) ln beta_tilde (Nichol
+    and Dhariwal 2021, eq. 15), both those of the very step, whichever times it is between."""
+
+    def check(self, process: Process) -> None:
+        """See `ReverseVariance`."""
+        _refuse_continuous("learned", process)
+        BetaTilde().check(process)
+
+    def of(self, step: Step, prediction: "Prediction | None" = None) -> Tensor:
+        """See `ReverseVariance`. Raises ConfigError for a prediction without a fraction."""
+        if prediction is None or prediction.variance_fraction is None:
+            raise ConfigError("sigma2: 'learned' needs a model that predicts its variances; take beta or beta_tilde")
+        fraction = prediction.variance_fraction
+        high, low = step.unit_variance.log(), step.posterior_variance_clipped.log()
+        return (fraction * high + (1.0 - fraction) * low).exp()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +96,7 @@ class GivenVariance:
         return table.index_select(0, step.time)[:, None, None, None]
 
 
-VARIANCES: dict[str, ReverseVariance] = {"beta": Beta(), "beta_tilde": BetaTilde()}
+VARIANCES: dict[str, ReverseVariance] = {"beta": Beta(), "beta_tilde": BetaTilde(), "learned": Learned()}
 
 
 def variance_named(name: str) -> ReverseVariance:
@@ -84,6 +104,13 @@ def variance_named(name: str) -> ReverseVariance:
     if name not in VARIANCES:
         raise ConfigError(f"sigma2: {name!r} is not one of {sorted(VARIANCES)}")
     return VARIANCES[name]
+
+
+def _refuse_continuous(name: str, process: Process) -> None:
+    if not isinstance(process, DiscreteProcess):
+        raise ConfigError(
+            f"sigma2: {name!r} is no variance of a continuous process, whose steps have beta_tilde; take it"
+        )
 
 
 def variance_table(process: DiscreteProcess, variance: ReverseVariance) -> Float64[Tensor, " T"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm_core import counter_random
 from ddpm_core.denoiser import Denoiser, Labels, Prediction
-from ddpm_core.process.base import Images, Process, Step, Time
+from ddpm_core.process.base import Images, Process, Step, Time, factor
 
 OnStep = Callable[[int, Tensor, Tensor], None]
 STREAM = "sample"
@@ -38,7 +38,7 @@ class Sampler(Protocol):
             step: Its coefficients, each [1, 1, 1, 1].
             z: z_t.
             prediction: Of z_t.
-            noise: Draws this step's standard normal noise [B, C, H, W]; None in the last step, which adds none.
+            noise: Draws this step's standard normal noise [B, C, H, W]; None where s is the image, which gets none.
             memory: What the step before returned; None in the first.
         """
         ...
@@ -54,7 +54,8 @@ def sample(
     label: Labels | None = None,
     on_step: OnStep | None = None,
 ) -> Float32[Tensor, "B C H W"]:
-    """Images in model range, from the prior's noise at the noisiest time to x_0.
+    """Images in model range, from the prior's noise at the noisiest time to x_0, or to z_0 / alpha_0 of continuous
+    time, whose nearest level is the most probable one of the softmax decoder.
 
     `ids`: on the device that computes. `clip_x_0` clamps every predicted x_0 to [-1, 1]. `on_step(k, z_t, x_0)` is
     shown the input and the prediction of every step k = 0..K-1. Raises ConfigError for a sampler that does not fit.
@@ -64,6 +65,7 @@ def sample(
     steps = process.step(times, process.after(times)).to(ids.device)
     start, *counters = process.noise_counters(times)
     z = counter_random.normal(seed, STREAM, ids, start, shape) * math.sqrt(process.prior_variance)
+    is_to_data = (steps.then.sigma[:, 0, 0, 0] == 0.0).tolist()
     memory = None
     for k, counter in enumerate(counters):
         step = steps[k : k + 1]
@@ -76,5 +78,6 @@ def sample(
         def noise(counter: int = counter) -> Images:
             return counter_random.normal(seed, STREAM, ids, counter, shape)
 
-        z, memory = sampler.step(step, z, prediction, noise if k + 1 < len(counters) else None, memory)
-    return z
+        # A step to the image itself adds none; one to z_0 of continuous time does.
+        z, memory = sampler.step(step, z, prediction, None if is_to_data[k] else noise, memory)
+    return z / factor(steps.then.alpha[-1:], z)

@@ -4,24 +4,36 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ddpm_core.denoiser import Prediction
+from ddpm_core.errors import ConfigError
 from ddpm_core.process.base import Images, Process, Step, Time, factor
+from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import discrete
 from ddpm_core.process.variances import BetaTilde, ReverseVariance
 
 
 @dataclass(frozen=True)
 class DDPM:
-    """z_{t-1} = mu_theta + sigma_t noise for t = T-1..1, and mu_theta at t = 0 (Ho 2020, alg. 2).
+    """z_s = mu_theta + sigma noise from the noisiest time to the least noisy one, and mu_theta where that is the image
+    itself (Ho 2020, alg. 2; Kingma 2021, VDM, app. A.4).
 
-    `variance`: sigma_t^2.
+    Attributes:
+        variance: sigma^2.
+        steps: K, evenly spaced in time, with the variances of those very steps (Nichol and Dhariwal 2021, sec. 4);
+            None: all T of a discrete process.
     """
 
     variance: ReverseVariance = field(default_factory=BetaTilde)
+    steps: int | None = None
 
     def times(self, process: Process) -> Time:
-        """All T. Raises ConfigError where the process does not have the variance."""
+        """The K times. Raises ConfigError where the process does not have the variance, and for a number of steps that
+        a discrete process does not have or that a continuous one needs."""
         self.variance.check(process)
-        return discrete(process).timesteps.flip(0)
+        if isinstance(process, ContinuousProcess):
+            if self.steps is None:
+                raise ConfigError("steps: None says nothing in continuous time; give a number, such as 250")
+            return process.grid(self.steps)
+        return discrete(process).timesteps.flip(0) if self.steps is None else process.grid(self.steps)
 
     def step(
         self, step: Step, z: Images, prediction: Prediction, noise: Callable[[], Images] | None, memory: None

@@ -15,8 +15,7 @@ from ddpm_core import counter_random
 from ddpm_core.denoiser import NetworkDenoiser, Precision, Prediction
 from ddpm_core.ema import EMA
 from ddpm_core.images import to_model_range
-from ddpm_core.objectives import Objective, objective_named
-from ddpm_core.process.discrete import discrete
+from ddpm_core.objectives import Losses, Objective, objective_named
 from pipelines.cli.errors import CheckpointError, ModelError
 from pipelines.data.stream import MicroBatch
 from pipelines.training.config import TrainConfig
@@ -72,7 +71,7 @@ class Learner:
             self.denoiser.parameters(), lr=0.0, weight_decay=optimization.weight_decay, fused=True
         )
         self.ema = EMA(self.denoiser.named_weights(), optimization.ema_decay, warmup=True)
-        objective = objective_named(optimization.loss, discrete(self.denoiser.process), optimization.min_snr_gamma)
+        objective = objective_named(optimization.loss, self.denoiser, optimization.min_snr_gamma)
         self.objective: Objective = objective.to(device)
 
     def learning_rate(self, step: int) -> float:
@@ -116,12 +115,13 @@ class Learner:
     def _losses(self, x_0: Tensor, ids: Tensor, epochs: Tensor) -> Tensor:
         """The objective's loss of each row."""
         seed = self.config.seed
-        time = self.denoiser.process.draw(counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0])
+        uniforms = counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0]
         eps = counter_random.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
         if self.config.data.random_flip:
             flip = counter_random.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        return self.objective(self.denoise, x_0, time, eps)
+        losses: Losses = self.objective(self.denoise, x_0, uniforms, eps)
+        return losses.rows
 
     @property
     def _has_dropout(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from ddpm_core.denoiser import EpsDenoiser
+from ddpm_core.parameterizations import EpsDenoiser
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.stream import StreamPlan

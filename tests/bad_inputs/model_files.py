@@ -14,8 +14,8 @@ Tensors = dict[str, Any]
 def _good() -> tuple[bytes, bytes]:
     from support.sample_runs import NETWORK, tiny_state
 
-    from ddpm_core.denoiser import EpsDenoiser
     from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_bytes
+    from ddpm_core.parameterizations import EpsDenoiser
     from ddpm_core.process.discrete import DiscreteProcess
 
     extra = {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9}, "code_version": "0.0"}

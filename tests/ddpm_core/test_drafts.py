@@ -1,7 +1,6 @@
 """What later models need of the core, in drafts that touch nothing else: one class each, beside its entry in a table.
 
-A denoiser that predicts its variances (Nichol and Dhariwal 2021), one with labels and guidance (Ho and Salimans 2021),
-a second-order multistep sampler (Lu 2022, DPM-Solver++).
+A denoiser with labels and guidance (Ho and Salimans 2021), a second-order multistep sampler (Lu 2022, DPM-Solver++).
 """
 
 import math
@@ -12,114 +11,22 @@ from typing import Any
 import pytest
 import torch
 from support.denoisers import FunctionDenoiser
-from torch import nn
 
-from ddpm_core import model
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import Denoiser, NetworkDenoiser, Prediction
-from ddpm_core.likelihood.decoder import decoder_bpd
+from ddpm_core.denoiser import Denoiser, Prediction
 from ddpm_core.likelihood.designs import full_design
 from ddpm_core.likelihood.elbo import elbo
-from ddpm_core.objectives import eps_mse
-from ddpm_core.process.base import Process, Step, factor, q_sample
+from ddpm_core.process.base import Process, Step, factor
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import BetaTilde
 from ddpm_core.samplers.base import sample
 from ddpm_core.samplers.ddim import DDIM
-from ddpm_core.samplers.ddpm import DDPM
 
 NETWORK = UNetConfig(
     image_size=4, in_channels=1, base_channels=8, channel_multipliers=(1,), num_res_blocks=1,
     attention_resolutions=(), dropout=0.0, num_groups=4,
 )  # fmt: skip
 VARIANCE_EXPLODING = DiscreteProcess.from_alpha_sigma([1.0] * 400, torch.logspace(-2, 1, 400, dtype=torch.float64))
-
-
-class LearnedVarianceDenoiser(NetworkDenoiser):
-    """The network predicts eps and, in as many further channels, where ln sigma^2 lies between those of beta_tilde and
-    beta (Nichol and Dhariwal 2021, eq. 15)."""
-
-    @classmethod
-    def build(cls, network: UNetConfig, process: Process) -> "LearnedVarianceDenoiser":
-        denoiser = cls(super().build(network, process).network, process)
-        last = denoiser.network.conv_out
-        denoiser.network.conv_out = nn.Conv2d(last.in_channels, 2 * last.out_channels, 3, padding=1)
-        return denoiser
-
-    def read(self, z_t: torch.Tensor, time: torch.Tensor, output: torch.Tensor) -> Prediction:
-        eps, v = output.chunk(2, dim=1)
-        step = self.process.step(time, time - 1)
-        fraction = (v + 1.0) / 2.0
-        low, high = (factor(value.log(), z_t) for value in (step.posterior_variance_clipped, step.unit_variance))
-        return Prediction.of_eps(z_t, step.now, eps, fraction * high + (1.0 - fraction) * low)
-
-
-@dataclass(frozen=True)
-class LearnedVariance:
-    """sigma^2 as the denoiser predicts it."""
-
-    def check(self, process: Process) -> None:
-        """Any process has it."""
-
-    def of(self, step: Step, prediction: Prediction | None = None) -> torch.Tensor:
-        assert prediction is not None
-        assert prediction.log_variance is not None
-        return prediction.log_variance.exp()
-
-
-class Hybrid(nn.Module):
-    """L_simple + lambda L_vlb, the mean detached in the latter (Nichol and Dhariwal 2021, eq. 16)."""
-
-    def __init__(self, process: DiscreteProcess, weight: float = 0.001) -> None:
-        super().__init__()
-        self.process, self.weight = process, weight
-        self.seen: torch.Tensor
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # kept in checkpoints
-
-    def forward(self, denoise: Any, x_0: torch.Tensor, time: torch.Tensor, eps: torch.Tensor, label: Any = None) -> Any:
-        self.seen += len(x_0)
-        z_t, step = q_sample(self.process.at(time), x_0, eps), self.process.step(time, time - 1)
-        prediction = denoise(z_t, time, label)
-        ratio = factor(step.posterior_variance_clipped, z_t).log() - prediction.log_variance
-        mean = prediction.posterior_mean(step).detach()
-        error = (step.posterior(z_t, x_0).mean - mean).square() * (-prediction.log_variance).exp()
-        kl = 0.5 * (ratio.exp() - 1.0 - ratio + error)
-        return eps_mse(eps, prediction.eps) + self.weight * kl.flatten(1).mean(1)
-
-
-def test_a_denoiser_may_predict_its_variances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained by the hybrid loss, sampled, scored, saved and loaded: its classes, and one entry in `DENOISERS`."""
-    monkeypatch.setitem(model.DENOISERS, "learned_variance", LearnedVarianceDenoiser)
-    torch.manual_seed(0)
-    process = DiscreteProcess.linear(20, 0.01, 0.3)
-    denoiser, objective = LearnedVarianceDenoiser.build(NETWORK, process), Hybrid(process)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=3e-3)
-    levels = torch.randint(90, 160, (32, 1, 4, 4), dtype=torch.uint8)
-    x_0, losses = levels / 127.5 - 1.0, []
-    for _ in range(60):
-        time, eps = process.draw(torch.rand(32, dtype=torch.float64)), torch.randn_like(x_0)
-        loss = objective(denoiser, x_0, time, eps).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-    assert list(objective.state_dict()) == ["seen"]
-    loaded = model.model_from_bytes(model.model_bytes(denoiser.named_weights(), denoiser, {})).denoiser
-    assert isinstance(loaded, LearnedVarianceDenoiser)
-    ids, variance = torch.arange(32), LearnedVariance()
-    images = sample(loaded, DDPM(variance), ids, 0)
-    assert not torch.equal(images, sample(loaded, DDPM(BetaTilde()), ids, 0))
-    found = elbo(loaded, levels, ids, full_design(20, 32), 0, variance)
-    assert bool(found.terms.isfinite().all())
-    # By hand at t = 0: the decoder's width is the predicted one, pixel by pixel.
-    eps = torch.zeros(32, 1, 4, 4, dtype=torch.float64)
-    t = torch.zeros(32, dtype=torch.int64)
-    with torch.no_grad():
-        prediction = loaded(q_sample(process.at(t), levels / 127.5 - 1.0, eps), t)
-    sigma = (0.5 * prediction.log_variance).exp()
-    assert sigma.shape == (32, 1, 4, 4)
-    assert bool(decoder_bpd(levels, prediction.posterior_mean(process.step(t, t - 1)), sigma).isfinite().all())
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.ema import EMA
 from ddpm_core.errors import ModelError
 from ddpm_core.model import load_model, model_bytes, model_from_bytes, model_id_of, save_model
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 
 CONFIG = UNetConfig(

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from support.train_runs import tiny
 
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import load_model
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process import process_from_config
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.decode import decode_image

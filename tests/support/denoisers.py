@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ddpm_core.denoiser import Labels, Prediction
-from ddpm_core.likelihood.elbo import term_bpd, x_0_of
+from ddpm_core.likelihood.terms import term_bpd, x_0_of
 from ddpm_core.process.base import Images, Marginal, Process, Time, q_sample
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import ReverseVariance

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import save_model
 from ddpm_core.networks.unet import UNet
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.sampling.config import SampleConfig

@@ -10,8 +10,9 @@ from support.processes import PROCESSES, rescaled
 from ddpm_core.denoiser import Prediction
 from ddpm_core.likelihood.curves import optimal_variance, subsequence_kl
 from ddpm_core.likelihood.designs import full_design, timestep_proposal
-from ddpm_core.likelihood.elbo import elbo, kl_bpd, prior_bpd, x_0_of
+from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.likelihood.ode import ode_bpd
+from ddpm_core.likelihood.terms import kl_bpd, prior_bpd, x_0_of
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, GivenVariance, variance_table

@@ -7,8 +7,9 @@ from support.denoisers import terms_of, toy, toy_eps
 from ddpm_core import counter_random
 from ddpm_core.likelihood.curves import decoder_variances, kl_from_eps_mse, optimal_variance, subsequence_kl
 from ddpm_core.likelihood.designs import STREAM, full_design
-from ddpm_core.likelihood.elbo import elbo, x_0_of
-from ddpm_core.objectives import eps_mse
+from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.terms import squared_error as eps_mse
+from ddpm_core.likelihood.terms import x_0_of
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, GivenVariance, variance_named

@@ -19,8 +19,9 @@ from ddpm_core.likelihood.designs import (
     stratified_design,
     timestep_proposal,
 )
-from ddpm_core.likelihood.elbo import elbo, prior_bpd, x_0_of
+from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
+from ddpm_core.likelihood.terms import prior_bpd, x_0_of
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import BetaTilde, variance_named

@@ -13,7 +13,8 @@ from ddpm_core.denoiser import Prediction
 from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood.curves import kl_from_eps_mse
 from ddpm_core.likelihood.designs import GROUP_SIZE, full_design, stratified_design, timestep_proposal
-from ddpm_core.likelihood.elbo import elbo, kl_bpd, prior_bpd, term_bpd, x_0_of
+from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.terms import kl_bpd, prior_bpd, term_bpd, x_0_of
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, GivenVariance, variance_named

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.denoisers import FunctionDenoiser, abar
 
 from ddpm_core.errors import ConfigError
-from ddpm_core.likelihood.ode import ode_bpd, ode_timesteps
+from ddpm_core.likelihood.ode import ode_bpd, ode_times
 from ddpm_core.process.discrete import DiscreteProcess
 
 SCHEDULES = {
@@ -256,7 +256,7 @@ def test_the_network_is_called_3_n_times_whatever_the_probes_and_the_callers_gra
     with outer():
         watched = denoiser(schedule, recording(lambda x, t: weight * toy_eps(x, t), calls))
         found = ode_bpd(watched, random_images(2), torch.arange(2), 0, 6, 5)
-    fine = ode_timesteps(schedule, 6)
+    fine = ode_times(schedule, 6).tolist()
     visited = [int(t[0]) for _, t in calls]
     expected = [t for steps in (fine, fine[::2]) for pair in itertools.pairwise(steps) for t in pair]
     assert visited == expected
@@ -281,7 +281,7 @@ def test_float32_networks_give_the_float64_value():
 def test_the_grid_is_distinct_integers_from_end_to_end(num_timesteps, seed, data):
     steps = 2 * data.draw(st.integers(1, (num_timesteps - 1) // 2))
     betas = 0.5 * torch.rand(num_timesteps, generator=torch.Generator().manual_seed(seed)).double() ** 4 + 1e-6
-    grid = ode_timesteps(DiscreteProcess.from_betas(betas), steps)
+    grid = ode_times(DiscreteProcess.from_betas(betas), steps).tolist()
     assert len(grid) == steps + 1
     assert (grid[0], grid[-1]) == (0, num_timesteps - 1)
     assert all(a < b for a, b in itertools.pairwise(grid))
@@ -290,7 +290,7 @@ def test_the_grid_is_distinct_integers_from_end_to_end(num_timesteps, seed, data
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_grid_is_uniform_in_log_snr_where_integers_allow(name):
     log_snr = SCHEDULES[name].log_snr.numpy()
-    grid = ode_timesteps(SCHEDULES[name], 64)
+    grid = ode_times(SCHEDULES[name], 64).tolist()
     widths = -np.diff(log_snr[grid])
     whole = np.diff(grid) == 1
     one = -np.diff(log_snr)
@@ -302,17 +302,17 @@ def test_the_grid_is_uniform_in_log_snr_where_integers_allow(name):
 
 
 def test_all_time_steps_are_the_finest_grid():
-    assert ode_timesteps(DiscreteProcess.cosine(21), 20) == list(range(21))
+    assert ode_times(DiscreteProcess.cosine(21), 20).tolist() == list(range(21))
     constant = DiscreteProcess.from_betas([0.2] * 11)
-    assert ode_timesteps(constant, 10) == list(range(11))
-    assert ode_timesteps(DiscreteProcess.linear(1000), 2)[::2] == [0, 999]
+    assert ode_times(constant, 10).tolist() == list(range(11))
+    assert ode_times(DiscreteProcess.linear(1000), 2).tolist()[::2] == [0, 999]
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 7, 20, -2])
 def test_a_bad_number_of_steps_is_refused(num_steps):
     schedule = DiscreteProcess.linear(20)
     for call in (
-        lambda: ode_timesteps(schedule, num_steps),
+        lambda: ode_times(schedule, num_steps),
         lambda: ode_bpd(denoiser(schedule, toy_eps), random_images(1), torch.arange(1), 0, num_steps),
     ):
         with pytest.raises(ConfigError, match=rf"^num_steps: {num_steps} is not an even number in 2\.\.19\b.*$"):

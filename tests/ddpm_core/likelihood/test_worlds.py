@@ -15,7 +15,8 @@ from ddpm_core.denoiser import Prediction
 from ddpm_core.likelihood.curves import optimal_variance
 from ddpm_core.likelihood.decoder import decoder_nll_nats
 from ddpm_core.likelihood.designs import Design, stratified_design, timestep_proposal
-from ddpm_core.likelihood.elbo import elbo, kl_bpd, prior_bpd, x_0_of
+from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.terms import kl_bpd, prior_bpd, x_0_of
 from ddpm_core.process.base import q_sample
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import variance_named, variance_table

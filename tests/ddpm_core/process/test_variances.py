@@ -26,8 +26,8 @@ def test_bad_variances_are_refused(bad):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigError, match="sigma2: 'learned'"):
-        variance_named("learned")
+    with pytest.raises(ConfigError, match="sigma2: 'given'"):
+        variance_named("given")
 
 
 def test_beta_tilde_needs_a_second_step():

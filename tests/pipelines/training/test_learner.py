@@ -14,8 +14,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import EpsDenoiser
-from ddpm_core.objectives import WeightedError, simple_weight
+from ddpm_core.objectives import Losses
+from ddpm_core.objectives.times import UniformTimes
+from ddpm_core.objectives.weighted import WeightedError
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.errors import CheckpointError
 from pipelines.cluster.precision import PrecisionField
@@ -101,7 +103,7 @@ def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
 
 def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("ddpm_core.objectives.q_sample", lambda marginal, x_0, eps: seen.append(x_0) or x_0)
+    monkeypatch.setattr("ddpm_core.objectives.weighted.q_sample", lambda marginal, x_0, eps: seen.append(x_0) or x_0)
     trained = learner(replace(CONFIG, data=DataConfig(random_flip=True)))
     ids = torch.arange(400)
     ramp = torch.arange(8.0).expand(400, 1, 8, 8)
@@ -164,11 +166,11 @@ class CountingError(WeightedError):
 
     def __init__(self) -> None:
         process = DiscreteProcess.linear(100)
-        super().__init__(process, simple_weight(process))
+        super().__init__(process, UniformTimes(process), torch.ones(100, dtype=torch.float64))
         self.calls: torch.Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, *arguments: Any) -> torch.Tensor:
+    def forward(self, *arguments: Any) -> Losses:
         self.calls += 1
         return super().forward(*arguments)
 
@@ -204,9 +206,10 @@ def test_a_step_tells_the_moments_of_its_rows_losses(monkeypatch: pytest.MonkeyP
     rows: list[torch.Tensor] = []
     objective = trained.objective
 
-    def noted(*args: Any) -> torch.Tensor:
-        rows.append(objective(*args))
-        return rows[-1]
+    def noted(*args: Any) -> Losses:
+        found: Losses = objective(*args)
+        rows.append(found.rows)
+        return found
 
     monkeypatch.setattr(trained, "objective", noted)
     result = trained.step(batch(0))

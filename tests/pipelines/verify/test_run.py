@@ -12,8 +12,8 @@ import pytest
 from bad_inputs.model_files import model_files
 from support.sample_runs import NETWORK, tiny_state
 
-from ddpm_core.denoiser import EpsDenoiser
 from ddpm_core.model import model_bytes, model_id_of
+from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.errors import ConfigError, DataError
 from pipelines.data.ledger import Ledger

@@ -1,0 +1,57 @@
+"""Objectives of denoisers that predict their variances (Nichol and Dhariwal 2021, secs. 3.1 and 3.3)."""
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddpm_core.denoiser import Labels, NetworkDenoiser
+from ddpm_core.images import to_levels
+from ddpm_core.likelihood.terms import term_bpd
+from ddpm_core.objectives.base import Denoise, Objective
+from ddpm_core.objectives.times import Times
+from ddpm_core.objectives.weighted import held_error, simple_weight
+from ddpm_core.process.base import Images, Time, q_sample
+from ddpm_core.process.discrete import discrete
+from ddpm_core.process.variances import Learned
+
+
+class LearnedVlb(Objective):
+    """L_vlb: T times the ELBO's term at t, in nats per dimension, so that its mean over uniform t is their sum."""
+
+    def at(
+        self, denoise: Denoise, x_0: Images, time: Time, eps: Images, label: Labels | None = None
+    ) -> Float[Tensor, " B"]:
+        """See `Objective`."""
+        process = discrete(self.process)
+        step = process.step(time, time - 1)
+        prediction = denoise(q_sample(step.now, x_0, eps), time, label)
+        term = term_bpd(step, to_levels(x_0), eps, prediction, Learned())
+        return (process.num_timesteps * math.log(2.0) * term).to(torch.float32)
+
+
+class Hybrid(Objective):
+    """L_simple + lambda L_vlb with lambda = 0.001, the mean detached in L_vlb, which thereby trains the variances alone
+    (Nichol and Dhariwal 2021, eq. 16); L_vlb in nats per dimension."""
+
+    weight = 0.001
+
+    def __init__(self, denoiser: NetworkDenoiser, times: Times) -> None:
+        process = discrete(denoiser.process)
+        super().__init__(process, times)
+        self.weights: Tensor
+        self.register_buffer("weights", simple_weight(process, denoiser).to(torch.float32), persistent=False)
+
+    def at(
+        self, denoise: Denoise, x_0: Images, time: Time, eps: Images, label: Labels | None = None
+    ) -> Float[Tensor, " B"]:
+        """See `Objective`."""
+        process = discrete(self.process)
+        step = process.step(time, time - 1)
+        prediction = denoise(q_sample(step.now, x_0, eps), time, label)
+        detached = replace(prediction, held=prediction.held.detach())
+        term = term_bpd(step, to_levels(x_0), eps, detached, Learned())
+        vlb = process.num_timesteps * math.log(2.0) * term
+        return self.weights[time] * held_error(prediction, x_0, eps) + self.weight * vlb.to(torch.float32)
