@@ -11,6 +11,7 @@ from ddpm_core.objectives.vdm import VdmBound
 from ddpm_core.objectives.weighted import fixed_objective
 from ddpm_core.parameterizations import EdmDenoiser
 from ddpm_core.process.continuous import ContinuousProcess
+from ddpm_core.process.gamma import LearnedGamma
 
 LOSSES = ("simple", "vlb", "min_snr", "hybrid")
 TIMES = ("auto", "uniform", "even", "importance", "log_normal")
@@ -40,7 +41,8 @@ def objective_named(
     Raises:
         ConfigError: There is no such objective, or it does not fit the denoiser or the times.
     """
-    is_continuous, learns = isinstance(denoiser.process, ContinuousProcess), denoiser.learns_variance
+    process, learns = denoiser.process, denoiser.learns_variance
+    is_continuous = isinstance(process, ContinuousProcess)
     if name not in LOSSES:
         raise ConfigError(f"loss: {name!r} is not one of {sorted(LOSSES)}")
     if name == "hybrid" and not learns:
@@ -49,8 +51,9 @@ def objective_named(
         raise ConfigError(f"loss: {name!r} does not train the variances that the network predicts; take hybrid or vlb")
     if vlb_timesteps is not None and not (is_continuous and name == "vlb"):
         raise ConfigError(f"vlb_timesteps: {vlb_timesteps} needs loss vlb in continuous time; leave it out")
+    if isinstance(process, ContinuousProcess) and isinstance(process.schedule, LearnedGamma) and name != "vlb":
+        raise ConfigError(f"loss: {name!r} does not train gamma(u); take vlb, or a linear gamma")
     drawn = _times(times, name, denoiser, vlb_timesteps)
-    process = denoiser.process
     if isinstance(process, ContinuousProcess) and name == "vlb":
         return VdmBound(process, drawn)
     if name == "hybrid":
