@@ -30,8 +30,8 @@ class EpsDenoiser(NetworkDenoiser):
 
 
 class ResidualEpsDenoiser(EpsDenoiser):
-    """The network predicts eps - z (Kingma 2021, VDM, app. C): nearly all of z is noise at the times that bits depend
-    on most, and a network that starts at 0 starts from that."""
+    """The network predicts eps - z (Kingma 2021, VDM, app. C): at noisy times eps is nearly z itself, which a network
+    that starts at 0 starts from."""
 
     def read(self, z_t: Images, marginal: Marginal, output: Images) -> Prediction:
         """See `NetworkDenoiser`."""
@@ -67,33 +67,31 @@ class EdmDenoiser(NetworkDenoiser):
     """x_0 = c_skip y + c_out F(c_in y) with y = z / alpha and its noise s = sigma / alpha (Karras 2022, eq. 7 and table
     1):
 
-    c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2), d = `SIGMA_DATA`. c_noise,
-    there ln(s) / 4, is what the process gives as conditioning: ln s, too, between its ends.
+    c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2), d = `SIGMA_DATA`; here each
+    in alpha, sigma and N = sigma^2 + alpha^2 d^2, the variance of z, which stay finite where alpha is 0. c_noise, there
+    ln(s) / 4, is what the process gives as conditioning: in continuous time ln s, too, between its ends.
     """
 
     holds = "x_0"
 
     def scaled(self, z_t: Images, marginal: Marginal) -> Images:
-        """c_in y."""
-        _, total = _edm(marginal)
-        return factor(1.0 / (marginal.alpha * total.sqrt()), z_t) * z_t
+        """c_in y = z / sqrt(N)."""
+        return factor(_variance(marginal).rsqrt(), z_t) * z_t
 
     def read(self, z_t: Images, marginal: Marginal, output: Images) -> Prediction:
-        """See `NetworkDenoiser`."""
-        noise, total = _edm(marginal)
-        skip, out = SIGMA_DATA**2 / (total * marginal.alpha), noise * SIGMA_DATA / total.sqrt()
+        """See `NetworkDenoiser`; c_skip y = alpha d^2 / N z, c_out = sigma d / sqrt(N)."""
+        variance = _variance(marginal)
+        skip, out = marginal.alpha * SIGMA_DATA**2 / variance, marginal.sigma * SIGMA_DATA * variance.rsqrt()
         return Prediction.of_x_0(z_t, marginal, factor(skip, z_t) * z_t + factor(out, z_t) * output)
 
     def target_weight(self, marginal: Marginal) -> Coefficient:
         """1 / c_out^2, Karras's lambda(sigma)."""
-        noise, total = _edm(marginal)
-        return total / (noise * SIGMA_DATA).square()
+        return _variance(marginal) / (marginal.sigma * SIGMA_DATA).square()
 
 
-def _edm(marginal: Marginal) -> tuple[Coefficient, Coefficient]:
-    """s = sigma / alpha, and s^2 + d^2."""
-    noise = marginal.sigma / marginal.alpha
-    return noise, noise.square() + SIGMA_DATA**2
+def _variance(marginal: Marginal) -> Coefficient:
+    """N, of z where the data's standard deviation is `SIGMA_DATA`."""
+    return marginal.sigma.square() + (marginal.alpha * SIGMA_DATA).square()
 
 
 DENOISERS: dict[str, type[NetworkDenoiser]] = {

@@ -14,6 +14,9 @@ from ddpm_core.process.discrete import DiscreteProcess, discrete
 if TYPE_CHECKING:
     from ddpm_core.denoiser import Prediction
 
+# Of a variance that a network predicts: what any float32 is off by, squared and divided by it, is still a float64.
+_LARGEST_LOG = 500.0
+
 
 @runtime_checkable
 class ReverseVariance(Protocol):
@@ -72,7 +75,7 @@ class Learned:
             raise ConfigError("sigma2: 'learned' needs a model that predicts its variances; take beta or beta_tilde")
         fraction = prediction.variance_fraction
         high, low = step.unit_variance.log(), step.posterior_variance_clipped.log()
-        return (fraction * high + (1.0 - fraction) * low).exp()
+        return (fraction * high + (1.0 - fraction) * low).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
 
 
 @dataclass(frozen=True, eq=False)

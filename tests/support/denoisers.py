@@ -1,6 +1,7 @@
 """Denoisers that tests know everything of."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,68 @@ class GaussianWorld:
         products = centred[:, :, None] * centred[:, None, :]
         error = (products.mean(0) - covariance).abs()
         assert bool((error < 4 * products.std(0) / n**0.5 + bias).all())
+
+
+class GreyWorld:
+    """Pixels iid over a few grey levels, of which everything is known under any (alpha, sigma).
+
+    The best x_0 is the mean of the posterior over the levels, the best eps what z_t then contains besides.
+    """
+
+    def __init__(
+        self, levels: Sequence[int], probabilities: Sequence[float], image_shape: tuple[int, int, int] = (1, 2, 2)
+    ) -> None:
+        self.levels = torch.tensor(levels)
+        self.probabilities = torch.tensor(probabilities, dtype=torch.float64)
+        self.values = self.levels.double() / 127.5 - 1.0
+        self.image_shape = image_shape
+
+    @property
+    def entropy(self) -> float:
+        """Bits per pixel."""
+        return -float((self.probabilities * self.probabilities.log2()).sum())
+
+    def images(self, n: int, seed: int = 0) -> torch.Tensor:
+        """uint8 [n, C, H, W]."""
+        g = torch.Generator().manual_seed(seed)
+        index = torch.multinomial(self.probabilities, n * math.prod(self.image_shape), replacement=True, generator=g)
+        return self.levels[index].to(torch.uint8).reshape(n, *self.image_shape)
+
+    def surprise(self, images: torch.Tensor) -> torch.Tensor:
+        """-log2 of each image's probability per pixel, [n]: what no code can beat on average."""
+        of_level = torch.full((256,), math.inf, dtype=torch.float64)
+        of_level[self.levels] = -self.probabilities.log2()
+        return of_level[images.long()].flatten(1).mean(1)
+
+    def best_x_0(self, z_t: torch.Tensor, marginal: Marginal) -> torch.Tensor:
+        """E[x_0 | z_t] by Bayes over the levels, float64."""
+        alpha, sigma = marginal.alpha[..., None], marginal.sigma[..., None]
+        distance = (z_t.double()[..., None] - alpha * self.values) / sigma
+        return torch.softmax(self.probabilities.log() - 0.5 * distance.square(), -1) @ self.values
+
+    def denoiser(self, process: Process) -> "BestDenoiser":
+        """The best one; a `Denoiser` with any process."""
+        return BestDenoiser(self, process)
+
+
+@dataclass
+class BestDenoiser:
+    """The posterior's mean of x_0 in a `GreyWorld`; a `Denoiser`."""
+
+    world: GreyWorld
+    process: Process
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.world.image_shape
+
+    def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
+        marginal = self.process.at(time)
+        return Prediction.of_x_0(z_t, marginal, self.world.best_x_0(z_t, marginal).to(z_t.dtype))
+
+    def in_precision(self, precision: str) -> "BestDenoiser":
+        return self
 
 
 _FACTOR = torch.tensor([[0.5, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0], [0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.2, 0.6]])
