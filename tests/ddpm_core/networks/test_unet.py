@@ -20,6 +20,7 @@ from ddpm_core.networks.unet import (
     Upsample,
     count_parameters,
     forward_flops,
+    fourier_features,
     pixel_weights,
     timestep_embedding,
 )
@@ -300,3 +301,64 @@ def test_pixel_weights_bound_the_multiply_adds() -> None:
     config = UNetConfig(8, 1, 32, (1, 2), 1, (4,), num_heads=4, dropout=0.0, num_groups=8)
     bound = pixel_weights(UNet(config))
     assert bound / 8 < forward_flops(config) / 2 < bound
+
+
+def test_fourier_features_are_the_sines_and_cosines_of_the_paper():
+    """Kingma 2021, VDM, app. C: sin and cos of 2^n 2 pi z for each n, exact where they are known."""
+    z = torch.tensor([0.0, 1 / 16, 1 / 8, -1 / 4, 1.0, 1 / 127.5], dtype=torch.float64).reshape(1, 1, 2, 3)
+    found = fourier_features(z, (0, 2, 7))
+    assert found.shape == (1, 6, 2, 3)
+    half = math.sqrt(0.5)
+    for channel, expected in (
+        (0, [0.0, math.sin(math.pi / 8), half, -1.0, 0.0, math.sin(2 * math.pi / 127.5)]),
+        (1, [0.0, 1.0, 0.0, 0.0, 0.0, math.sin(8 * math.pi / 127.5)]),
+        (2, [0.0, 0.0, 0.0, 0.0, 0.0, math.sin(256 * math.pi / 127.5)]),
+        (3, [1.0, math.cos(math.pi / 8), half, 0.0, 1.0, math.cos(2 * math.pi / 127.5)]),
+        (4, [1.0, 0.0, -1.0, 1.0, 1.0, math.cos(8 * math.pi / 127.5)]),
+        (5, [1.0, 1.0, 1.0, 1.0, 1.0, math.cos(256 * math.pi / 127.5)]),
+    ):
+        expected = torch.tensor(expected, dtype=torch.float64).reshape(2, 3)
+        torch.testing.assert_close(found[0, channel], expected, rtol=0, atol=1e-12)
+    # Of several channels, each has its own.
+    two = torch.cat([z, z.flip(3)], 1)
+    whole = fourier_features(two, (1, 3)).reshape(1, 4, 2, 2, 3)
+    assert torch.equal(whole[:, :, 0], fourier_features(z, (1, 3)))
+    assert torch.equal(whole[:, :, 1], fourier_features(z.flip(3), (1, 3)))
+
+
+def test_fourier_features_are_further_input_channels_and_of_the_images_own_pixels():
+    """In float32 also under autocast, and zero where a network pads: the padded network sees the same."""
+    config = dataclasses.replace(SMALL, image_size=(5, 7), attention_resolutions=(3,), fourier_features=(2, 7))
+    unet, seen = randomised(config), []
+    assert unet.conv_in.weight.shape[1] == 5
+    unet.conv_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x, t = torch.rand(2, 1, 5, 7) * 2 - 1, torch.tensor([0.0, 999.5], dtype=torch.float64)
+    plain = unet(x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = unet(x, t)
+    assert seen[0].dtype == seen[1].dtype == torch.float32
+    assert torch.equal(seen[0], seen[1])
+    features = torch.cat([x, fourier_features(x, (2, 7))], 1)
+    assert torch.equal(seen[0], torch.nn.functional.pad(features, (0, 1, 0, 1)))
+    assert plain.dtype == half.dtype == torch.float32
+    assert not torch.equal(plain, half)
+    torch.testing.assert_close(half, plain, rtol=0.1, atol=0.1 * float(plain.abs().max()))
+
+
+def test_learned_variances_have_as_many_further_channels():
+    config = dataclasses.replace(SMALL, in_channels=3, learned_variance=True)
+    assert randomised(config)(torch.randn(2, 3, 8, 8), torch.tensor([0, 5])).shape == (2, 6, 8, 8)
+
+
+def test_new_fields_are_stored_only_where_they_are_used():
+    assert not {"fourier_features", "learned_variance"} & SMALL.to_dict().keys()
+    config = dataclasses.replace(SMALL, fourier_features=(6, 7), learned_variance=True)
+    assert config.to_dict()["fourier_features"] == [6, 7]
+    assert config.to_dict()["learned_variance"] is True
+    assert UNetConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("exponents", [(-1,), (17,), (3, 2), (2, 2), (True,), (6, 7, 7)])
+def test_bad_fourier_exponents_are_refused(exponents):
+    with pytest.raises(ConfigError, match=r"^network\.fourier_features: .*rising whole numbers in 0\.\.16"):
+        dataclasses.replace(SMALL, fourier_features=exponents)
