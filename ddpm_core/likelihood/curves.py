@@ -66,15 +66,15 @@ def steps_from_continuous(
     """Terms, bits/dim, whose weighted sum (`continuous_design`) estimates the sum of the KLs of T steps.
 
     The KL at gamma_i is 1/2 (e^(gamma_i - gamma_{i-1}) - 1) ||eps - eps_pred||^2 (Kingma 2021, VDM, eq. 14); its error
-    is the average over the evaluations within `bandwidth` of gamma_i, below it only at gamma_1. The curvature of the
-    error over gamma biases it, as in `subsequence_kl`.
+    is the average over the evaluations within `bandwidth` of gamma_i, as far as the ends leave room. The curvature of
+    the error over gamma biases it, as in `subsequence_kl`.
     """
     low, high = process.ends
     edges = torch.cat([torch.tensor([low], dtype=torch.float64), process.grid(num_timesteps).detach().cpu().flip(0)])
-    value = 0.5 * torch.expm1(edges.diff()) * (high - low) / (2.0 * bandwidth)
-    value[-1] *= 2.0
-    total = torch.cat([torch.zeros(1, dtype=torch.float64), value.cumsum(0)])
     times = edges[1:].contiguous()
+    width = (times + bandwidth).clamp(max=high) - (times - bandwidth).clamp(min=low)
+    value = 0.5 * torch.expm1(edges.diff()) * (high - low) / width
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), value.cumsum(0)])
     above = torch.searchsorted(times, gamma + bandwidth, right=True)
     below = torch.searchsorted(times, gamma - bandwidth)
     return (total[above] - total[below]) * mse / math.log(2.0)

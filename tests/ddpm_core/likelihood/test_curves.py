@@ -5,12 +5,19 @@ import torch
 from support.denoisers import terms_of, toy, toy_eps
 
 from ddpm_core import counter_random
-from ddpm_core.likelihood.curves import decoder_variances, kl_from_eps_mse, optimal_variance, subsequence_kl
+from ddpm_core.likelihood.curves import (
+    decoder_variances,
+    kl_from_eps_mse,
+    optimal_variance,
+    steps_from_continuous,
+    subsequence_kl,
+)
 from ddpm_core.likelihood.designs import STREAM, full_design
 from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.likelihood.terms import squared_error as eps_mse
 from ddpm_core.likelihood.terms import x_0_of
 from ddpm_core.process.base import q_sample
+from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, GivenVariance, variance_named
 
@@ -83,3 +90,15 @@ def test_the_decoders_variances_are_both_choices_and_a_grid():
     assert float(found[2]) == pytest.approx(float(found[0]) / 16)
     assert float(found[-1]) == pytest.approx(float(found[0]) * 4)
     torch.testing.assert_close(found[3:] / found[2:-1], torch.full((12,), 2**0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("num_timesteps", [3, 1000])
+def test_steps_of_a_constant_error_follow_from_continuous_time_up_to_both_ends(num_timesteps):
+    """Kingma 2021, VDM, eq. 14, where an average over neighbours is no approximation."""
+    process = ContinuousProcess.learned(-6.0, 3.0)
+    low, high = process.ends
+    gamma = low + (high - low) * (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    found = steps_from_continuous(process, num_timesteps, gamma, torch.full_like(gamma, 0.7)).mean()
+    edges = process.gamma(torch.linspace(0.0, 1.0, num_timesteps + 1, dtype=torch.float64)).detach()
+    expected = 0.5 * 0.7 * edges.diff().expm1().sum() / torch.log(torch.tensor(2.0))
+    assert float(found) == pytest.approx(float(expected), rel=1e-3)
