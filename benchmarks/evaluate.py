@@ -32,7 +32,7 @@ from random_data import make_data
 from train import PRESETS
 
 from ddpm_core.likelihood.decoder import decoder_bpd
-from ddpm_core.likelihood.designs import GROUP_SIZE, stratified_design, timestep_proposal
+from ddpm_core.likelihood.designs import GROUP_SIZE
 from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.likelihood.terms import prior_bpd, x_0_of
 from ddpm_core.model import Model, model_from_bytes, save_model
@@ -46,7 +46,7 @@ from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import half_width
-from pipelines.evaluation.terms import evaluate_images
+from pipelines.evaluation.terms import bound_for, evaluate_images, stratified_over
 from pipelines.models.find import find_model
 from pipelines.tracking.spool import iter_records
 
@@ -87,8 +87,9 @@ def score(model: Model, images: UInt8s, args: argparse.Namespace, seed: int, k: 
         shard_size=SHARD_SIZE,
     )
     start, positions = time.perf_counter(), torch.arange(len(images))
-    design = stratified_design(positions, seed, timestep_proposal(discrete(model.denoiser.process)), k)
-    evaluated = evaluate_images(model, images, positions, design, request)
+    bound = bound_for(request, model)
+    design = stratified_over(bound.denoiser.process, positions, seed, k)
+    evaluated = evaluate_images(bound, images, positions, design, request)
     found = MeanStatistics.of(evaluated.replicates, GROUP_SIZE)
     return time.perf_counter() - start, found
 

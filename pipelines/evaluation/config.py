@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from ddpm_core.config import MAX_TIMESTEPS
 from pipelines.cli.config import require, require_local, require_place
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField
@@ -42,11 +43,15 @@ class EvaluateConfig:
     """Which time steps each image is evaluated at: all of them; K of them, stratified in log-SNR; K of them, by
     importance as a first pass measures it."""
     timesteps_per_image: int = 48
-    """K, of stratified and importance, an even number; L_0 costs two evaluations more."""
+    """K, of stratified and importance, an even number, at most T - 1; L_0 costs two evaluations more."""
     draws: int = 2
     """Draws of the noise at every time step, of `all`; 1 gives no Monte-Carlo error."""
-    sigma2: Literal["beta", "beta_tilde"] = "beta_tilde"
-    """Variance of the reverse steps that the headline is about; the report has both, and the optimal one."""
+    sigma2: Literal["auto", "beta", "beta_tilde", "learned"] = "auto"
+    """Variance of the reverse steps that the headline is about. auto: what the network has learned, or else beta_tilde,
+    which is also that of a VDM's steps. The report has what else follows: the fixed variances and the optimal one."""
+    num_timesteps: int | None = None
+    """T of the bound: as many steps, evenly spaced over the model's own; null takes all of them, or continuous time
+    where the model has it."""
     num_images: int | None = None
     """Images to evaluate, in a fixed pseudo-random order; null takes the whole data set, in its own order."""
     target_halfwidth: float | None = None
@@ -88,6 +93,8 @@ class EvaluateConfig:
             require(1 <= getattr(self, name) <= limit, name, getattr(self, name), f"must be in 1..{limit}")
         k = self.timesteps_per_image
         require(k >= 2 and k % 2 == 0, "timesteps_per_image", k, "must be an even number, at least 2")
+        steps, limit = self.num_timesteps, MAX_TIMESTEPS
+        require(steps is None or 2 <= steps <= limit, "num_timesteps", steps, f"must be in 2..{limit}, or null")
         shards_hold = 16 <= self.shard_size <= 2**20 and self.shard_size % 16 == 0
         require(shards_hold, "shard_size", self.shard_size, f"must be a multiple of 16, at most {2**20}")
         require(self.num_images is None or self.num_images >= 2, "num_images", self.num_images, "must be at least 2")

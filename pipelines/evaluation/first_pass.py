@@ -1,7 +1,8 @@
-"""What an evaluation measures before its terms: the histogram baseline's counts, and importance over t.
+"""What an evaluation measures before its terms: the histogram baseline's counts, and importance over time.
 
 OUTPUT/first_pass/part-00000.npz    counts uint32 [D, 256] of the training images' levels; empty without them
-OUTPUT/first_pass/part-00001.npz    proposal float64 [T-1], of the importance estimator only
+OUTPUT/first_pass/part-00001.npz    proposal float64 [T-1], of continuous time [S] over equal bins of gamma; of the
+                                    importance estimator only
 """
 
 import io
@@ -14,14 +15,15 @@ import numpy.typing as npt
 import torch
 
 from ddpm_core.counter_random import permutation
-from ddpm_core.likelihood.designs import importance_proposal, stratified_design, timestep_proposal
+from ddpm_core.likelihood.designs import importance_density, importance_proposal
 from ddpm_core.model import Model
-from ddpm_core.process.discrete import discrete
+from ddpm_core.process.continuous import continuous
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.baselines import HISTOGRAM_IMAGES, level_counts
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.request import EvaluateRequest
-from pipelines.evaluation.terms import evaluate_images
+from pipelines.evaluation.terms import bound_for, evaluate_images, stratified_over
 from pipelines.models.kept import load_kept
 from pipelines.outputs.shards import ShardOutput, shard_name
 from pipelines.storage.location import Location
@@ -88,16 +90,21 @@ def read_first_pass(location: Location, index: int) -> npt.NDArray[Any]:
 
 
 def measured_proposal(model: Model, data: PreparedDataset, request: EvaluateRequest) -> npt.NDArray[np.float64]:
-    """`importance_proposal` from a first, stratified pass over some images, with noise of its own."""
-    process = discrete(model.denoiser.process)
-    seed, num_kl_terms = request.seed + _PILOT_SEED_OFFSET, process.num_timesteps - 1
+    """`importance_proposal`, or `importance_density`, from a first, stratified pass over some images, with noise of its
+    own."""
+    pilot, bound = replace(request, seed=request.seed + _PILOT_SEED_OFFSET), bound_for(request, model)
+    process = bound.denoiser.process
     ids = permutation(0, "first-pass", 0, data.num_rows)[:_PILOT_IMAGES]
     images, _ = data.read_rows(ids)
-    k = min(_PILOT_TIMESTEPS, num_kl_terms // 2 * 2)
-    design = stratified_design(torch.arange(len(ids)), seed, timestep_proposal(process), k)
-    found = evaluate_images(model, images, torch.tensor(ids), design, replace(request, seed=seed))
-    t = design.t.reshape(-1)
-    return np.asarray(importance_proposal(process, t, found.terms.reshape(-1)).numpy())
+    k = _PILOT_TIMESTEPS
+    if isinstance(process, DiscreteProcess):
+        k = min(k, (process.num_timesteps - 1) // 2 * 2)
+    design = stratified_over(process, torch.arange(len(ids)), pilot.seed, k)
+    found = evaluate_images(bound, images, torch.tensor(ids), design, pilot)
+    if isinstance(process, DiscreteProcess):
+        return np.asarray(importance_proposal(process, design.t.reshape(-1), found.terms.reshape(-1)).numpy())
+    gamma, terms = (values[:, ~design.first].reshape(-1) for values in (design.t, found.terms))
+    return np.asarray(importance_density(continuous(process), gamma, terms).numpy())
 
 
 def _npz(**arrays: npt.NDArray[Any]) -> bytes:

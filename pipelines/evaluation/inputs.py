@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from ddpm_core.process.discrete import discrete
+from ddpm_core.likelihood.bounds import Bound, bound_of, settled_sigma2
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.config import require
 from pipelines.cli.console import event
 from pipelines.cli.errors import ConfigError, DataError, DDPMError
@@ -12,7 +14,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.request import EvaluateRequest
+from pipelines.evaluation.request import EvaluateRequest, Sigma2
 from pipelines.models.used import UsedModel
 from pipelines.storage.location import Location
 
@@ -75,14 +77,7 @@ def check_fit(config: EvaluateConfig, model: UsedModel, data: PreparedDataset, n
         raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
     if config.num_images is not None and config.num_images > num_rows:
         raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
-    num_kl_terms = discrete(model.model.denoiser.process).num_timesteps - 1
-    if config.estimator != "all" and config.timesteps_per_image > num_kl_terms:
-        raise ConfigError(
-            f"timesteps_per_image = {config.timesteps_per_image}: the model has T - 1 = {num_kl_terms} KL terms; "
-            "take at most as many, or --estimator all"
-        )
-    if config.ode.num_images and config.ode.steps > num_kl_terms:
-        raise ConfigError(f"ode.steps = {config.ode.steps}: the model has T - 1 = {num_kl_terms}; take at most as many")
+    _check_times(config, model)
     _, images = data.read_groups([0])
     if images.max() == 1:
         raise DataError(
@@ -93,6 +88,36 @@ def check_fit(config: EvaluateConfig, model: UsedModel, data: PreparedDataset, n
         raise DataError(
             f"data = {config.data}: has no labels, which by_label needs; leave it out, or ingest with labels"
         )
+
+
+def _check_times(config: EvaluateConfig, model: UsedModel) -> None:
+    """That the bound has the times which are asked for, and the flow of the ODE as well."""
+    bound = bound_asked(config, model)
+    process, own = bound.denoiser.process, model.model.denoiser.process
+    if config.estimator == "all" and bound.num_timesteps is None:
+        raise ConfigError(
+            "estimator = all: continuous time has no T to sum over; take stratified or importance, or give "
+            "num_timesteps"
+        )
+    if config.estimator != "all" and isinstance(process, DiscreteProcess):
+        num_kl_terms, whose = process.num_timesteps - 1, f"T = {bound.num_timesteps:,} steps have"
+        if own is process:
+            whose = "the model has T - 1 ="
+        if config.timesteps_per_image > num_kl_terms:
+            raise ConfigError(
+                f"timesteps_per_image = {config.timesteps_per_image}: {whose} {num_kl_terms} KL terms; take at most as "
+                "many, or --estimator all"
+            )
+    if config.ode.num_images and isinstance(own, DiscreteProcess):
+        if config.ode.steps > own.num_timesteps - 1:
+            raise ConfigError(
+                f"ode.steps = {config.ode.steps}: the model has T - 1 = {own.num_timesteps - 1}; take at most as many"
+            )
+        if own.prior_signal == 0.0:
+            raise ConfigError(
+                f"ode.num_images = {config.ode.num_images}: the model's SNR ends at 0, from where no flow leads; leave "
+                "it out"
+            )
 
 
 def _training_data(config: EvaluateConfig, model: UsedModel, root: Path) -> PreparedDataset | None:
@@ -113,9 +138,15 @@ def _training_data(config: EvaluateConfig, model: UsedModel, root: Path) -> Prep
     return None
 
 
+def bound_asked(config: EvaluateConfig, model: UsedModel) -> Bound:
+    """What is to be estimated. Raises ConfigError for variances or a T that the model does not have."""
+    return bound_of(model.model.denoiser, config.sigma2, config.num_timesteps)
+
+
 def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
-    """The request that a job's fields make of what they name; every `auto` has been settled."""
-    by_all = config.estimator == "all"
+    """The request that a job's fields make of what they name; `precision` has been settled, sigma2 is here."""
+    by_all, bound = config.estimator == "all", bound_asked(config, inputs.model)
+    whole = bound.denoiser is inputs.model.model.denoiser  # also where its own T is given
     assert config.precision != "auto"
     return EvaluateRequest(
         model_id=inputs.model.found.model_id,
@@ -123,7 +154,7 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
         estimator=config.estimator,
         timesteps_per_image=None if by_all else config.timesteps_per_image,
         draws=config.draws if by_all else None,
-        sigma2=config.sigma2,
+        sigma2=cast(Sigma2, settled_sigma2(config.sigma2, inputs.model.model.denoiser)),
         num_images=config.num_images,
         target_halfwidth=config.target_halfwidth,
         seed=config.seed,
@@ -135,4 +166,5 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
         batch_size=config.batch_size,
         shard_size=config.shard_size,
         hold_out=inputs.hold_out,
+        num_timesteps=None if whole else config.num_timesteps,
     )

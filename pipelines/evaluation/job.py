@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ddpm_core.likelihood.bounds import Bound
 from ddpm_core.networks.unet import pixel_weights
-from ddpm_core.process.discrete import discrete
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.console import event, waiting
 from pipelines.cli.errors import TrackingError
 from pipelines.data.opening import open_dataset
@@ -21,6 +22,7 @@ from pipelines.evaluation.report import make_report
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import results
 from pipelines.evaluation.shard import TermShards
+from pipelines.evaluation.terms import bound_for
 from pipelines.models.kept import source_of
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
@@ -86,17 +88,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
 
 @dataclass
 class Evaluation(BulkJob):
-    """See `BulkJob`; `inputs` is what it reads."""
+    """See `BulkJob`; `inputs` is what it reads, `bound` what it estimates."""
 
     config: EvaluateConfig
     request: EvaluateRequest
     model: UsedModel
     inputs: Inputs
+    bound: Bound = field(init=False)
     _enough: Enough = field(init=False)
 
     kind, job, doing, counted = EVALUATION, "evaluate", "evaluating", "images"
 
     def __post_init__(self) -> None:
+        self.bound = bound_for(self.request, self.model.model)
         self._enough = Enough(self.request.target_halfwidth, self.inputs.num_rows)
 
     @property
@@ -123,7 +127,8 @@ class Evaluation(BulkJob):
         """See `BulkJob`; of the ODE and the first pass at most."""
         request, ode, denoiser = self.request, self.request.ode, self.model.model.denoiser
         num_images = min(len(shards) * request.shard_size, self.num_images)
-        each = request.evaluations_per_image(discrete(denoiser.process).num_timesteps)
+        process = self.bound.denoiser.process
+        each = request.evaluations_per_image(process.num_timesteps if isinstance(process, DiscreteProcess) else None)
         of_ode = 3 * ode.steps * (1 + 2 * ode.probes) * min(ode.num_images, num_images)
         of_first_pass = first_pass.PILOT_EVALUATIONS if request.estimator == "importance" else 0
         return float(num_images * each + of_ode + of_first_pass) * pixel_weights(denoiser.network)
@@ -168,12 +173,12 @@ class Evaluation(BulkJob):
         """The report, for the output and for MLflow."""
         request, inputs, data = self.request, self.inputs, self.inputs.data
         with waiting("making the report"):
-            names, process = [record.name for record in records], discrete(self.model.model.denoiser.process)
-            evaluation = results(output.location, request, names, process, inputs.num_rows)
-            notes = calibration_notes(request, evaluation.summary)
+            names, own = [record.name for record in records], self.model.model.denoiser.process
+            evaluation = results(output.location, request, names, self.bound, inputs.num_rows)
+            notes = calibration_notes(request, evaluation.summary, own)
             made_with = provenance(self.model, data, inputs.train)
             title = f"{self.model.found.name}: {output.location.name}"
-            for name, content in make_report(evaluation, request, data, notes, made_with, title).files.items():
+            for name, content in make_report(evaluation, request, data, own, notes, made_with, title).files.items():
                 (output.location / "report" / name).write_bytes(content)
         fields = {"results": evaluation.summary, "data": data.location.uri}
         return Finished(fields, records_of(output.location, request, evaluation, data, self.model))
@@ -188,12 +193,12 @@ def _check_promotable(job: Evaluation, root: Path) -> None:
     uri = resolve_tracking_uri(config.tracking.uri, root)
     num_images = None if config.target_halfwidth else job.num_images
     draws_known = config.estimator != "all" or config.draws >= 2
-    what = job.request.measured_on, num_images, config.sigma2
+    what = job.request.measured_on, num_images, job.bound.name
     check_promotable(uri, found.name, found.model_id, *what, draws_known=draws_known)
 
 
 def _promote(job: Evaluation, manifest: Manifest, root: Path) -> str:
     found, summary = job.model.found, manifest["results"]
     uri, intervals = resolve_tracking_uri(job.config.tracking.uri, root), summary["means"][summary["headline"]]
-    what = job.request.measured_on, summary["num_images"], job.request.sigma2
+    what = job.request.measured_on, summary["num_images"], job.bound.name
     return promote_if_better(uri, found.name, found.model_id, *what, intervals)

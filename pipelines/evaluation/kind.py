@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_core.model import model_from_bytes
-from ddpm_core.process.discrete import discrete
 from pipelines.cli.errors import DataError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation import first_pass
@@ -14,6 +13,7 @@ from pipelines.evaluation.report import headline_of
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import results
 from pipelines.evaluation.shard import DIRECTORY, TermShards
+from pipelines.evaluation.terms import bound_for
 from pipelines.models.kept import stored_model
 from pipelines.outputs.kept_model import check_model
 from pipelines.outputs.kind import Findings, Manifest, OutputKind, parquet_ids, size_row
@@ -37,8 +37,8 @@ def _check(location: Location, request: EvaluateRequest, manifest: Manifest, fou
     if not found.problems:
         kept = stored_model(location / "model")
         assert kept is not None, "checked above"
-        process = discrete(model_from_bytes(kept.files).denoiser.process)
-        again = results(location, request, names, process, recorded["data_set_size"]).summary
+        bound = bound_for(request, model_from_bytes(kept.files))
+        again = results(location, request, names, bound, recorded["data_set_size"]).summary
         different = _differing_means(recorded["means"], again["means"])
         found.problems += [f"{location / MANIFEST}: {name} is not what the rows give" for name in different]
         rows.append(("means", f"{len(again['means'])} with their intervals, computed again from the rows"))

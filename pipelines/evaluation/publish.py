@@ -1,12 +1,14 @@
 """What an evaluation says of itself: to the terminal, to MLflow, and in the report's notes."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from ddpm_core.process.base import Process
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.dataset import PreparedDataset
-from pipelines.evaluation.report import headline_of, label_of, table_rows
+from pipelines.evaluation.names import BOUND_METRIC, label_of, metric_of
+from pipelines.evaluation.report import headline_of, table_rows
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models.used import UsedModel
@@ -24,19 +26,23 @@ def records_of(
     location: Location, request: EvaluateRequest, evaluation: Evaluation, data: PreparedDataset, model: UsedModel
 ) -> list[Record]:
     """Metrics, curves, report, description, and the links to model and data set, for MLflow."""
-    summary, sigma2, found = evaluation.summary, request.sigma2, model.found
-    scalars = {metric_of(name, sigma2): measured["mean"] for name, measured in summary["means"].items()}
-    headline = summary["means"][summary["headline"]]
+    summary, found, curve = evaluation.summary, model.found, evaluation.curve
+    bound, headline = summary["headline"].removeprefix("bits_per_dim."), summary["means"][summary["headline"]]
+    scalars = {metric_of(name, bound): measured["mean"] for name, measured in summary["means"].items()}
+    scalars[BOUND_METRIC] = headline["mean"]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
-            scalars |= dict(zip(interval_metrics(kind, sigma2), headline[kind], strict=True))
+            scalars |= dict(zip(interval_metrics(kind, bound), headline[kind], strict=True))
     scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
     records = [Record("metrics", {"step": 0, "values": scalars})]
-    for t, kl, mse in zip(evaluation.t.tolist(), evaluation.kl_by_t, evaluation.eps_mse_by_t, strict=True):
-        values = {f"eval_by_t/kl_bits_per_dim.{sigma2}": kl, "eval_by_t/eps_mse": mse}
-        records.append(Record("metrics", {"step": t, "values": values}))
+    if curve.t is not None:
+        for t, kl, mse in zip(curve.t.tolist(), curve.kl, curve.eps_mse, strict=True):
+            values = {f"eval_by_t/kl_bits_per_dim.{bound}": kl, "eval_by_t/eps_mse": mse}
+            records.append(Record("metrics", {"step": t, "values": values}))
+    for log_snr, mse in curve.eps_mse_by_log_snr().items():
+        records.append(Record("metrics", {"step": log_snr, "values": {"eval_by_log_snr/eps_mse": mse}}))
     records.append(Record("artifact", {"path": (location / "report").uri, "artifact_path": "report"}))
-    point = {metric_of(summary["headline"], sigma2): headline["mean"]}
+    point = {metric_of(summary["headline"], bound): headline["mean"]}
     dataset = {"name": data.location.uri, "digest": request.dataset_id}
     evaluated = {"model_id": found.model_id, "step": model.step or 0, "values": point, "dataset": dataset}
     records.append(Record("evaluated", evaluated))
@@ -53,59 +59,24 @@ def records_of(
     return [*records, Record("note", {"markdown": note})]
 
 
-def metric_of(name: str, sigma2: str) -> str:
-    """The metric in MLflow that is a mean of `Evaluation.summary`, of an evaluation under `sigma2`.
-
-    MLflow puts metrics in the order of their names, and on a narrow page cuts the titles of their charts after seven
-    characters: what tells one from the others comes early, and the headline's name is the first of all.
-
-    >>> metric_of("bits_per_dim.beta", "beta"), metric_of("bits_per_dim.beta", "beta_tilde")
-    ('bits_per_dim/beta', 'bpd/beta')
-    >>> metric_of("bits_per_dim.steps_50.beta_tilde", "beta"), metric_of("L_0.beta", "beta")
-    ('bpd/50_steps', 'terms/decoder')
-    >>> metric_of("L_0.beta.clipped", "beta"), metric_of("by_label.7.bits_per_dim.beta", "beta")
-    ('clip/decoder', 'label/7')
-    """
-    what, *rest = name.split(".")
-    if name == f"bits_per_dim.{sigma2}":
-        return f"bits_per_dim/{sigma2}"
-    if what in ("ode", "by_label"):
-        return f"{what.removeprefix('by_')}/{rest[0]}"
-    term = {"L_T": "prior", "L_t_sum": "kl_sum", "L_0": "decoder", "bits_per_dim": "bpd"}[what]
-    if rest[-1:] == ["clipped"]:
-        return f"clip/{term}"
-    if what != "bits_per_dim":
-        return f"terms/{term}"
-    steps = re.fullmatch(r"steps_(\d+)", rest[0])
-    return f"bpd/{steps[1]}_steps" if steps else f"bpd/{rest[0]}"
-
-
-def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any]) -> list[str]:
-    """How the numbers came about, a sentence each."""
-    done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
-    target = request.target_halfwidth
+def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], process: Process) -> list[str]:
+    """How the numbers came about, a sentence each; `process` is the model's own."""
+    target, k = request.target_halfwidth, request.timesteps_per_image
+    spread = "spread evenly over groups of 16 images, in two independent replicates; L_0 twice."
     how = {
         "all": f"Every t, {request.draws} draw(s) each.",
-        "stratified": f"{request.timesteps_per_image} time steps per image, stratified uniformly in log-SNR and "
-        "spread evenly over groups of 16 images, in two independent replicates; L_0 twice.",
-        "importance": f"{request.timesteps_per_image} time steps per image, by importance (root mean square of the "
-        "KL in a first pass with noise of its own) and spread evenly over groups of 16 images, in two independent "
-        "replicates; L_0 twice.",
+        "stratified": f"{k} time steps per image, stratified uniformly in log-SNR and {spread}",
+        "importance": f"{k} time steps per image, by importance (root mean square of the term in a first pass with "
+        f"noise of its own) and {spread}",
     }[request.estimator]
     whole = request.num_images is None and target is None
     which = f"the {'rows that the training held out' if request.hold_out else 'images'} of the data set"
     notes = [
         how,
-        f"{done:,} network evaluations; every t once for the same images would have taken {full:,} "
-        f"({full / done:.1f} times as many).",
+        _evaluations(summary),
         f"All {which}, in its order." if whole else f"A part of {which}, in a fixed pseudo-random order.",
-        "L_T is exact. ELBO = L_T + sum of L_{t-1} + L_0, an upper bound of -log2 p per dimension; the decoder is the "
-        "discretised Gaussian.",
-        "σ² = optimal: estimated on one half of the images and scored on the other, both ways; for L_0 the best of a "
-        "grid.",
-        "In K steps: predicted from the same ε-errors for K evenly spaced time steps with each step's posterior "
-        "variance, unclipped; L_0 is that of β̃ in the full sequence."
-        + ("" if request.estimator == "all" else f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."),
+        *_about_the_bound(summary),
+        *_what_follows(request, summary, process),
         "PNG and WebP: whole files, one per image. Independent pixels: each place's histogram over training images.",
     ]
     if target is not None:
@@ -119,12 +90,68 @@ def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any]) -> l
         )
         notes.append(f"Target half-width {target}: {'reached' if reached else f'not reached ({half:.4f})'}{advice}.")
     if request.ode.num_images:
+        of_what = (
+            "exact likelihood of uniformly dequantised images"
+            if isinstance(process, DiscreteProcess)
+            else "the flow in the place of the diffusion, with the same prior and the same softmax decoder of z_0"
+        )
         notes.append(
-            f"ODE: exact likelihood of uniformly dequantised images, Heun with {request.ode.steps} steps, "
-            f"{request.ode.probes} random vectors for the trace, on the first "
-            f"{request.ode.num_images} images. Trace error: "
-            "standard error over the vectors, mean over images; step error: difference to half as many steps "
-            "(bits/dim is too low by about a third of it)."
+            f"ODE: {of_what}, Heun with {request.ode.steps} steps, {request.ode.probes} random vectors for the trace, "
+            f"on the first {request.ode.num_images} images. Trace error: standard error over the vectors, mean over "
+            "images; step error: difference to half as many steps (bits/dim is too low by about a third of it)."
+        )
+    return notes
+
+
+def _evaluations(summary: Mapping[str, Any]) -> str:
+    done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
+    if full is None:
+        return f"{done:,} network evaluations."
+    return (
+        f"{done:,} network evaluations; every t once for the same images would have taken {full:,} "
+        f"({full / done:.1f} times as many)."
+    )
+
+
+def _about_the_bound(summary: Mapping[str, Any]) -> list[str]:
+    """What its parts are, and the decoder."""
+    if summary["bound"]["decoder"] == "gaussian":
+        parts = "L_T + sum of L_{t-1} + L_0"
+        decoder = "the discretised Gaussian"
+    else:
+        in_steps = summary["bound"]["num_timesteps"] is not None
+        parts = "L_T + sum of L_{t-1} + L_0" if in_steps else "L_T + diffusion term + L_0"
+        decoder = "the softmax over the 256 levels around z_0"
+    return [f"L_T is exact. ELBO = {parts}, an upper bound of -log2 p per dimension; the decoder is {decoder}."]
+
+
+def _what_follows(request: EvaluateRequest, summary: Mapping[str, Any], process: Process) -> list[str]:
+    """Which other bounds there are without another call of the network, and why there are no more."""
+    means, notes = summary["means"], []
+    bound = summary["headline"].removeprefix("bits_per_dim.")
+    averaged = f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."
+    if any(name.endswith(".optimal") for name in means):
+        notes.append(
+            "σ² = optimal: estimated on one half of the images and scored on the other, both ways; for L_0 the best of "
+            "a grid."
+        )
+    if bound == "continuous":
+        notes.append(
+            "In T steps: predicted from the same ε-errors for steps of γ(t) at t = 1/T ... 1, each with its posterior "
+            f"variance.{averaged}"
+        )
+    elif any(name.startswith("bits_per_dim.steps_") and not name.endswith(bound) for name in means):
+        notes.append(
+            "In K steps: predicted from the same ε-errors for K evenly spaced time steps with each step's posterior "
+            "variance, unclipped; L_0 is that of β̃ in the full sequence."
+            + ("" if request.estimator == "all" else averaged)
+        )
+    if bound.endswith("learned"):
+        notes.append("Under learned σ² no other number of steps follows: the network predicts them for these steps.")
+    if process.prior_signal == 0.0:
+        notes.append(
+            "The SNR ends at 0, where z is all noise: its ε-error says nothing of that step, so other variances and "
+            "fewer steps do not follow."
         )
     return notes
 
@@ -150,15 +177,16 @@ def summary_rows(location: Location, model: str, manifest: Mapping[str, Any]) ->
     summary = manifest["results"]
     means = summary["means"]
     done, full = summary["network_evaluations"], summary["network_evaluations_of_full_sum"]
-    sigma2 = summary["headline"].removeprefix("bits_per_dim.")
-    parts = [(label_of(name), means[name]["mean"]) for name in ("L_T", f"L_t_sum.{sigma2}", f"L_0.{sigma2}")]
+    every_t = "" if full is None else f" (every t once: {full:,})"
+    bound = summary["headline"].removeprefix("bits_per_dim.")
+    parts = [(label_of(name, summary), means[name]["mean"]) for name in ("L_T", f"L_t_sum.{bound}", f"L_0.{bound}")]
     baselines = {name: means.get(f"bits_per_dim.{name}") for name in _BASELINES}
     known = [f"{name} {baseline['mean']:.4f}" for name, baseline in baselines.items() if baseline]
     return [
         ("result", headline_of(summary)),
         ("terms", ", ".join(f"{label.split(',')[0]} {value:.4f}" for label, value in parts)),
         ("baselines", ", ".join(known)),
-        ("evaluations", f"{done:,} of the network (every t once: {full:,})"),
+        ("evaluations", f"{done:,} of the network{every_t}"),
         ("model", model),
         ("report", (location / "report" / "index.html").uri),
     ]

@@ -9,20 +9,23 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 
+from ddpm_core.process.base import Process
+from ddpm_core.process.continuous import continuous
+from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.gamma import LearnedGamma
 from pipelines.data.dataset import PreparedDataset
+from pipelines.evaluation.names import BASELINES, label_of
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import Evaluation
 from pipelines.outputs.pictures import grid_png
 
 _EXTREMES = 16
-_BASELINES = {
-    "bits_per_dim.png": "PNG file",
-    "bits_per_dim.webp": "WebP file, lossless",
-    "bits_per_dim.histogram": "independent pixels (histogram of the training images)",
+_CURVES = {
+    False: "Mean term at each t: L_0 at t = 0, the KL above it.",
+    True: "Diffusion term for each unit of log-SNR, from the data to the noise.",
 }
-
-_SIGMA2 = {"beta": "β", "beta_tilde": "β̃", "optimal": "optimal"}
 
 
 @dataclass(frozen=True)
@@ -32,42 +35,13 @@ class Report:
     files: dict[str, bytes]
 
 
-def label_of(name: str) -> str:
-    """What a person calls a number of `Evaluation.summary["means"]`.
-
-    >>> label_of("bits_per_dim.beta_tilde.clipped")
-    'bits/dim, σ² = β̃, x̂₀ clipped'
-    >>> label_of("bits_per_dim.steps_50.beta_tilde")
-    'bits/dim in 50 steps, σ² = β̃'
-    """
-    if name in _BASELINES:
-        return f"bits/dim of {_BASELINES[name]}"
-    what, *rest = name.split(".")
-    label = {
-        "bits_per_dim": "bits/dim",
-        "L_T": "L_T",
-        "L_0": "L_0",
-        "L_t_sum": "sum of the L_{t-1}",
-        "ode": "ODE",
-        "by_label": "label",
-    }[what]
-    for part in rest:
-        if part in _SIGMA2:
-            label += f", σ² = {_SIGMA2[part]}"
-        elif part.startswith("steps_"):
-            label += f" in {part.removeprefix('steps_')} steps"
-        else:
-            label += {"clipped": ", x̂₀ clipped", "bits_per_dim": " bits/dim"}.get(part, f" {part.replace('_', ' ')}")
-    return label
-
-
 def headline_of(summary: Mapping[str, Any]) -> str:
     """The number that matters, with its interval, in one line."""
     found, name = summary["means"][summary["headline"]], summary["headline"]
     interval = found["data_set"] or found["population"]
     over = "data set" if found["data_set"] else "population"
     return (
-        f"{found['mean']:.4f} ± {_half(found['mean'], interval)} {label_of(name)} "
+        f"{found['mean']:.4f} ± {_half(found['mean'], interval)} {label_of(name, summary)} "
         f"(95%, mean of the {over}, {summary['num_images']:,} images)"
     )
 
@@ -75,15 +49,17 @@ def headline_of(summary: Mapping[str, Any]) -> str:
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of terms: the headline first, then its parts, then what else is known."""
     means, headline = summary["means"], summary["headline"]
-    sigma2 = headline.removeprefix("bits_per_dim.")
-    first = [headline, "L_T", f"L_t_sum.{sigma2}", f"L_0.{sigma2}"]
-    first += [f"{name}.clipped" for name in (headline, f"L_t_sum.{sigma2}", f"L_0.{sigma2}")]
+    bound = headline.removeprefix("bits_per_dim.")
+    first = [headline, "L_T", f"L_t_sum.{bound}", f"L_0.{bound}"]
+    first += [f"{name}.clipped" for name in (headline, f"L_t_sum.{bound}", f"L_0.{bound}")]
     names = [*first, *sorted((name for name in means if name not in first), key=_order)]
     rows = []
     for name in names:
         found = means[name]
         halves = {key: _half(found["mean"], found[key]) for key in ("given_images", "data_set", "population")}
-        rows.append({"label": label_of(name), "mean": f"{found['mean']:.4f}", **halves, "main": name == headline})
+        rows.append(
+            {"label": label_of(name, summary), "mean": f"{found['mean']:.4f}", **halves, "main": name == headline}
+        )
     return rows
 
 
@@ -91,6 +67,7 @@ def make_report(
     evaluation: Evaluation,
     request: EvaluateRequest,
     data: PreparedDataset,
+    process: Process,
     notes: Sequence[str],
     provenance: Sequence[tuple[str, str]],
     title: str,
@@ -101,6 +78,7 @@ def make_report(
         evaluation: The numbers.
         request: Of the evaluation.
         data: Its data set, for the pictures of the best and the worst images.
+        process: The model's own, for its schedule.
         notes: How the numbers came about, a sentence each.
         provenance: (name, value): model, code, ...
         title: Of the page.
@@ -110,13 +88,14 @@ def make_report(
     files: dict[str, bytes] = {}
     best, worst = (data.read_rows(evaluation.ids[part])[0] for part in (order[:count], order[::-1][:count]))
     files["extremes.png"] = grid_png(np.concatenate([best, worst]), columns=count, min_side=900)
-    curve, histogram = _draw_by_t(evaluation, request.sigma2), _draw_histogram(evaluation)
+    curve, histogram, schedule = _draw_curve(evaluation), _draw_histogram(evaluation), _draw_schedule(process)
     files["by_t.png"], files["histogram.png"] = curve["png"], histogram["png"]
     picture = base64.b64encode(files["extremes.png"]).decode()
     values = evaluation.bits_per_dim[order]
     figures = [
-        {"content": curve["svg"].decode(), "caption": "Mean term at each t: L_0 at t = 0, the KL above it."},
+        {"content": curve["svg"].decode(), "caption": _CURVES[evaluation.curve.t is None]},
         {"content": histogram["svg"].decode(), "caption": "Bits/dim of the images, and the means of the baselines."},
+        {"content": schedule["svg"].decode(), "caption": _caption_of_schedule(process)},
         {
             "content": f'<img alt="images" src="data:image/png;base64,{picture}">',
             "caption": f"Above: the images with the fewest bits/dim ({values[0]:.2f} to {values[count - 1]:.2f}; ids "
@@ -147,32 +126,63 @@ def _half(mean: float, interval: Sequence[float] | None) -> str:
 
 
 def _order(name: str) -> tuple[int, Any]:
-    kinds = ("bits_per_dim.beta", "bits_per_dim.optimal", "bits_per_dim.steps", "ode", "bits_per_dim", "by_label")
-    kind = next(index for index, start in enumerate(kinds) if name.startswith(start))
-    return kind, [int(part) if part.isdigit() else part for part in name.replace("_", ".").split(".")][2:3] or name
+    """Bounds of as many steps, bounds of fewer, the ODE, baselines, labels."""
+    what, *rest = name.split(".")
+    if what in ("ode", "by_label"):
+        return {"ode": 2, "by_label": 4}[what], [int(part) if part.isdigit() else part for part in rest[:1]]
+    if rest[0] in BASELINES:
+        return 3, name
+    steps = int(rest[0].removeprefix("steps_")) if rest[0].startswith("steps_") else 0
+    return int(steps > 0), [steps, rest[-1]]
 
 
 def _ids(evaluation: Evaluation, places: Any) -> str:
     return ", ".join(str(value) for value in evaluation.ids[places][:8]) + (", ..." if len(places) > 8 else "")
 
 
-def _draw_by_t(evaluation: Evaluation, sigma2: str) -> dict[str, bytes]:
+def _draw_curve(evaluation: Evaluation) -> dict[str, bytes]:
+    figure, curve = _figure(), evaluation.curve
+    axes = figure.add_subplot()
+    axes.plot(curve.log_snr if curve.t is None else curve.t, curve.kl, ".", markersize=3)
+    axes.set_yscale("log" if (curve.kl > 0).all() else "symlog")
+    if curve.t is None:
+        axes.invert_xaxis()  # from the data to the noise, as over t
+    axes.set_xlabel("t" if curve.t is not None else "log-SNR")
+    variances = label_of(evaluation.summary["headline"], evaluation.summary).split(", ")[1]
+    axes.set_ylabel(f"bits/dim, {variances}" if curve.t is not None else "bits/dim for each unit of log-SNR")
+    return _files(figure)
+
+
+def _draw_schedule(process: Process) -> dict[str, bytes]:
     figure = _figure()
     axes = figure.add_subplot()
-    axes.plot(evaluation.t, evaluation.kl_by_t, ".", markersize=3)
-    axes.set_yscale("log" if (evaluation.kl_by_t > 0).all() else "symlog")
+    if isinstance(process, DiscreteProcess):
+        axes.plot(process.timesteps, process.log_snr)
+    else:
+        u = torch.linspace(0.0, 1.0, 257, dtype=torch.float64)
+        low, high = continuous(process).ends
+        axes.plot(u, -continuous(process).gamma(u).detach())
+        axes.plot([0.0, 1.0], [-low, -high], "--", linewidth=1, color="0.6")
     axes.set_xlabel("t")
-    axes.set_ylabel(f"bits/dim, {label_of(f'L_0.{sigma2}').split(', ')[1]}")
-    return _files(figure)
+    axes.set_ylabel("log-SNR")
+    return _files(figure, ["svg"])
+
+
+def _caption_of_schedule(process: Process) -> str:
+    if isinstance(process, DiscreteProcess):
+        return "log-SNR over t" + (", which ends at -∞." if process.prior_signal == 0.0 else ".")
+    low, high = continuous(process).ends
+    learned = isinstance(continuous(process).schedule, LearnedGamma)
+    return f"{'The learned γ(t)' if learned else 'γ(t)'} = -log-SNR from {low:.2f} to {high:.2f}; dashed: linear."
 
 
 def _draw_histogram(evaluation: Evaluation) -> dict[str, bytes]:
     figure = _figure()
     axes = figure.add_subplot()
     axes.hist(evaluation.bits_per_dim, bins="auto", color="tab:blue", alpha=0.7)
-    for color, (name, label) in zip(("tab:orange", "tab:green", "tab:red"), _BASELINES.items(), strict=True):
-        if name in evaluation.summary["means"]:
-            mean = evaluation.summary["means"][name]["mean"]
+    for color, (baseline, label) in zip(("tab:orange", "tab:green", "tab:red"), BASELINES.items(), strict=True):
+        if found := evaluation.summary["means"].get(f"bits_per_dim.{baseline}"):
+            mean = found["mean"]
             axes.axvline(mean, color=color, label=f"{label.split(' (')[0]}, {mean:.2f}")
     axes.set_xlabel("bits/dim")
     axes.set_ylabel("images")
@@ -186,12 +196,12 @@ def _figure() -> Any:
     return Figure(figsize=(5.2, 3.4), layout="constrained")
 
 
-def _files(figure: Any) -> dict[str, bytes]:
+def _files(figure: Any, kinds: Sequence[str] = ("svg", "png")) -> dict[str, bytes]:
     import matplotlib
 
     files = {}
     with matplotlib.rc_context({"svg.hashsalt": "ddpm", "svg.fonttype": "none"}):
-        for kind in ("svg", "png"):
+        for kind in kinds:
             sink = io.BytesIO()
             figure.savefig(sink, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
             files[kind] = sink.getvalue()

@@ -14,6 +14,8 @@ from pipelines.data.hold_out import HoldOut
 from pipelines.evaluation.config import OdeConfig
 from pipelines.outputs.request import Request
 
+Sigma2 = Literal["beta", "beta_tilde", "learned"]
+
 
 @dataclass(frozen=True)
 class EvaluateRequest(Request):
@@ -25,7 +27,7 @@ class EvaluateRequest(Request):
         estimator: Which time steps each image is evaluated at.
         timesteps_per_image: K, even; null where the estimator is `all`.
         draws: Of the noise at every time step, where the estimator is `all`; else null.
-        sigma2: Variances of the reverse steps, of the headline.
+        sigma2: Variances of the reverse steps, of the headline; beta_tilde, too, where time is continuous.
         num_images: In a fixed pseudo-random order; null for all, in their own order.
         target_halfwidth: Bits/dim, at which the evaluation stops.
         seed: Of all noise.
@@ -37,6 +39,7 @@ class EvaluateRequest(Request):
         batch_size: Evaluations in one call of the network.
         shard_size: Images in one object.
         hold_out: Which rows of the data set the model's training held out, if only they are evaluated.
+        num_timesteps: T of the bound; null for all steps of the model, or continuous time.
     """
 
     model_id: str
@@ -44,7 +47,7 @@ class EvaluateRequest(Request):
     estimator: Literal["all", "stratified", "importance"]
     timesteps_per_image: int | None
     draws: int | None
-    sigma2: Literal["beta", "beta_tilde"]
+    sigma2: Sigma2
     num_images: int | None
     target_halfwidth: float | None
     seed: int
@@ -56,6 +59,7 @@ class EvaluateRequest(Request):
     batch_size: int
     shard_size: int
     hold_out: HoldOut | None = None
+    num_timesteps: int | None = None
 
     def __post_init__(self) -> None:
         by_all = self.estimator == "all"
@@ -88,9 +92,11 @@ class EvaluateRequest(Request):
             order = permutation(0, "evaluate/order", 0, size)[: self.num_images]
         return order if self.hold_out is None else self.hold_out.ids[order]
 
-    def evaluations_per_image(self, num_timesteps: int) -> int:
-        """Evaluations of the network for each image's ELBO, of a model with `num_timesteps`."""
+    def evaluations_per_image(self, num_times: int | None) -> int:
+        """Evaluations of the network for each image's ELBO, of a bound with `num_times`, those of L_0 among them, or
+        None for continuous time."""
         if self.draws is not None:
-            return num_timesteps * self.draws
+            assert num_times is not None, "by what the inputs check"
+            return num_times * self.draws
         assert self.timesteps_per_image is not None, "see __post_init__"
         return self.timesteps_per_image + 2  # L_0, once in each replicate

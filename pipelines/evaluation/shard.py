@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ddpm_core.likelihood.designs import Design, full_design, stratified_design, timestep_proposal
+from ddpm_core.likelihood.designs import Design, full_design
 from ddpm_core.likelihood.elbo import Elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
 from ddpm_core.likelihood.ode import OdeLikelihood, ode_bpd
 from ddpm_core.model import Model
+from ddpm_core.process.base import Process
 from ddpm_core.process.discrete import discrete
 from pipelines.cli.errors import ModelError
 from pipelines.cluster.precision import PRECISION_OF
@@ -29,7 +30,7 @@ from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.evaluation.first_pass import read_first_pass
 from pipelines.evaluation.request import EvaluateRequest
-from pipelines.evaluation.terms import evaluate_images, levels_of
+from pipelines.evaluation.terms import bound_for, evaluate_images, levels_of, stratified_over
 from pipelines.models.kept import load_kept
 from pipelines.outputs.shards import ShardOutput
 from pipelines.storage.location import Location
@@ -38,15 +39,15 @@ DIRECTORY = "terms"
 
 
 def design_of(
-    request: EvaluateRequest, model: Model, positions: Tensor, proposal: npt.NDArray[np.float64] | None
+    request: EvaluateRequest, process: Process, positions: Tensor, proposal: npt.NDArray[np.float64] | None
 ) -> Design:
-    """The evaluations of the images at `positions` int64 [n] of the order; `proposal` as the first pass measured it."""
-    process = discrete(model.denoiser.process)
+    """The evaluations, of a bound on `process`, of the images at `positions` int64 [n] of the order; `proposal` as the
+    first pass measured it."""
     if request.draws is not None:
-        return full_design(process.num_timesteps, len(positions), request.draws)
+        return full_design(discrete(process).num_timesteps, len(positions), request.draws)
     assert request.timesteps_per_image is not None, "by what the request checks"
-    over_t = timestep_proposal(process) if proposal is None else torch.tensor(proposal)
-    return stratified_design(positions, request.seed, over_t, request.timesteps_per_image)
+    measured = None if proposal is None else torch.tensor(proposal)
+    return stratified_over(process, positions, request.seed, request.timesteps_per_image, measured)
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ class TermShards:
         ids = order[start : start + request.shard_size]
         images, labels = self.data.read_rows(ids)
         positions = torch.arange(start, start + len(ids))
-        design = design_of(request, model, positions, proposal)
-        found = evaluate_images(model, images, torch.tensor(ids), design, request)
+        bound = bound_for(request, model)
+        design = design_of(request, bound.denoiser.process, positions, proposal)
+        found = evaluate_images(bound, images, torch.tensor(ids), design, request)
         columns: dict[str, Any] = {"id": ids, "position": positions.numpy(), "label": labels}
-        columns |= term_columns(request.sigma2, found)
+        columns |= term_columns(bound.name, found)
         columns |= baseline_columns(images, counts)
         columns |= self._ode(model, images, ids, start)
         values = found.replicates
@@ -128,26 +130,37 @@ class TermShards:
         return {name: pa.array(values, pa.float64()) for name, values in columns.items()}
 
 
-def term_columns(sigma2: str, found: Elbo) -> dict[str, Any]:
+def suffix_of(bound: str, clipped: bool = False) -> str:
+    """What the columns of a bound's numbers end in.
+
+    >>> suffix_of("beta_tilde"), suffix_of("steps_50.beta_tilde", clipped=True)
+    ('_beta_tilde', '_steps_50_beta_tilde_clipped')
+    """
+    return f"_{bound.replace('.', '_')}" + ("_clipped" if clipped else "")
+
+
+def term_columns(bound: str, found: Elbo) -> dict[str, Any]:
     """Each image's ELBO and its parts in bits/dim, and every evaluation.
 
-    L_T + sum(weight * term) is the image's estimate; the numbers are named by the reverse variances and by whether
-    the predicted x_0 was clipped.
+    L_T + sum(weight * term) is the image's estimate; the numbers are named by the bound and by whether the predicted
+    x_0 was clipped. In continuous time there is `gamma` = -log SNR in the place of t.
     """
     design = found.design
     columns: dict[str, Any] = {"L_T": found.prior.numpy()}
-    for suffix in ("", "_clipped"):
-        total, decoder, kl_sum = found.parts(clipped=bool(suffix))
-        columns[f"bits_per_dim_{sigma2}{suffix}"] = total.numpy()
-        columns[f"L_0_{sigma2}{suffix}"] = decoder.numpy()
-        columns[f"L_t_sum_{sigma2}{suffix}"] = kl_sum.numpy()
-    columns["t"] = _lists(design.t.to(torch.int32))
+    for clipped in (False, True):
+        suffix, (total, decoder, kl_sum) = suffix_of(bound, clipped), found.parts(clipped)
+        columns[f"bits_per_dim{suffix}"] = total.numpy()
+        columns[f"L_0{suffix}"] = decoder.numpy()
+        columns[f"L_t_sum{suffix}"] = kl_sum.numpy()
+    in_steps = not design.t.is_floating_point()
+    columns["t" if in_steps else "gamma"] = _lists(design.t.to(torch.int32) if in_steps else design.t)
     columns["replicate"] = _lists(design.replicate.to(torch.int8).expand_as(design.t))
     columns["weight"] = _lists(design.weight)
     columns["eps_mse"] = _lists(found.eps_mse)
-    columns[f"term_{sigma2}"] = _lists(found.terms)
-    columns[f"term_{sigma2}_clipped"] = _lists(found.terms_clipped)
-    # L_0 of each evaluation at t = 0 under each of `decoder_variances`: what the term's own sigma^2 does not tell.
+    columns[f"term{suffix_of(bound)}"] = _lists(found.terms)
+    columns[f"term{suffix_of(bound, clipped=True)}"] = _lists(found.terms_clipped)
+    # L_0 of each evaluation at t = 0 under each of `decoder_variances`, which the term's own sigma^2 does not tell; one
+    # number of a softmax decoder.
     columns["L_0_draws"] = _lists(found.decoder_draws.flatten(1))
     return columns
 

@@ -1,13 +1,16 @@
 """Scoring images: the ELBO's terms of every evaluation, as a request asks for them."""
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ddpm_core.likelihood.designs import Design
+from ddpm_core.likelihood.bounds import Bound, bound_of
+from ddpm_core.likelihood.designs import Design, continuous_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import Elbo, elbo
 from ddpm_core.model import Model
-from ddpm_core.process.variances import variance_named
+from ddpm_core.process.base import Process
+from ddpm_core.process.continuous import continuous
+from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.dataset import UInt8s
 from pipelines.evaluation.request import EvaluateRequest
@@ -19,19 +22,34 @@ def levels_of(images: UInt8s) -> Tensor:
     return torch.tensor(images).permute(0, 3, 1, 2).contiguous()
 
 
+def bound_for(request: EvaluateRequest, model: Model) -> Bound:
+    """The bound that is asked for, of the model in the precision that is asked for. Raises ConfigError."""
+    denoiser = model.denoiser.in_precision(PRECISION_OF[request.dtype])
+    return bound_of(denoiser, request.sigma2, request.num_timesteps)
+
+
+def stratified_over(
+    process: Process, positions: Int64[Tensor, " n"], seed: int, k: int, proposal: Float64[Tensor, " S"] | None = None
+) -> Design:
+    """L_0 and `k` other times of the images at `positions` of the order: spread evenly in log-SNR, or by a `proposal`
+    as the first pass measures it."""
+    if not isinstance(process, DiscreteProcess):
+        return continuous_design(positions, seed, continuous(process), k, density=proposal)
+    over_t = timestep_proposal(process) if proposal is None else proposal
+    return stratified_design(positions, seed, over_t, k)
+
+
 def evaluate_images(
-    model: Model, images: UInt8s, ids: Int64[Tensor, " n"], design: Design, request: EvaluateRequest
+    bound: Bound, images: UInt8s, ids: Int64[Tensor, " n"], design: Design, request: EvaluateRequest
 ) -> Elbo:
     """Every evaluation of the design; tells how many images are made.
 
     Args:
-        model: On the device that computes.
+        bound: As of `bound_for`, of a model on the request's device.
         images: uint8 [n, H, W, C].
         ids: int64 [n].
         design: Of n images with E evaluations each.
-        request: Its seed, variances, precision and batch size are taken.
+        request: Its seed, device and batch size are taken.
     """
-    denoiser = model.denoiser.in_precision(PRECISION_OF[request.dtype])
-    levels, variance = levels_of(images).to(denoiser.device), variance_named(request.sigma2)
-    ids = ids.to(denoiser.device)
-    return elbo(denoiser, levels, ids, design, request.seed, variance, request.batch_size, on_images=made)
+    levels, ids = levels_of(images).to(request.device), ids.to(request.device)
+    return elbo(bound.denoiser, levels, ids, design, request.seed, bound.variance, request.batch_size, on_images=made)

@@ -39,7 +39,7 @@ def comparable(bound: str, other: str) -> bool:
 
     >>> comparable("steps_50.beta_tilde", "steps_50.beta_tilde"), comparable("continuous", "beta_tilde")
     (True, True)
-    >>> comparable("beta", "beta_tilde"), comparable("continuous", "steps_50.continuous")
+    >>> comparable("beta", "beta_tilde"), comparable("continuous", "steps_50")
     (False, False)
     """
     return bound == other or {bound, other} <= _OF_ITS_KIND
@@ -48,13 +48,18 @@ def comparable(bound: str, other: str) -> bool:
 def told(bound: str) -> str:
     """A bound's name as part of a sentence.
 
-    >>> told("beta_tilde"), told("continuous"), told("steps_50.beta_tilde"), told("steps_50.continuous")
-    ('σ² = beta_tilde', 'continuous time', 'σ² = beta_tilde, 50 steps', '50 steps')
+    >>> told("beta_tilde"), told("continuous"), told("steps_50.beta_tilde"), told("steps_50")
+    ('σ² = beta_tilde', 'continuous time', '50 steps, σ² = beta_tilde', '50 steps')
     """
-    steps, _, kind = bound.rpartition(".")
-    words = [] if kind == "continuous" else [f"σ² = {kind}"]
-    words += [f"{steps.removeprefix('steps_')} steps"] if steps else []
-    return ", ".join(words) or "continuous time"
+    words = [
+        "continuous time"
+        if part == "continuous"
+        else f"{part.removeprefix('steps_')} steps"
+        if part.startswith("steps_")
+        else f"σ² = {part}"
+        for part in bound.split(".")
+    ]
+    return ", ".join(words)
 
 
 @dataclass(frozen=True)

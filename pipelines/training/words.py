@@ -13,13 +13,16 @@ def bound_in_words(bound: str, num_timesteps: int | None) -> str:
 
     >>> bound_in_words("beta_tilde", 1000), bound_in_words("steps_50.learned", 4000)
     ('σ² = beta_tilde, T = 1,000, discretised Gaussian', 'σ² = learned, T = 50, discretised Gaussian')
-    >>> bound_in_words("continuous", None), bound_in_words("steps_50.continuous", None)
+    >>> bound_in_words("continuous", None), bound_in_words("steps_50", None)
     ('continuous time, softmax decoder', 'T = 50, softmax decoder')
     """
-    steps, _, variance = bound.rpartition(".")
-    T = int(steps.removeprefix("steps_")) if steps else num_timesteps
-    time = f"T = {T:,}" if T else "continuous time"
-    return f"{time}, softmax decoder" if variance == "continuous" else f"σ² = {variance}, {time}, discretised Gaussian"
+    *steps, last = bound.split(".")
+    if last == "continuous":
+        return "continuous time, softmax decoder"
+    if last.startswith("steps_"):
+        return f"T = {int(last.removeprefix('steps_')):,}, softmax decoder"
+    T = int(steps[0].removeprefix("steps_")) if steps else num_timesteps
+    return f"σ² = {last}, " + (f"T = {T:,}, " if T else "") + "discretised Gaussian"
 
 
 def objective_in_words(train: OptimizationConfig) -> str:

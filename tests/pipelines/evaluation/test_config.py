@@ -30,6 +30,7 @@ GIVEN = ["--model", "m", "--data", "d", "--output", "o"]
         ("ode.num_images", -1, "must not be negative"),
         ("estimator", "some", ""),
         ("sigma2", "gamma", ""),
+        ("num_timesteps", 1, r"must be in 2..\d+, or null"),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: Any, rule: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 import ray
 from mlflow import MlflowClient
 from support.evaluate_runs import ROWS, tiny_evaluation
+from support.model_kinds import KINDS
 from support.mortal_actors import Mortal
 from support.sample_runs import save_tiny_model
 
@@ -26,7 +27,7 @@ from pipelines.cli.errors import ConfigError, DataError, ModelError, RequestMism
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.data.dataset import PreparedDataset
-from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.config import EvaluateConfig, OdeConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.request import EvaluateRequest
@@ -119,6 +120,7 @@ def test_metrics_in_mlflow_are_the_aggregates_of_the_rows(made: EvaluateConfig, 
         "bpd/png": "png_bits_per_dim",
     }.items():
         assert metrics[metric] == pytest.approx(rows[column].mean(), abs=1e-9)
+    assert metrics["bpd/bound"] == metrics["bits_per_dim/beta_tilde"]
     assert metrics["low/data_set.beta_tilde"] < metrics["bits_per_dim/beta_tilde"]
     assert metrics["high/population.beta_tilde"] > metrics["high/data_set.beta_tilde"]
     curve = client.get_metric_history(run.info.run_id, "eval_by_t/kl_bits_per_dim.beta_tilde")
@@ -129,7 +131,7 @@ def test_metrics_in_mlflow_are_the_aggregates_of_the_rows(made: EvaluateConfig, 
         f"report/{name}" for name in ("index.html", "by_t.png", "histogram.png", "extremes.png")
     }
     assert min(metrics) == "bits_per_dim/beta_tilde"  # MLflow shows them in this order
-    bars = [name for name in metrics if not name.startswith("eval_by_t/")]
+    bars = [name for name in metrics if not name.startswith("eval_by_")]
     assert len({name[:7] for name in bars}) == len(bars)  # ... and cuts the titles of charts
     assert f"**{metrics['bits_per_dim/beta_tilde']:.4f} ±" in run.data.tags["mlflow.note.content"]
 
@@ -141,10 +143,10 @@ def test_the_report_stands_alone(made: EvaluateConfig) -> None:
         assert outside not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
             "http://creativecommons.org", ""
         ).replace("https://matplotlib.org", "").replace("http://web.resource.org", "")
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "data:image/png;base64," in page
     assert f"{manifest_of(made)['results']['means']['bits_per_dim.beta_tilde']['mean']:.4f} ±" in page
-    assert "label 2 bits/dim, σ² = β̃" in page
+    assert "label 2 bits/dim, σ² = β̃, T = 20, discretised Gaussian" in page
 
 
 @pytest.mark.ray
@@ -312,6 +314,60 @@ def test_what_does_not_fit_is_refused_before_anything_is_started(
     (tmp_path / "model" / WEIGHTS_FILE).unlink()
     refused(ModelError, "holds neither a model", model=str(tmp_path / "model"))
     assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("vdm", {"sigma2": "beta"}, "sigma2: 'beta' is no variance of a continuous process"),
+        ("vdm", {"sigma2": "learned"}, "sigma2: 'learned' is no variance of a continuous process"),
+        ("eps", {"sigma2": "learned"}, "sigma2: 'learned' needs a model that predicts its variances"),
+        ("vdm", {"estimator": "all"}, "estimator = all: continuous time has no T to sum over"),
+        ("vdm", {"num_timesteps": 6}, "timesteps_per_image = 8: T = 6 steps have 6 KL terms"),
+        ("eps", {"num_timesteps": 8}, "timesteps_per_image = 8: T = 8 steps have 7 KL terms"),
+        ("eps", {"num_timesteps": 21}, "num_timesteps: 21 is above the model's 20 time steps"),
+        ("v, zero terminal SNR", {"ode": OdeConfig(1, 4)}, "ode.num_images = 1: the model's SNR ends at 0"),
+    ],
+)
+def test_what_a_models_kind_does_not_have_is_refused(
+    make_dataset: Callable[..., PreparedDataset], tmp_path: Path, kind: str, fields: dict[str, Any], message: str
+) -> None:
+    KINDS[kind].save(tmp_path / "model")
+    with pytest.raises(ConfigError, match=message) as refusal:
+        evaluate(tiny_evaluation(tmp_path, make_dataset(ROWS), **fields))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.ray
+def test_a_vdm_and_a_ddpm_stand_on_one_page_and_verify_knows_both(
+    ray_cluster: None, make_dataset: Callable[..., PreparedDataset], tmp_path: Path
+) -> None:
+    """The same metrics of both, the rows again bit for bit by other processes, the report of a VDM."""
+    data, runs = make_dataset(ROWS), []
+    client = MlflowClient(f"sqlite:///{tmp_path}/home/mlflow.db")
+    for kind in ("eps", "vdm, learned"):
+        KINDS[kind].save(tmp_path / kind / "model", scale=0.02)
+        config = tiny_evaluation(tmp_path / kind, data, estimator="importance", cluster=GpuClusterConfig())
+        config = replace(config, root=str(tmp_path / "home"))
+        evaluate(config)
+        found = verify(VerifyConfig(config.output, recompute=1.0))
+        assert found.problems == []
+        assert dict(found.rows)["made again"].startswith("5 shard(s), 5 bit-equal")
+        experiment = client.get_experiment_by_name("model/eval").experiment_id
+        (run,) = client.search_runs([experiment], f"tags.`ddpm.output` = '{config.output}'")
+        runs.append(run.data.metrics)
+    ddpm, vdm = (set(run) for run in runs)
+    own = {"bits_per_dim/", "low/", "high/", "eval_by_t/", "bpd/beta", "bpd/optimal"}
+    assert {name for name in ddpm ^ vdm if not name.startswith(tuple(own))} == {
+        f"bpd/{steps}_steps" for steps in (25, 50, 100, 250, 500, "1k")
+    }
+    common = {"bpd/bound", "bpd/png", "bpd/webp", "bpd/histogram", "bpd/10_steps", "eval_by_log_snr/eps_mse"}
+    assert common | {"terms/prior", "terms/kl_sum", "terms/decoder", "clip/bpd"} <= ddpm & vdm
+    assert runs[1]["bpd/bound"] == runs[1]["bits_per_dim/continuous"] > runs[1]["low/population.continuous"]
+    page = (Path(config.output) / "report" / "index.html").read_text()
+    for text in ("bits/dim, continuous time, softmax decoder", "The learned γ(t) = -log-SNR from -9.00 to 4.00"):
+        assert text in page
 
 
 def test_images_of_another_range_are_refused(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ STORED: dict[str, Any] = {
         ({"num_images": 5, "target_halfwidth": 0.1, "by_label": True, "train_dataset_id": "t" * 64}, ...),
         ({"ode": OdeConfig(3, 8, 2)}, {"ode": {"num_images": 3, "steps": 8, "probes": 2}}),
         ({"hold_out": HoldOut(70, 3)}, {"hold_out": {"num_rows": 70, "every": 3}}),
+        ({"sigma2": "learned", "num_timesteps": 50}, ...),  # since then
     ],
 )
 def test_the_stored_values_are_those_of_version_1(fields: dict[str, Any], stored: Any) -> None:
@@ -68,6 +69,8 @@ def test_the_hashes_are_those_of_version_1() -> None:
         ({"timesteps_per_image": None}, "request = a dict: does not hold together .draws belong to the estimator"),
         ({"ode": {"num_images": 0, "steps": 5, "probes": 4}}, "request.ode = a dict: does not hold .*ode.steps = 5"),
         ({"hold_out": {"num_rows": 70}}, "request.hold_out.every = None: must be there"),
+        ({"sigma2": "auto"}, "request.sigma2 = 'auto': must be one of beta, beta_tilde, learned"),
+        ({"num_timesteps": "50"}, "request.num_timesteps = '50': must be a whole number or null"),
         ({"dataset": "x"}, "request.dataset = 'x': is not known to this version"),
     ],
 )

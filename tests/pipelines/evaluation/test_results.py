@@ -1,59 +1,33 @@
 """What follows from the stored rows: equal to plain aggregates of the Parquet and to direct evaluations."""
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
 from support.denoisers import FunctionDenoiser
-from support.evaluate_runs import ROWS, tiny_evaluation
+from support.evaluate_runs import ROWS, in_process, tiny_evaluation
 from support.sample_runs import save_tiny_model
 
 from ddpm_core.likelihood.curves import decoder_variances, optimal_variance
 from ddpm_core.likelihood.designs import full_design
 from ddpm_core.likelihood.elbo import elbo
-from ddpm_core.model import Model, load_model
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import GivenVariance
 from pipelines.cli.errors import ModelError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
-from pipelines.evaluation import first_pass, results
-from pipelines.evaluation.config import EvaluateConfig, OdeConfig
+from pipelines.evaluation import first_pass
+from pipelines.evaluation.config import OdeConfig
 from pipelines.evaluation.inputs import Inputs, request_of
-from pipelines.evaluation.kind import EVALUATION
 from pipelines.evaluation.publish import calibration_notes
-from pipelines.evaluation.results import Evaluation
-from pipelines.evaluation.shard import TermShards
 from pipelines.models.find import find_model
 from pipelines.models.used import UsedModel
 from pipelines.storage.location import Location
-
-
-def in_process(
-    config: EvaluateConfig, data: PreparedDataset, hold_out: HoldOut | None = None
-) -> tuple[Evaluation, pd.DataFrame, Model]:
-    """The job's computation, in this process: numbers, rows, model."""
-    found, model = find_model(config.model, None, Path(config.root)), load_model(config.model)
-    location = Location.parse(config.output)
-    inputs = Inputs(UsedModel(found, model), data, data, hold_out)
-    request = request_of(config, inputs)
-    output = EVALUATION.output(location, request)
-    output.begin()
-    found.keep(location / "model")
-    first = first_pass.FirstPass(location, request, data, data, 1)
-    output.compute(first, first.num_parts, into=first_pass.DIRECTORY, suffix=first_pass.SUFFIX)
-    num_shards = -(-len(request.order(inputs.num_rows)) // config.shard_size)
-    records = output.compute(TermShards(location, request, data, 1), num_shards)
-    names = [record.name for record in records]
-    rows = pd.concat(pd.read_parquet(io.BytesIO((output.shards / name).read_bytes())) for name in names)
-    return results.results(location, request, names, model.denoiser.process, inputs.num_rows), rows, model
 
 
 @pytest.fixture
@@ -78,8 +52,10 @@ def test_every_mean_is_the_aggregate_of_the_rows(tmp_path: Path, data: PreparedD
     assert by_hand == pytest.approx(rows["bits_per_dim_beta_tilde"].to_numpy(), abs=1e-12)
     assert rows["id"].tolist() == list(range(ROWS))
     flat_t, flat_mse = np.concatenate(rows["t"].to_list()), np.concatenate(rows["eps_mse"].to_list())
-    assert found.t.tolist() == sorted(set(flat_t))
-    assert found.eps_mse_by_t[3] == pytest.approx(flat_mse[flat_t == found.t[3]].mean(), abs=1e-12)
+    curve = found.curve
+    assert curve.t is not None
+    assert curve.t.tolist() == sorted(set(flat_t))
+    assert curve.eps_mse[3] == pytest.approx(flat_mse[flat_t == curve.t[3]].mean(), abs=1e-12)
     per_image = {"all": 40, "stratified": 10, "importance": 10}[estimator]
     assert found.summary["network_evaluations"] == ROWS * per_image
     assert found.summary["network_evaluations_of_full_sum"] == ROWS * 20
@@ -197,7 +173,7 @@ def test_only_the_rows_that_the_training_held_out_are_evaluated(tmp_path: Path, 
     request = request_of(
         config, Inputs(UsedModel(find_model(config.model, None, tmp_path), model), data, data, hold_out)
     )
-    notes = calibration_notes(request, found.summary)
+    notes = calibration_notes(request, found.summary, model.denoiser.process)
     assert "All the rows that the training held out of the data set, in its order." in notes
     # the histogram that they are compared with has not seen them either
     counts = first_pass.read_first_pass(Location.parse(config.output), 0)

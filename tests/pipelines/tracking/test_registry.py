@@ -209,8 +209,8 @@ def test_models_of_different_kinds_compete_each_by_the_bound_of_its_kind(client,
         return champion_after(client, run, payload(name, f"hash-{step}", step, validation=scores), directory)
 
     champion(1, 5.17, "beta_tilde")
-    assert champion(2, 2.1, "steps_50.continuous").startswith(
-        "stays version 1: validated differently, sigma2 beta_tilde and steps_50.continuous for version 2"
+    assert champion(2, 2.1, "steps_50").startswith(
+        "stays version 1: validated differently, sigma2 beta_tilde and steps_50 for version 2"
     )
     below = "2.1200 ± 0.0196 bits/dim is below its 5.1700 ± 0.0196"
     bounds = "the same 64 validation images, bounds continuous and beta_tilde"
@@ -311,7 +311,7 @@ def test_promotion_prefers_the_same_bound_and_else_takes_each_kinds_own(client, 
     evaluated(client, run, name, "one", **{"eval/num_images": 64.0}, **own)
     intervals = {"given_images": None, "data_set": (2.1, 2.9)}
     with pytest.raises(TrackingError, match=r"no evaluation on data set d with 50 steps; evaluate models:.* first$"):
-        promote_if_better(*asked, "steps_50.continuous", intervals)
+        promote_if_better(*asked, "steps_50", intervals)
     # the images are the same, but the champion has no interval for exactly these
     with pytest.raises(TrackingError, match="one draw tells no Monte-Carlo error"):
         promote_if_better(*asked, "continuous", intervals)

@@ -1,0 +1,92 @@
+"""What the numbers of an evaluation are called: in its manifest, by a person, in MLflow.
+
+The names in `Evaluation.summary["means"]` are made of parts with dots between them: what it is, then the bound as
+`ddpm_core.likelihood.bounds` names it (`beta_tilde`, `steps_50.beta_tilde`, `continuous`, `steps_50`), then `clipped`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+BASELINES = {
+    "png": "PNG file",
+    "webp": "WebP file, lossless",
+    "histogram": "independent pixels (histogram of the training images)",
+}
+_SIGMA2 = {"beta": "β", "beta_tilde": "β̃", "learned": "learned", "optimal": "optimal"}
+_DECODERS = {"gaussian": "discretised Gaussian", "softmax": "softmax decoder"}
+# How the likelihood of the ODE makes densities of levels.
+_FLOWS = {"gaussian": "uniform dequantisation", "softmax": "softmax decoder"}
+_WHAT = {"bits_per_dim": "bits/dim", "L_T": "L_T", "L_0": "L_0", "L_t_sum": "sum of the L_{t-1}"}
+# The bits/dim of the bound that is asked for, by one name for models of every kind.
+BOUND_METRIC = "bpd/bound"
+
+
+def label_of(name: str, summary: Mapping[str, Any]) -> str:
+    """What a person calls a number of `summary["means"]`: a bound by its variances, T and decoder.
+
+    `summary["bound"]` has T (null: continuous time) and the decoder; in evaluations of before there is none.
+
+    >>> label_of("bits_per_dim.beta_tilde.clipped", {"bound": {"num_timesteps": 1000, "decoder": "gaussian"}})
+    'bits/dim, σ² = β̃, T = 1,000, discretised Gaussian, x̂₀ clipped'
+    >>> label_of("bits_per_dim.steps_50.beta_tilde", {"bound": {"num_timesteps": 1000, "decoder": "gaussian"}})
+    'bits/dim, σ² = β̃, T = 50, discretised Gaussian of T = 1,000'
+    >>> label_of("bits_per_dim.beta_tilde", {})
+    'bits/dim, σ² = β̃'
+    >>> vdm = {"bound": {"num_timesteps": None, "decoder": "softmax"}}
+    >>> [label_of(name, vdm) for name in ("bits_per_dim.continuous", "bits_per_dim.steps_50")]
+    ['bits/dim, continuous time, softmax decoder', 'bits/dim, T = 50, softmax decoder']
+    """
+    what, *rest = name.split(".")
+    if what == "bits_per_dim" and rest[0] in BASELINES:
+        return f"bits/dim of {BASELINES[rest[0]]}"
+    bound = summary.get("bound", {})
+    if what == "ode":
+        of_what = f", {_FLOWS[bound['decoder']]}" if bound and rest[0] == "bits_per_dim" else ""
+        return f"ODE {_WHAT.get(rest[0], rest[0].replace('_', ' '))}{of_what}"
+    if what == "by_label":
+        return f"label {rest[0]} {label_of('.'.join(rest[1:]), summary)}"
+    own = bound.get("num_timesteps")
+    steps = next((int(part.removeprefix("steps_")) for part in rest if part.startswith("steps_")), own)
+    words = ["diffusion term" if what == "L_t_sum" and "continuous" in rest else _WHAT[what]]
+    words += [f"σ² = {_SIGMA2[part]}" for part in rest if part in _SIGMA2]
+    if what in ("bits_per_dim", "L_t_sum"):
+        words += ["continuous time"] if "continuous" in rest else [f"T = {steps:,}"] if steps else []
+    if what in ("bits_per_dim", "L_0") and bound:
+        # the softmax decoder knows gamma_0 alone, the Gaussian the step before
+        of_another = f" of T = {own:,}" if bound["decoder"] == "gaussian" and steps != own else ""
+        words.append(_DECODERS[bound["decoder"]] + of_another)
+    return ", ".join([*words, *(["x̂₀ clipped"] if "clipped" in rest else [])])
+
+
+def metric_of(name: str, bound: str) -> str:
+    """The metric in MLflow that is a mean of `Evaluation.summary`, of an evaluation whose headline is `bound`.
+
+    MLflow puts metrics in the order of their names, and on a narrow page cuts the titles of their charts after seven
+    characters: what tells one from the others comes early, and the headline's name is the first of all.
+
+    >>> metric_of("bits_per_dim.beta", "beta"), metric_of("bits_per_dim.beta", "beta_tilde")
+    ('bits_per_dim/beta', 'bpd/beta')
+    >>> metric_of("bits_per_dim.steps_50.beta_tilde", "beta"), metric_of("L_0.beta", "beta")
+    ('bpd/50_steps', 'terms/decoder')
+    >>> metric_of("L_0.beta.clipped", "beta"), metric_of("by_label.7.bits_per_dim.beta", "beta")
+    ('clip/decoder', 'label/7')
+    >>> metric_of("bits_per_dim.steps_50.optimal", "steps_50.beta")
+    'bpd/optimal'
+    >>> metric_of("bits_per_dim.steps_1000", "continuous")
+    'bpd/1k_steps'
+    """
+    what, *rest = name.split(".")
+    if name == f"bits_per_dim.{bound}":
+        return f"bits_per_dim/{bound}"
+    if what in ("ode", "by_label"):
+        return f"{what.removeprefix('by_')}/{rest[0]}"
+    term = {"L_T": "prior", "L_t_sum": "kl_sum", "L_0": "decoder", "bits_per_dim": "bpd"}[what]
+    if rest[-1:] == ["clipped"]:
+        return f"clip/{term}"
+    if what != "bits_per_dim":
+        return f"terms/{term}"
+    steps = re.fullmatch(r"steps_(\d+)", rest[0])
+    if steps and not bound.startswith(f"{rest[0]}."):
+        return f"bpd/{steps[1].removesuffix('000') + 'k' if steps[1].endswith('000') else steps[1]}_steps"
+    return f"bpd/{rest[-1]}"
