@@ -1,5 +1,6 @@
 """What kind of model it is, in a line for a person, from what its config.json says; without torch, as jobs show it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,10 @@ def _process(schedule: Mapping[str, Any]) -> str:
             learned = "learned " if name == "gamma_learned" else ""
             if schedule.get("learned_ends"):
                 return "continuous time, learned γ with learned ends"
-            return f"continuous time, {learned}γ from {schedule['gamma_min']:g} to {schedule['gamma_max']:g}"
-        case "edm":
-            return f"continuous time, σ from {schedule['sigma_min']:g} to {schedule['sigma_max']:g}"
+            low, high = schedule["gamma_min"], schedule["gamma_max"]
+            if schedule.get("family") == "exploding":
+                return f"continuous time, σ from {math.exp(low / 2):.4g} to {math.exp(high / 2):.4g}"
+            return f"continuous time, {learned}γ from {low:g} to {high:g}"
         case "table" | "alpha_sigma":
             named, steps = "own table", len(schedule["betas" if name == "table" else "alpha"])
         case _:

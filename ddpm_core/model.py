@@ -6,6 +6,7 @@ SHA-256 of the weights and of itself; the model id is a SHA-256 over both files.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ddpm_core.denoiser import NetworkDenoiser
 from ddpm_core.errors import ModelError
 from ddpm_core.parameterizations import DENOISERS, denoiser_named
 from ddpm_core.process import process_from_config
+from ddpm_core.process.continuous import ContinuousProcess
 
 WEIGHTS_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"
@@ -103,7 +105,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Mod
 def model_from_bytes(files: Mapping[str, bytes], device: torch.device | str = "cpu", where: str = "model") -> Model:
     """The inverse of `model_bytes`; `where` names the place in errors. Raises ModelError."""
     try:
-        config = json.loads(files[CONFIG_FILE], parse_constant=_refuse_constant)
+        config = json.loads(files[CONFIG_FILE], parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}/{CONFIG_FILE}: not JSON ({error}); fetch the model again") from None
     found = (config.get("format"), config.get("format_version")) if isinstance(config, dict) else None
@@ -125,6 +127,8 @@ def model_from_bytes(files: Mapping[str, bytes], device: torch.device | str = "c
         denoiser = kind.build(network, process)
         for name, parameter in denoiser.named_weights().items():
             parameter.data.copy_(state[name])
+        if isinstance(process, ContinuousProcess):
+            process.schedule.check_rises()
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{where}: does not describe a network of this version ({reason})") from None
@@ -158,6 +162,13 @@ def _checked_weights(content: bytes, wanted: Mapping[str, Tensor], where: str) -
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.100} is beyond what a number can be")
+    return number
 
 
 def _config_hash(config: Mapping[str, Any]) -> str:

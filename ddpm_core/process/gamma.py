@@ -24,8 +24,8 @@ class GammaSchedule(nn.Module):
     def __init__(self, gamma_min: float, gamma_max: float) -> None:
         super().__init__()
         for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
-            if not -_LIMIT <= value <= _LIMIT:
-                raise ConfigError(f"schedule.{name}: {value} is not in -{_LIMIT:.0f}..{_LIMIT:.0f}")
+            if not isinstance(value, int | float) or not -_LIMIT <= value <= _LIMIT:
+                raise ConfigError(f"schedule.{name}: {value!r:.100} is not in -{_LIMIT:.0f}..{_LIMIT:.0f}; correct it")
         if not gamma_min < gamma_max:
             raise ConfigError(
                 f"schedule.gamma_min: {gamma_min} is not below gamma_max = {gamma_max}; VDM has -13.3 and 5"
@@ -36,6 +36,16 @@ class GammaSchedule(nn.Module):
         """gamma_0 and gamma_1, float64 []."""
         low, high = (torch.tensor(end, dtype=torch.float64, device=device) for end in (self.gamma_min, self.gamma_max))
         return low, high
+
+    def check_rises(self) -> None:
+        """Raise ConfigError unless gamma rises, which weights from a file need not make it do."""
+        low, high = self.ends()
+        s, _ = self.shape(torch.linspace(0.0, 1.0, 17, dtype=torch.float64, device=low.device))
+        if not -_LIMIT <= float(low) < float(high) <= _LIMIT or not bool((s.diff() > 0.0).all()):
+            raise ConfigError(
+                f"schedule: gamma does not rise from {float(low):.4g} to {float(high):.4g}, both in "
+                f"-{_LIMIT:.0f}..{_LIMIT:.0f}, with these weights; take another model"
+            )
 
     def shape(self, u: Numbers) -> tuple[Numbers, Numbers]:
         """s(u) and its derivative ds/du."""
@@ -74,6 +84,8 @@ class LearnedGamma(GammaSchedule):
 
     def __init__(self, gamma_min: float, gamma_max: float, learned_ends: bool = False) -> None:
         super().__init__(gamma_min, gamma_max)
+        if type(learned_ends) is not bool:
+            raise ConfigError(f"schedule.learned_ends: {learned_ends!r:.100} is not true or false")
         self.learned_ends = learned_ends
         self.row_factor: Tensor | None = None
         self.weight_1 = nn.Parameter(torch.ones(1))
@@ -81,7 +93,7 @@ class LearnedGamma(GammaSchedule):
         self.bias_2 = nn.Parameter(torch.randn(_WIDTH))
         self.weight_3 = nn.Parameter(torch.randn(_WIDTH))
         if learned_ends:
-            self.low, self.high = nn.Parameter(torch.tensor(gamma_min)), nn.Parameter(torch.tensor(gamma_max))
+            self.low, self.high = (nn.Parameter(torch.tensor(end)) for end in (self.gamma_min, self.gamma_max))
 
     def ends(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """See `GammaSchedule`."""

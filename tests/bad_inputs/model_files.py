@@ -1,4 +1,4 @@
-"""A small good model, to be spoiled; its digests are made anew, as who means harm would."""
+"""A small good model of any kind, to be spoiled; its digests are made anew, as who means harm would."""
 
 import functools
 import hashlib
@@ -11,15 +11,13 @@ Tensors = dict[str, Any]
 
 
 @functools.cache
-def _good() -> tuple[bytes, bytes]:
-    from support.sample_runs import NETWORK, tiny_state
+def _good(kind: str) -> tuple[bytes, bytes]:
+    from support.model_kinds import EXTRA, KINDS
 
     from ddpm_core.model import CONFIG_FILE, WEIGHTS_FILE, model_bytes
-    from ddpm_core.parameterizations import EpsDenoiser
-    from ddpm_core.process.discrete import DiscreteProcess
 
-    extra = {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9}, "code_version": "0.0"}
-    files = model_bytes(tiny_state(), EpsDenoiser.build(NETWORK, DiscreteProcess.linear(20)), extra)
+    denoiser = KINDS[kind].build()
+    files = model_bytes(denoiser.named_weights(), denoiser, EXTRA)
     return files[CONFIG_FILE], files[WEIGHTS_FILE]
 
 
@@ -27,13 +25,17 @@ def model_files(
     config: Callable[[Json], object] = lambda config: None,
     tensors: Callable[[Tensors], object] = lambda tensors: None,
     weights: bytes | None = None,
+    kind: str = "eps",
 ) -> dict[str, bytes]:
-    """The files of a model with a changed configuration and changed tensors, or other weights altogether."""
+    """The files of a model with a changed configuration and changed tensors, or other weights altogether.
+
+    `kind`: of `support.model_kinds`.
+    """
     from safetensors.torch import load, save
 
-    content = json.loads(_good()[0])
+    content = json.loads(_good(kind)[0])
     if weights is None:
-        state = load(_good()[1])
+        state = load(_good(kind)[1])
         tensors(state)
         weights = save(state)
     content["weights_sha256"] = hashlib.sha256(weights).hexdigest()

@@ -35,16 +35,20 @@ def _files(files: Callable[[], dict[str, bytes]], *says: str, name: str) -> Case
     return Case("Model", name, build, says)
 
 
-def _config(name: str, change: Callable[[Json], object], *says: str) -> Case:
-    return _files(lambda: model_files(config=change), *says, name=name)
+def _config(name: str, change: Callable[[Json], object], *says: str, kind: str = "eps") -> Case:
+    return _files(lambda: model_files(config=change, kind=kind), *says, name=name)
 
 
 def _network(name: str, field: str, value: object, *says: str) -> Case:
     return _config(name, lambda config: config["network"].update({field: value}), *says)
 
 
-def _tensors(name: str, change: Callable[[Tensors], object], *says: str) -> Case:
-    return _files(lambda: model_files(tensors=change), *says, name=name)
+def _schedule(name: str, kind: str, fields: Json, *says: str) -> Case:
+    return _config(name, lambda config: config["schedule"].update(fields), *says, kind=kind)
+
+
+def _tensors(name: str, change: Callable[[Tensors], object], *says: str, kind: str = "eps") -> Case:
+    return _files(lambda: model_files(tensors=change, kind=kind), *says, name=name)
 
 
 def _weights(name: str, content: Callable[[], bytes], *says: str) -> Case:
@@ -104,9 +108,14 @@ def _data_set(at: Path) -> list[str]:
     return sample()
 
 
-def _too_many_steps(at: Path) -> list[str]:
-    write(at / "model", model_files())
-    return sample("model", "--steps", "21")
+def _asked(name: str, kind: str, options: list[str], *says: str) -> Case:
+    """A good model, asked for what its kind does not have."""
+
+    def build(at: Path) -> list[str]:
+        write(at / "model", model_files(kind=kind))
+        return sample("model", *options)
+
+    return Case("Model reference", name, build, says, code=2)
 
 
 _ANOTHER = b'{"reference": "a", "uri": "a", "name": "a", "model_id": "a", "run_id": null}'
@@ -123,6 +132,7 @@ CASES = [
     _text("config.json that is a list", b"[1]", f"{_CONFIG}format None is not"),
     _text("config.json 100,000 brackets deep", b"[" * 100_000, f"{_CONFIG}not JSON ("),
     _text("config.json with NaN", b'{"format": NaN}', f"{_CONFIG}not JSON (NaN is no JSON number)"),
+    _text("config.json with a number beyond all", b'{"format": 1e999}', f"{_CONFIG}not JSON (1e999 is beyond"),
     _text("config.json of another software", b'{"_class_name": "UNet2DModel"}', f"{_CONFIG}format (None, None) is not"),
     _config("a later version", lambda config: config.update(format_version=9), "('ddpm-pipeline-model', 9) is not"),
     _text(
@@ -172,6 +182,46 @@ CASES = [
     ),
     _config(
         "unknown schedule", lambda config: config["schedule"].update(name="exec"), "schedule.name: 'exec' is not one"
+    ),
+    _config(
+        "unknown meaning of the network's output",
+        lambda config: config.update(denoiser="score"),
+        "denoiser: 'score' is not one of ['edm', 'eps', 'residual_eps', 'v', 'x_0']",
+    ),
+    _network(
+        "learned variances that are a text",
+        "learned_variance",
+        "yes",
+        "network.learned_variance: 'yes' is not true or false",
+    ),
+    _network(
+        "Fourier features of 2^40",
+        "fourier_features",
+        [6, 40],
+        "network.fourier_features: (6, 40) are not rising whole numbers in 0..16",
+    ),
+    _config(
+        "learned variances in continuous time",
+        lambda config: config["network"].update(learned_variance=True),
+        "network.learned_variance: True needs a process of discrete time",
+        kind="vdm",
+    ),
+    _config(
+        "noise prediction where the terminal SNR is zero",
+        lambda config: config.pop("denoiser"),
+        "schedule.zero_terminal_snr: True leaves nothing of the image",
+        kind="v, zero terminal SNR",
+    ),
+    _schedule("gamma that falls", "vdm", {"gamma_min": 6.0}, "schedule.gamma_min: 6.0 is not below gamma_max = 5.0"),
+    _schedule("gamma that is a text", "vdm", {"gamma_max": "5"}, "schedule.gamma_max: '5' is not in -80..80"),
+    _schedule("field of another schedule", "vdm", {"beta_end": 0.02}, "schedule: ", "'beta_end'"),
+    _schedule("learned ends that are a text", "vdm, learned", {"learned_ends": "yes"}, "schedule.learned_ends: 'yes'"),
+    _schedule("unknown family", "edm", {"family": "flow"}, "schedule.family: 'flow' is not one of"),
+    _tensors(
+        "learned gamma that falls",
+        lambda tensors: tensors["process.schedule.low"].fill_(7.0),
+        "gamma does not rise",
+        kind="v, learned ends",
     ),
     _tensors(
         "a weight that is NaN", _spoil(float("nan")), f"{_WEIGHT} has values that are not finite (NaN or infinite)"
@@ -229,11 +279,22 @@ CASES = [
     ),
     Case("Model reference", "a data set", _data_set, (f"model = model: {_NEITHER}",)),
     Case("Model reference", "server of an unknown protocol", _no_server, ("MLflow does not give it (", "gopher")),
-    Case(
-        "Model reference",
+    _asked(
         "more steps than the model has",
-        _too_many_steps,
-        ("steps = 21: the model has 20 diffusion steps; ask for at most as many",),
-        code=2,
+        "eps",
+        ["--steps", "21"],
+        "steps = 21: the model has 20 diffusion steps; ask for at most as many",
+    ),
+    _asked(
+        "learned variances of a model without them",
+        "eps",
+        ["--sigma2", "learned"],
+        "sigma2: 'learned' needs a model that predicts its variances; take beta or beta_tilde",
+    ),
+    _asked(
+        "beta of a model in continuous time",
+        "vdm",
+        ["--sigma2", "beta"],
+        "sigma2: 'beta' is no variance of a continuous process",
     ),
 ]

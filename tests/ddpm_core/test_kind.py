@@ -37,7 +37,15 @@ GAMMA = {"gamma_min": -13.3, "gamma_max": 5.0}
             "ε-prediction, continuous time, learned γ with learned ends",
         ),
         (
-            {"denoiser": "edm", "schedule": {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0}},
+            {
+                "denoiser": "edm",
+                "schedule": {
+                    "name": "gamma_linear",
+                    "gamma_min": -12.429216196844383,
+                    "gamma_max": 8.764053269347762,
+                    "family": "exploding",
+                },
+            },
             "EDM preconditioning, continuous time, σ from 0.002 to 80",
         ),
     ],
