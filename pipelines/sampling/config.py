@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
+from ddpm_core.config import MAX_TIMESTEPS
 from pipelines.cli.config import require, require_local, require_place
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField
@@ -27,13 +28,15 @@ class SampleConfig:
     seed: int | str = 0
     """Of all noise: an image depends on (model, seed, id). '{date}' takes `date` as a number, such as 20261121."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """ddpm: ancestral, all T steps (Ho et al. 2020); ddim: on a sub-sequence of steps (Song et al. 2021)."""
+    """ddpm: ancestral (Ho et al. 2020); ddim: deterministic, or with noise by `eta` (Song et al. 2021)."""
     steps: int | None = None
-    """Network evaluations per image: of ddim, null for 50; ddpm always takes all T."""
+    """Network evaluations per image, at most the model's T; as many as asked for where its time is continuous. Null
+    takes 50 of ddim, and of ddpm all T, or 250 in continuous time."""
     eta: float = 0.0
     """η of ddim, in [0, 1]: 0 is deterministic given the starting noise, 1 has ddpm's noise."""
-    sigma2: Literal["beta", "beta_tilde"] = "beta_tilde"
-    """Variance of ddpm's reverse steps."""
+    sigma2: Literal["auto", "beta", "beta_tilde", "learned"] = "auto"
+    """Variance of ddpm's reverse steps. auto: learned where the model predicts it, else beta_tilde, which is the only
+    one of continuous time."""
     clip_x_0: bool = True
     """Clamp every predicted x_0 to the range of pixels."""
     precision: PrecisionField = "auto"
@@ -75,9 +78,13 @@ class SampleConfig:
         seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
         require(seed_holds, "seed", self.seed, "must be a number >= 0, or '{date}'")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")
+        most = f"must be at most {MAX_TIMESTEPS:,}"
+        require(self.steps is None or self.steps <= MAX_TIMESTEPS, "steps", self.steps, most)
         require(0 <= self.eta <= 1, "eta", self.eta, "must be in [0, 1]")
         ddim_only = self.sampler == "ddim" or self.eta == 0
         require(ddim_only, "eta", self.eta, "is a parameter of --sampler ddim")
+        ddpm_only = self.sampler == "ddpm" or self.sigma2 != "learned"
+        require(ddpm_only, "sigma2", self.sigma2, "is a variance of --sampler ddpm")
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)

@@ -9,7 +9,6 @@ import torch
 
 from ddpm_core.model import Model, model_from_bytes
 from ddpm_core.networks.unet import pixel_weights
-from ddpm_core.process.discrete import discrete
 from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.console import clock, waiting
 from pipelines.cluster import connection
@@ -19,7 +18,6 @@ from pipelines.models.kept import FoundModel
 from pipelines.models.used import UsedModel
 from pipelines.outputs.pictures import encode_png, to_picture
 from pipelines.sampling.request import SampleRequest
-from pipelines.sampling.samplers import name_of
 from pipelines.sampling.shard import sample_batch
 from pipelines.storage.location import Location
 
@@ -46,7 +44,7 @@ class _Calibrate:
         torch.set_num_threads(self.threads)
         model = model_from_bytes(self.files, self.request.device)
         ids = torch.arange(self.request.batch_size)
-        steps = min(_CALIBRATION_STEPS, discrete(model.denoiser.process).num_timesteps)
+        steps = min(_CALIBRATION_STEPS, self.request.steps)
         sample_batch(replace(self.request, sampler=DDIM(1)), model, ids)
         start = time.perf_counter()
         images = sample_batch(replace(self.request, sampler=DDIM(steps)), model, ids)
@@ -93,7 +91,7 @@ def plan(
     rows = [
         ("shards", f"{len(shards_left):,} of {request.num_shards:,} to do, up to {request.shard_size:,} images each"),
         ("images", f"{images:,} of {request.num_images:,} to do, {height}x{width}x{channels}"),
-        ("sampler", f"{name_of(request.sampler)}, {request.steps:,} steps"),
+        ("sampler", request.described_sampler),
         ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations"),
         ("model", used.described),
     ]

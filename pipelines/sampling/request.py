@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from ddpm_core.model import Model
-from ddpm_core.process.discrete import discrete
+from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.samplers.base import Sampler
 from pipelines.cli.errors import ConfigError
 from pipelines.cluster.precision import DTYPE_OF, Dtype
@@ -92,21 +92,22 @@ def request_of(config: SampleConfig, model: Model) -> SampleRequest:
     """The request that a job's fields make with a model; every `auto` has been settled.
 
     Raises:
-        ConfigError: The model has other numbers of steps.
+        ConfigError: The model has other numbers of steps, or another variance.
     """
-    num_timesteps = discrete(model.denoiser.process).num_timesteps
-    if config.steps is not None and config.steps > num_timesteps:
+    process = model.denoiser.process
+    num_timesteps = process.num_timesteps if isinstance(process, DiscreteProcess) else None
+    if config.steps is not None and num_timesteps is not None and config.steps > num_timesteps:
         most = f"the model has {num_timesteps} diffusion steps; ask for at most as many"
         raise ConfigError(f"steps = {config.steps}: {most}")
     kind = SAMPLERS[config.sampler]
-    steps = kind.steps(config.steps, num_timesteps)
+    steps = config.steps or kind.steps(num_timesteps)
     assert isinstance(config.seed, int)
     assert config.precision != "auto"
     return SampleRequest(
         model_id=model.model_id,
         num_images=config.num_images,
         seed=config.seed,
-        sampler=kind.chosen(config, steps),
+        sampler=kind.chosen(config, steps, model.denoiser),
         steps=steps,
         clip_x_0=config.clip_x_0,
         dtype=DTYPE_OF[config.precision],

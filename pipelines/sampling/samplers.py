@@ -4,18 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from ddpm_core.denoiser import NetworkDenoiser
+from ddpm_core.likelihood.bounds import settled_sigma2
 from ddpm_core.process.variances import VARIANCES, variance_named
 from ddpm_core.samplers.base import Sampler
 from ddpm_core.samplers.ddim import DDIM
 from ddpm_core.samplers.ddpm import DDPM
-from pipelines.cli.errors import ConfigError
 from pipelines.sampling.config import SampleConfig
 
 S = TypeVar("S", bound=Sampler)
 Read = Callable[[str, Any], Any]
 """Takes the name of an option and its type; gives the value that a request has stored."""
 
-_DEFAULT_DDIM_STEPS = 50
+_DDIM_STEPS, _CONTINUOUS_DDPM_STEPS = 50, 250
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,8 @@ class SamplerKind(Generic[S]):
 
     Attributes:
         sampler: The core's class.
-        steps: From `steps` as it was asked for, None where it was not, and T: the calls of the network for an image.
-            Raises ConfigError.
-        chosen: From the job's fields and the steps.
+        steps: How many a job takes that names no number: from T, which is None in continuous time.
+        chosen: From the job's fields, the steps, and the model's denoiser. Raises ConfigError.
         options: What of it a request stores, beside the steps. `eta` and `sigma2` are stored of every sampler, as null
             by those that have none.
         stored: From what a request has stored, and the steps.
@@ -34,17 +34,11 @@ class SamplerKind(Generic[S]):
     """
 
     sampler: type[S]
-    steps: Callable[[int | None, int], int]
-    chosen: Callable[[SampleConfig, int], S]
+    steps: Callable[[int | None], int]
+    chosen: Callable[[SampleConfig, int, NetworkDenoiser], S]
     options: Callable[[S], dict[str, Any]]
     stored: Callable[[Read, int], S]
     described: Callable[[S, int], str]
-
-
-def _all_steps(asked: int | None, num_timesteps: int) -> int:
-    if asked not in (None, num_timesteps):
-        raise ConfigError(f"steps = {asked}: ddpm takes all {num_timesteps}; leave it out, or use --sampler ddim")
-    return num_timesteps
 
 
 def _name_of_variance(sampler: DDPM) -> str:
@@ -54,19 +48,19 @@ def _name_of_variance(sampler: DDPM) -> str:
 SAMPLERS: dict[str, SamplerKind[Any]] = {
     "ddpm": SamplerKind(
         DDPM,
-        steps=_all_steps,
-        chosen=lambda config, steps: DDPM(variance_named(config.sigma2)),
+        steps=lambda num_timesteps: num_timesteps or _CONTINUOUS_DDPM_STEPS,
+        chosen=lambda config, steps, denoiser: DDPM(variance_named(settled_sigma2(config.sigma2, denoiser)), steps),
         options=lambda ddpm: {"sigma2": _name_of_variance(ddpm)},
-        stored=lambda read, steps: DDPM(variance_named(read("sigma2", Literal["beta", "beta_tilde"]))),
-        described=lambda ddpm, steps: "ddpm",
+        stored=lambda read, steps: DDPM(variance_named(read("sigma2", Literal[*VARIANCES])), steps),
+        described=lambda ddpm, steps: f"ddpm, {steps:,} steps, σ² = {_name_of_variance(ddpm)}",
     ),
     "ddim": SamplerKind(
         DDIM,
-        steps=lambda asked, num_timesteps: asked or min(_DEFAULT_DDIM_STEPS, num_timesteps),
-        chosen=lambda config, steps: DDIM(steps, config.eta),
+        steps=lambda num_timesteps: min(_DDIM_STEPS, num_timesteps or _DDIM_STEPS),
+        chosen=lambda config, steps, denoiser: DDIM(steps, config.eta),
         options=lambda ddim: {"eta": ddim.eta},
         stored=lambda read, steps: DDIM(steps, read("eta", float)),
-        described=lambda ddim, steps: f"ddim, {steps} steps, η = {ddim.eta}",
+        described=lambda ddim, steps: f"ddim, {steps:,} steps, η = {ddim.eta}",
     ),
 }
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ddpm_core.images import to_uint8
 from ddpm_core.model import Model
-from ddpm_core.samplers.base import OnStep, sample
+from ddpm_core.process.base import Process
+from ddpm_core.samplers.base import OnStep, Sampler, sample
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.models.kept import load_kept
 from pipelines.outputs.pictures import encode_png, grid_png, to_picture
@@ -59,7 +60,7 @@ class SampleShards:
         """Sample, encode. The network sees batches of one shape at fixed ids; what is beyond the last is dropped."""
         start = index * self.request.shard_size
         stop = min(start + self.request.shard_size, self.request.num_images)
-        trajectory = Trajectory(self.request.steps) if start == 0 else None
+        trajectory = Trajectory(self.request.sampler, model.denoiser.process) if start == 0 else None
         pngs: list[bytes] = []
         for first in range(start, stop, self.request.batch_size):
             ids = torch.arange(first, first + self.request.batch_size)
@@ -106,9 +107,16 @@ class _Counted:
 
 
 class Trajectory:
-    """Watches a sampler and keeps some steps of its first images."""
+    """Watches a sampler and keeps some steps of its first images.
 
-    def __init__(self, num_steps: int) -> None:
+    z_t is divided by the deviation that data of variance 1 would have, 1 of a variance-preserving process, so that the
+    noise of one whose variance explodes can be seen, too.
+    """
+
+    def __init__(self, sampler: Sampler, process: Process) -> None:
+        now = process.at(sampler.times(process))
+        self._deviations = (now.alpha.square() + now.sigma.square()).sqrt().flatten().tolist()
+        num_steps = len(self._deviations)
         chosen = np.linspace(0, num_steps - 1, min(_TRAJECTORY_STEPS, num_steps)).round().astype(int)
         self._steps = set((num_steps - 1 - chosen).tolist())
         self._kept: list[Tensor] = []
@@ -116,7 +124,8 @@ class Trajectory:
     def __call__(self, k: int, z_t: Tensor, x_0_pred: Tensor) -> None:
         """Take a step's input and prediction, [B, C, H, W] in model range."""
         if k in self._steps:
-            pair = torch.stack([z_t[:_TRAJECTORY_IMAGES], x_0_pred[:_TRAJECTORY_IMAGES]], dim=1)
+            shown = z_t[:_TRAJECTORY_IMAGES] / self._deviations[k]
+            pair = torch.stack([shown, x_0_pred[:_TRAJECTORY_IMAGES]], dim=1)
             self._kept.append(pair.cpu())
 
     def png(self, num_images: int) -> bytes:

@@ -22,6 +22,7 @@ GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]
         ("seed", -1, "a number >= 0"),
         ("seed", "today", "a number >= 0"),
         ("steps", 0, "at least 1"),
+        ("steps", 1_000_001, "at most 1,000,000"),
         ("eta", 1.5, r"in \[0, 1\]"),
         ("eta", 0.5, "--sampler ddim"),
         ("date", "21.11.2026", "2026-11-21"),
@@ -32,6 +33,13 @@ GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]
 def test_bad_values_are_refused_by_name(field: str, value: Any, rule: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{field} = .*{rule}"):
         SampleConfig(**{"model": "m", "output": "o", "num_images": 5, field: value})
+
+
+def test_learned_variances_are_ddpms() -> None:
+    """Recipes that were printed before hold the others with every sampler."""
+    with pytest.raises(ConfigError, match=r"^sigma2 = 'learned': is a variance of --sampler ddpm"):
+        SampleConfig("m", "o", 5, sampler="ddim", sigma2="learned")
+    assert SampleConfig("m", "o", 5, sampler="ddim", sigma2="beta_tilde").sigma2 == "beta_tilde"
 
 
 @pytest.mark.parametrize(

@@ -251,8 +251,8 @@ def test_another_model_is_refused(made: SampleConfig, tmp_path: Path) -> None:
 def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^steps = 21: the model has 20 diffusion steps"):
         sample(tiny(tmp_path, steps=21))
-    with pytest.raises(ConfigError, match=r"^steps = 5: ddpm takes all 20"):
-        sample(tiny(tmp_path, sampler="ddpm"))
+    with pytest.raises(ConfigError, match=r"^sigma2: 'learned' needs a model that predicts its variances"):
+        sample(tiny(tmp_path, sampler="ddpm", sigma2="learned"))
     assert not (tmp_path / "samples").exists()
 
 

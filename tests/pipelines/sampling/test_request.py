@@ -105,8 +105,8 @@ def test_a_further_sampler_is_an_entry_and_its_options_are_keys_of_their_own(
 ) -> None:
     kind = SamplerKind(
         Multistep,
-        steps=lambda asked, num_timesteps: asked or num_timesteps,
-        chosen=lambda config, steps: Multistep(steps, order=config.order),
+        steps=lambda num_timesteps: num_timesteps or 7,
+        chosen=lambda config, steps, denoiser: Multistep(steps, order=config.order),
         options=lambda multistep: {"order": multistep.order},
         stored=lambda read, steps: Multistep(steps, order=read("order", int)),
         described=lambda multistep, steps: f"multistep of order {multistep.order}, {steps} steps",
@@ -132,4 +132,4 @@ def test_a_further_sampler_is_an_entry_and_its_options_are_keys_of_their_own(
 def test_the_samplers_options_are_told_to_a_person() -> None:
     ddim = SampleRequest.from_json(DDIM_5, PATH)
     assert (ddim.sampler, ddim.described_sampler) == (DDIM(5, 0.0), "ddim, 5 steps, η = 0.0")
-    assert SampleRequest.from_json(DDPM_20, PATH).described_sampler == "ddpm"
+    assert SampleRequest.from_json(DDPM_20, PATH).described_sampler == "ddpm, 20 steps, σ² = beta_tilde"

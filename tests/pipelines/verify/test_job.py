@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.model_kinds import KINDS
 from support.sample_runs import save_tiny_model, tiny
 
 from ddpm_core.model import load_model
@@ -31,7 +32,11 @@ from pipelines.verify.job import VerifyResult, verify
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     """A complete sample set, made in this process."""
-    config = tiny(tmp_path)
+    return make_samples(tmp_path)
+
+
+def make_samples(tmp_path: Path, **fields: Any) -> Path:
+    config = tiny(tmp_path, **fields)
     found, location = find_model(config.model, None, tmp_path), Location.parse(config.output)
     request = request_of(config, load_model(config.model))
     output = SAMPLE_SET.output(location, request)
@@ -166,3 +171,15 @@ def test_shards_are_made_again_and_compared(ray_cluster: None, samples: Path) ->
     change(samples, request=request, request_sha256=digest(request))
     result: VerifyResult = verify(VerifyConfig(str(samples), recompute=1.0))
     assert sum("comes out different when it is made again" in problem for problem in result.problems) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("kind", ["learned variances", "v, learned ends"])
+def test_samples_of_other_kinds_of_models_are_made_again_too(ray_cluster: None, tmp_path: Path, kind: str) -> None:
+    KINDS[kind].save(tmp_path / "model")
+    samples = make_samples(tmp_path, sampler="ddpm", steps=4)
+    result = verify(VerifyConfig(str(samples), recompute=1.0))
+    assert result.problems == []
+    rows = dict(result.rows)
+    assert rows["made again"].startswith("4 shard(s), 4 bit-equal")
+    assert rows["model"].endswith(f"/model, step 7), {KINDS[kind].told}")
