@@ -108,10 +108,11 @@ class StreamPlan:
             position += length
         return parts
 
-    def shares(self, world_size: int) -> list[tuple[int, int]]:
-        """Each rank's rows [low, high) of a global batch; sizes differ by at most one."""
-        edges = [rank * self.batch_size // world_size for rank in range(world_size + 1)]
-        return list(itertools.pairwise(edges))
+
+def shares(batch_size: int, world_size: int) -> list[tuple[int, int]]:
+    """Each rank's rows [low, high) of a global batch; sizes differ by at most one."""
+    edges = [rank * batch_size // world_size for rank in range(world_size + 1)]
+    return list(itertools.pairwise(edges))
 
 
 def segment_groups(plan: StreamPlan, group_starts: Int64s, part: Segment) -> tuple[Int64s, Int64s]:
@@ -191,7 +192,7 @@ class WindowReader:
             images, ids, epochs = read_window(self.plan, dataset, window)
             size = self.plan.batch_size
             batches = np.arange((begin - first) * size, (stop - first) * size).reshape(stop - begin, size)
-            for rank, (low, high) in enumerate(self.plan.shares(self.world_size)):
+            for rank, (low, high) in enumerate(shares(size, self.world_size)):
                 # the only rank's rows are those of the window in order: a view, not a copy
                 rows = batches[:, low:high].reshape(-1) if self.world_size > 1 else slice(batches[0, 0], None)
                 yield pa.table(
@@ -290,7 +291,7 @@ def read_here(
     plan: StreamPlan, dataset: PreparedDataset, rank: int, world_size: int, start_step: int
 ) -> Iterator[MicroBatch]:
     """What `micro_batches` gives of `start_stream`, to the end of the training; this process reads a window ahead."""
-    low, high = plan.shares(world_size)[rank]
+    low, high = shares(plan.batch_size, world_size)[rank]
     windows = range(start_step // plan.window_steps, plan.num_windows)
     with ThreadPoolExecutor(1, "stream") as reader:
         ahead = [reader.submit(read_window, plan, dataset, window) for window in windows[:1]]

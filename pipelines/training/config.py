@@ -1,21 +1,26 @@
 """Configuration of the training job; every field is documented and checked before Ray starts."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ddpm_core.config import MAX_TIMESTEPS
 from pipelines.cli.config import as_dict, require, require_place
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField
 from pipelines.tracking.config import TrackingConfig
+from pipelines.training.diffusion import DiffusionConfig
 from pipelines.training.network import NetworkConfig
 
-if TYPE_CHECKING:
-    from ddpm_core.process.discrete import DiscreteProcess
-
-
+# Fields that checkpoints of version 1 do not have; their defaults are what those were trained with.
+_LATER = {
+    "network": ("fourier_features", "learned_variance"),
+    "diffusion": (
+        "zero_terminal_snr", "gamma_min", "gamma_max", "learned_ends", "sigma_min", "sigma_max", "prediction",
+    ),
+    "train": ("times", "vlb_timesteps", "adam_beta2"),
+}  # fmt: skip
 DIGITS, DIGITS_TEST, HELD_OUT = "embedded://digits/train", "embedded://digits/test", "held-out"
 
 
@@ -52,50 +57,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    """The forward process."""
-
-    schedule: Literal["linear", "cosine"] = "linear"
-    """linear: betas from beta_start to beta_end (Ho et al. 2020); cosine (Nichol & Dhariwal 2021)."""
-    num_timesteps: int = 1000
-    """T, the number of diffusion steps."""
-    beta_start: float = 1e-4
-    """First beta of the linear schedule."""
-    beta_end: float = 0.02
-    """Last beta of the linear schedule."""
-    betas: tuple[float, ...] | None = None
-    """A table of betas, each in (0, 1); when given it replaces the schedule and num_timesteps."""
-
-    def __post_init__(self) -> None:
-        steps_hold = 2 <= self.num_timesteps <= MAX_TIMESTEPS
-        require(steps_hold, "diffusion.num_timesteps", self.num_timesteps, f"must be in 2..{MAX_TIMESTEPS}")
-        for name in ("beta_start", "beta_end"):
-            require(0 < getattr(self, name) < 1, f"diffusion.{name}", getattr(self, name), "must be in (0, 1)")
-        require(self.beta_start <= self.beta_end, "diffusion.beta_start", self.beta_start, "must not exceed beta_end")
-        if self.betas is not None:
-            require(len(self.betas) >= 2, "diffusion.betas", self.betas, "must hold at least 2 numbers")
-            for index, beta in enumerate(self.betas):
-                require(0 < beta < 1, f"diffusion.betas[{index}]", beta, "must be in (0, 1)")
-
-    @property
-    def table_length(self) -> int:
-        """T of the schedule that results."""
-        return self.num_timesteps if self.betas is None else len(self.betas)
-
-    def process(self) -> "DiscreteProcess":
-        """The process with its tables."""
-        from ddpm_core.process.discrete import (
-            DiscreteProcess,  # here: fields are checked and --help is shown without torch
-        )
-
-        if self.betas is not None:
-            return DiscreteProcess.from_betas(self.betas)
-        if self.schedule == "cosine":
-            return DiscreteProcess.cosine(self.num_timesteps)
-        return DiscreteProcess.linear(self.num_timesteps, self.beta_start, self.beta_end)
-
-
-@dataclass(frozen=True)
 class OptimizationConfig:
     """What is minimised and how."""
 
@@ -103,18 +64,29 @@ class OptimizationConfig:
     """Optimizer steps of the whole training; raising it and running again trains on."""
     accumulate: int = 1
     """Parts into which a worker cuts its share of a batch, to fit its memory; numbers do not change."""
-    loss: Literal["simple", "vlb", "min_snr"] = "simple"
-    """simple: Ho et al. 2020 eq. 14; vlb: weighted so that its expectation is the ELBO's; min_snr: Hang 2023."""
+    loss: Literal["simple", "vlb", "min_snr", "hybrid"] = "simple"
+    """simple: the squared error of what the network predicts (Ho et al. 2020 eq. 14); vlb: its expectation is the
+    ELBO's; min_snr: Hang 2023; hybrid: simple and a thousandth of vlb, which trains network.learned_variance (Nichol &
+    Dhariwal 2021)."""
     min_snr_gamma: float = 5.0
     """γ of min_snr."""
+    times: Literal["auto", "uniform", "even", "importance", "log_normal"] = "auto"
+    """Which t a step takes: uniform, drawn for each row; even, spread evenly over the global batch from one draw
+    (Kingma et al. 2021); importance, more often those with large losses (Nichol & Dhariwal 2021); log_normal, ln σ
+    normal (Karras et al. 2022). auto: in continuous time even, log_normal for prediction edm by loss simple; in steps
+    uniform, importance for vlb with network.learned_variance."""
+    vlb_timesteps: int | None = None
+    """T of the bound that vlb trains in continuous time; null: its limit for infinite T."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or AdamW with weight_decay."""
     learning_rate: float = 1e-3
     """Step size after the warm-up."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
+    adam_beta2: float = 0.999
+    """Decay of the mean of squared gradients, of adam and adamw."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of adamw."""
+    """Decoupled weight decay of adamw, of the network's weights."""
     grad_clip: float | None = 1.0
     """Largest L2 norm of the gradient; larger ones are scaled down. Null (or .inf): none is."""
     ema_decay: float = 0.999
@@ -125,6 +97,8 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+        steps_hold = self.vlb_timesteps is None or 1 <= self.vlb_timesteps <= MAX_TIMESTEPS
+        require(steps_hold, "train.vlb_timesteps", self.vlb_timesteps, f"must be in 1..{MAX_TIMESTEPS}, or null")
         for name in ("learning_rate", "min_snr_gamma"):
             require(0 < getattr(self, name) < inf, f"train.{name}", getattr(self, name), "must be positive and finite")
         if self.grad_clip == inf:
@@ -135,7 +109,8 @@ class OptimizationConfig:
         for name in ("warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(self.weight_decay < inf, "train.weight_decay", self.weight_decay, "must be finite")
-        require(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "must be in [0, 1)")
+        for name in ("ema_decay", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -164,12 +139,17 @@ class ValidationConfig:
     """Stratified timesteps drawn for each image."""
     batch_size: int = 64
     """Images in one network call."""
-    sigma2: Literal["beta", "beta_tilde"] = "beta_tilde"
-    """Variance of the reverse steps that the ELBO is computed for."""
+    sigma2: Literal["auto", "beta", "beta_tilde", "learned"] = "auto"
+    """Variance of the reverse steps that the ELBO is computed for. auto: learned with network.learned_variance, else
+    beta_tilde."""
+    num_timesteps: int | None = None
+    """T of the ELBO. Null: that of the schedule; in continuous time the bound is the one for infinite T."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "num_images", "timesteps_per_image", "batch_size"):
             require(getattr(self, name) >= 1, f"validation.{name}", getattr(self, name), "must be at least 1")
+        steps_hold = self.num_timesteps is None or 2 <= self.num_timesteps <= MAX_TIMESTEPS
+        require(steps_hold, "validation.num_timesteps", self.num_timesteps, f"must be in 2..{MAX_TIMESTEPS}, or null")
 
 
 @dataclass(frozen=True)
@@ -249,7 +229,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Which images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    """The ε-network."""
+    """The network."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """The forward process."""
     train: OptimizationConfig = field(default_factory=OptimizationConfig)
@@ -272,25 +252,55 @@ class TrainConfig:
         require_place("root", self.root, "must be a directory or an s3:// prefix")
         require(1 <= self.batch_size <= 2**20, "batch_size", self.batch_size, f"must be in 1..{2**20}")
         require(self.seed >= 0, "seed", self.seed, "must not be negative")
-        high, num_timesteps = self.cluster.worker_range[1], self.diffusion.table_length
+        high = self.cluster.worker_range[1]
         require(
             self.batch_size >= high * self.train.accumulate,
             "batch_size",
             self.batch_size,
             f"must be at least workers x accumulate = {high * self.train.accumulate}",
         )
-        require(
-            self.validation.timesteps_per_image < num_timesteps,
-            "validation.timesteps_per_image",
-            self.validation.timesteps_per_image,
-            f"must be below the number of diffusion steps = {num_timesteps}",
-        )
-        require(
-            self.grid.sampler_steps <= num_timesteps,
-            "grid.sampler_steps",
-            self.grid.sampler_steps,
-            f"must be at most the number of diffusion steps = {num_timesteps}",
-        )
+        self._check_objective()
+        self._check_times()
+
+    def _check_objective(self) -> None:
+        """Refuse a loss, its times or a variance that the process or the network does not have."""
+        diffusion, train, learned = self.diffusion, self.train, self.network.learned_variance
+        loss, name, table = train.loss, f"schedule {diffusion.schedule}", not diffusion.is_continuous
+        if learned:
+            rule = f"must be false with {name}, which has no betas to learn variances between"
+            require(table, "network.learned_variance", learned, rule)
+            rule = f"must be false with train.loss {loss}, which does not train the variances; take hybrid or vlb"
+            require(loss in ("vlb", "hybrid"), "network.learned_variance", learned, rule)
+        rule = "must be vlb with schedule gamma_learned: no other loss trains γ"
+        require(diffusion.schedule != "gamma_learned" or loss == "vlb", "train.loss", loss, rule)
+        rule = "must not be hybrid without network.learned_variance: there is no variance to train"
+        require(learned or loss != "hybrid", "train.loss", loss, rule)
+        rule = f"must not be importance with {name}, which has no table of time steps to count losses in"
+        require(table or train.times != "importance", "train.times", train.times, rule)
+        given = f"{name}, prediction {diffusion.prediction} and loss {loss}"
+        rule = f"must not be log_normal with {given}; it is for edm by simple in continuous time"
+        is_edm = diffusion.prediction == "edm" and loss == "simple" and not table
+        require(is_edm or train.times != "log_normal", "train.times", train.times, rule)
+        rule = f"must be null with {name} and train.loss {loss}; vlb in continuous time has it"
+        has_bound = loss == "vlb" and not table
+        require(has_bound or train.vlb_timesteps is None, "train.vlb_timesteps", train.vlb_timesteps, rule)
+        sigma2 = self.validation.sigma2
+        rule = f"must be auto or beta_tilde with {name}: continuous time has the posterior's variance only"
+        require(table or sigma2 in ("auto", "beta_tilde"), "validation.sigma2", sigma2, rule)
+        rule = "must not be learned without network.learned_variance"
+        require(learned or sigma2 != "learned", "validation.sigma2", sigma2, rule)
+
+    def _check_times(self) -> None:
+        """Refuse more time steps than there are; continuous time has as many as are asked for."""
+        limit, steps = self.diffusion.table_length, self.validation.num_timesteps
+        if limit is not None:
+            rule = f"must be at most the number of diffusion steps = {limit}"
+            require(steps is None or steps <= limit, "validation.num_timesteps", steps, rule)
+            require(self.grid.sampler_steps <= limit, "grid.sampler_steps", self.grid.sampler_steps, rule)
+        steps = steps or limit
+        if steps is not None:
+            count, rule = self.validation.timesteps_per_image, f"must be below the number of diffusion steps = {steps}"
+            require(count < steps, "validation.timesteps_per_image", count, rule)
 
     def is_due(self, every: int, done: int) -> bool:
         """Whether what happens every so many steps, and after the last, happens after `done` steps."""
@@ -301,8 +311,9 @@ class TrainConfig:
 
         In the sections that checkpoints of every version have: `batch_size`, `precision` and `seed` in `train`.
 
-        Left out: `train.steps` (more of the same training), where it runs, what is reported, and how the
-        numbers are computed without changing which they are (accumulate, compile).
+        Left out: `train.steps` (more of the same training), where it runs, what is reported, how the numbers are
+        computed without changing which they are (accumulate, compile), and at their defaults the fields that
+        checkpoints of before them do not have (`_LATER`).
         """
         values = {key: as_dict(getattr(self, key)) for key in ("data", "network", "diffusion", "train")}
         for name in ("steps", "accumulate", "compile"):
@@ -312,6 +323,11 @@ class TrainConfig:
             del values["data"][name]
         if not values["data"]["hold_out"]:  # also in checkpoints made before it could be anything else
             del values["data"]["hold_out"]
+        for section, names in _LATER.items():
+            defaults = {each.name: each.default for each in fields(getattr(self, section))}
+            for name in names:
+                if getattr(getattr(self, section), name) == defaults[name]:
+                    del values[section][name]
         return values
 
 

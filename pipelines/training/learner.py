@@ -1,7 +1,7 @@
-"""One training step of the ε-model, and its resume state: what a worker does between two batches."""
+"""One training step of the model, and its resume state: what a worker does between two batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,9 +16,11 @@ from ddpm_core.denoiser import NetworkDenoiser, Precision, Prediction
 from ddpm_core.ema import EMA
 from ddpm_core.images import to_model_range
 from ddpm_core.objectives import Losses, Objective, objective_named
+from ddpm_core.parameterizations import denoiser_named
 from pipelines.cli.errors import CheckpointError, ModelError
-from pipelines.data.stream import MicroBatch
-from pipelines.training.config import TrainConfig
+from pipelines.data.stream import MicroBatch, shares
+from pipelines.training.config import OptimizationConfig, TrainConfig
+from pipelines.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,24 @@ class StepResult:
     moments: Tensor
 
 
-class Learner:
-    """Network, optimizer and EMA of one DDP rank.
+def build(config: TrainConfig, image_shape: tuple[int, int, int]) -> NetworkDenoiser:
+    """A new denoiser, with a process of its own, for images of shape (H, W, C). Raises ConfigError for images that the
+    network cannot take."""
+    network = config.network.unet_config(image_shape)
+    return denoiser_named(config.diffusion.prediction).build(network, config.diffusion.process())
 
-    t, ε and flips of a row are drawn from (seed, epoch, row id) alone, so a step's numbers depend on its rows
-    and not on how they are divided among ranks.
+
+def objective_of(denoiser: NetworkDenoiser, config: OptimizationConfig) -> Objective:
+    """What is minimised. Raises ConfigError where it does not fit the denoiser."""
+    return objective_named(config.loss, denoiser, config.min_snr_gamma, config.times, config.vlb_timesteps)
+
+
+class Learner:
+    """Denoiser, objective, optimizer and EMA of one DDP rank.
+
+    t, ε and flips of a row are drawn from (seed, epoch, row id) alone, times that are spread evenly over a step from
+    (seed, step) and the row's place in the global batch. What an objective remembers of a step it is given in the order
+    of those places. So a step's numbers depend on its rows and not on how they are divided among ranks.
     """
 
     def __init__(
@@ -47,11 +62,11 @@ class Learner:
         denoiser: Callable[[], NetworkDenoiser],
         config: TrainConfig,
         device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, optimization = config, config.train
-        self.device, self.rank, self.world_size = device, rank, world_size
+        self.device, self.ranks = device, ranks
+        self._share = shares(config.batch_size, ranks.world_size)[ranks.rank]
         torch.manual_seed(config.seed)
         self._build = denoiser
         self.denoiser = denoiser().to(device)
@@ -62,66 +77,99 @@ class Learner:
         if optimization.compile:
             self.denoiser.network.compile()
         self.denoise: Callable[..., Prediction] = self.denoiser
-        if world_size > 1:
+        if ranks.world_size > 1:
             self.denoise = nn.parallel.DistributedDataParallel(
                 self.denoiser, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
         optimizer = torch.optim.AdamW if optimization.optimizer == "adamw" else torch.optim.Adam
+        # γ's ends and slopes are no weights that should be small.
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.denoiser.named_parameters():
+            decay = optimization.weight_decay if name.startswith("network.") else 0.0
+            groups.setdefault(decay, []).append(parameter)
         self.optimizer = optimizer(
-            self.denoiser.parameters(), lr=0.0, weight_decay=optimization.weight_decay, fused=True
+            [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()],
+            lr=0.0,
+            betas=(0.9, optimization.adam_beta2),
+            fused=True,
         )
         self.ema = EMA(self.denoiser.named_weights(), optimization.ema_decay, warmup=True)
-        objective = objective_named(optimization.loss, self.denoiser, optimization.min_snr_gamma)
-        self.objective: Objective = objective.to(device)
+        self.objective: Objective = objective_of(self.denoiser, optimization).to(device)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant (Ho et al. 2020, appendix B)."""
         return self.config.train.learning_rate * min(1.0, (step + 1) / max(self.config.train.warmup_steps, 1))
 
     def step(self, batch: MicroBatch) -> StepResult:
-        """Train on this rank's share of one global batch."""
+        """Train on this rank's share of one global batch. A collective."""
         ids, epochs, images = (
             torch.tensor(values).to(self.device, non_blocking=True)
             for values in (batch.ids, batch.epochs, batch.images)
         )
         if self._has_dropout:
             # Resumable without saved generator states: the masks are a function of (seed, step, rank).
-            low, high = counter_random.stream_key(self.config.seed, f"train/dropout/{batch.step}/{self.rank}")
+            stream = f"train/dropout/{batch.step}/{self.ranks.rank}"
+            low, high = counter_random.stream_key(self.config.seed, stream)
             torch.manual_seed(low | high << 32)
         count = self.config.train.accumulate
-        parts = zip(*(values.tensor_split(count) for values in (to_model_range(images), ids, epochs)), strict=True)
-        loss = torch.zeros((), device=self.device)
+        uniforms = self._uniforms(batch.step, ids, epochs)
+        whole = (to_model_range(images), uniforms, ids, epochs)
+        parts = zip(*(values.tensor_split(count) for values in whole), strict=True)
+        loss, found = torch.zeros((), device=self.device), []
         moments = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for index, (x_0, part_ids, part_epochs) in enumerate(parts):
-            rows = self._losses(x_0, part_ids, part_epochs)
+        for index, (x_0, part_uniforms, part_ids, part_epochs) in enumerate(parts):
+            losses = self._losses(x_0, part_uniforms, part_ids, part_epochs)
             # DDP averages gradients over ranks, so each rank's loss is scaled by the world size.
-            part = rows.sum() * (self.world_size / self.config.batch_size)
-            if index == count - 1 or self.world_size == 1:
+            part = losses.rows.sum() * (self.ranks.world_size / self.config.batch_size)
+            if index == count - 1 or self.ranks.world_size == 1:
                 torch.autograd.backward(part)
             else:
                 with self.denoise.no_sync():  # type: ignore[attr-defined]
                     torch.autograd.backward(part)
             loss += part.detach()
-            values = rows.detach().double()
+            values = losses.rows.detach().double()
             moments += torch.stack([values.sum(), values.square().sum()])
+            found.append(losses)
         grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.train.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(batch.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(batch.step)
-        return StepResult(loss / self.world_size, grad_norm, moments / self.config.batch_size)
+        self._remember(found)
+        return StepResult(loss / self.ranks.world_size, grad_norm, moments / self.config.batch_size)
 
-    def _losses(self, x_0: Tensor, ids: Tensor, epochs: Tensor) -> Tensor:
-        """The objective's loss of each row."""
+    def _uniforms(self, step: int, ids: Tensor, epochs: Tensor) -> Tensor:
+        """What this rank's times of a step are made from, float64 [b] in [0, 1)."""
         seed = self.config.seed
-        uniforms = counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0]
+        if not self.objective.even:
+            return counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0]
+        # frac(u + i / B) (Kingma 2021, VDM, app. I.1)
+        first = counter_random.uniform(seed, "train/t/even", torch.tensor([step], device=self.device), 0, 1)[:, 0]
+        places = torch.arange(*self._share, device=self.device, dtype=torch.float64)
+        return (first + places / self.config.batch_size).frac()
+
+    def _losses(self, x_0: Tensor, uniforms: Tensor, ids: Tensor, epochs: Tensor) -> Losses:
+        """The objective's losses of some rows."""
+        seed = self.config.seed
         eps = counter_random.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
         if self.config.data.random_flip:
             flip = counter_random.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
         losses: Losses = self.objective(self.denoise, x_0, uniforms, eps)
-        return losses.rows
+        return losses
+
+    def _remember(self, found: Sequence[Losses]) -> None:
+        """Have an objective with a memory take the whole global batch, in order of the rows' places, on every rank."""
+        if not self.objective.remembers:
+            return
+        low, high = self._share
+        whole = torch.zeros(2, self.config.batch_size, dtype=torch.float64, device=self.device)
+        for row, name in enumerate(("time", "values")):
+            whole[row, low:high] = torch.cat([getattr(losses, name) for losses in found]).double()
+        self.ranks.add_up(whole)  # of the others' rows each has zeros
+        time, values = whole
+        self.objective.observe(time.to(found[0].time.dtype), values.to(found[0].values.dtype))
 
     @property
     def _has_dropout(self) -> bool:

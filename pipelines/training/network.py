@@ -1,4 +1,4 @@
-"""The ε-network's fields, and what those are that are not given: chosen for the size of the images."""
+"""The network's fields, and what those are that are not given: chosen for the size of the images."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _LOWEST_SIDE = 8
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The ε-network; image size and channels come from the data set. What is not given (null) is chosen for them."""
+    """The network; image size and channels come from the data set. What is not given (null) is chosen for them."""
 
     base_channels: int | None = None
     """Channels at full resolution. Null: 32."""
@@ -34,6 +34,11 @@ class NetworkConfig:
     """Groups of each group normalisation; must divide its channels. Null: 8, or the largest number below that does."""
     dropout: float = 0.0
     """Dropout probability inside residual blocks."""
+    fourier_features: tuple[int, ...] = ()
+    """Exponents n, rising, in 0..16: sin and cos of 2^n 2π z_t become input channels of their own (Kingma et al. 2021),
+    with which it tells apart the grey levels of nearly noiseless images."""
+    learned_variance: bool = False
+    """Predict the variances of the reverse steps too, by twice the output channels (Nichol & Dhariwal 2021)."""
 
     def __post_init__(self) -> None:
         # What does not depend on the images is checked on the smallest that the levels allow.

@@ -1,4 +1,4 @@
-"""Bits/dim of validation images from the EMA weights, while training and at its end.
+"""Bits/dim of validation images by the model's bound, from the EMA weights, while training and at its end.
 
 The images are divided among the ranks by their ids, in fixed-shape batches with noise keyed by id, so that the result
 does not depend on how many ranks there are.
@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 
 from ddpm_core.denoiser import Denoiser
-from ddpm_core.likelihood.designs import GROUP_SIZE, stratified_design, timestep_proposal
+from ddpm_core.likelihood.bounds import Bound, bound_of
+from ddpm_core.likelihood.designs import GROUP_SIZE, Design, continuous_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
+from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import discrete
-from ddpm_core.process.variances import variance_named
 from pipelines.cli.console import plus_minus
 from pipelines.cli.errors import NonFiniteLossError
 from pipelines.data.baselines import training_baselines
@@ -83,24 +84,31 @@ def validate(
     chosen = validated_rows(dataset, config.num_images, hold_out)
     num_images = len(chosen)
     starts = range(0, num_images, config.batch_size)
-    proposal, variance = timestep_proposal(discrete(denoiser.process)), variance_named(config.sigma2)
-    k = config.timesteps_per_image
-    replicates = 2 if k % 2 == 0 else 1  # two tell the error of the draws; an odd number is one replicate
+    bound = bound_of(denoiser, config.sigma2, config.num_timesteps)
     rows = []
     for start in starts[ranks.rank :: ranks.world_size]:
         stop = min(start + config.batch_size, num_images)
         ids = chosen[start:stop]
         images, _ = dataset.read_rows(ids)
         levels = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
-        design = stratified_design(torch.arange(start, stop), seed, proposal, k, replicates)
-        found = elbo(denoiser, levels, torch.tensor(ids).to(device), design, seed, variance, config.batch_size)
+        design, of_rows = _design(bound, torch.arange(start, stop), seed, config), torch.tensor(ids).to(device)
+        found = elbo(bound.denoiser, levels, of_rows, design, seed, bound.variance, config.batch_size)
         total, decoder, kl_sum = found.parts()
         rows.append((start, torch.stack([total, found.prior, kl_sum, decoder, *found.replicates.unbind(1)], 1)))
     table = torch.cat(ranks.gather_in_order(rows))
     total, prior, kl_sum, decoder = table[:, :4].mean(0).tolist()
     statistics = MeanStatistics.of(table[:, 4:], GROUP_SIZE)
     error = statistics.population.standard_error if num_images > 1 else None
-    return BitsPerDim(total, error, prior, kl_sum, decoder, num_images, config.sigma2)
+    return BitsPerDim(total, error, prior, kl_sum, decoder, num_images, bound.name)
+
+
+def _design(bound: Bound, positions: torch.Tensor, seed: int, config: ValidationConfig) -> Design:
+    """The times at which the images at `positions` are evaluated."""
+    process, k = bound.denoiser.process, config.timesteps_per_image
+    replicates = 2 if k % 2 == 0 else 1  # two tell the error of the draws; an odd number is one replicate
+    if isinstance(process, ContinuousProcess):
+        return continuous_design(positions, seed, process, k, replicates)
+    return stratified_design(positions, seed, timestep_proposal(discrete(process)), k, replicates)
 
 
 class Validation:

@@ -4,7 +4,8 @@ from ddpm_core.kind import kind_of
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.training.config import OptimizationConfig, TrainJob
 
-_LOSSES = {"simple": "L_simple", "vlb": "L_vlb", "min_snr": "min-SNR"}
+_LOSSES = {"simple": "L_simple", "vlb": "L_vlb", "min_snr": "min-SNR", "hybrid": "L_hybrid"}
+_TIMES = {"uniform": "uniform t", "even": "even t", "importance": "t by importance", "log_normal": "log-normal σ"}
 
 
 def bound_in_words(bound: str, num_timesteps: int | None) -> str:
@@ -26,12 +27,12 @@ def bound_in_words(bound: str, num_timesteps: int | None) -> str:
 
 
 def objective_in_words(train: OptimizationConfig) -> str:
-    """The loss.
+    """The loss, and the times where they are chosen.
 
-    >>> objective_in_words(OptimizationConfig()), objective_in_words(OptimizationConfig(loss="min_snr"))
-    ('L_simple', 'min-SNR')
+    >>> objective_in_words(OptimizationConfig()), objective_in_words(OptimizationConfig(loss="vlb", times="importance"))
+    ('L_simple', 'L_vlb, t by importance')
     """
-    return _LOSSES[train.loss]
+    return _LOSSES[train.loss] + ("" if train.times == "auto" else f", {_TIMES[train.times]}")
 
 
 def trained_as(job: TrainJob, step: int) -> str:

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 
-from ddpm_core.parameterizations import EpsDenoiser
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.stream import StreamPlan
@@ -22,7 +21,7 @@ from pipelines.training.batches import Batches
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.config import TrainJob
 from pipelines.training.grid import Grid
-from pipelines.training.learner import Learner
+from pipelines.training.learner import Learner, build
 from pipelines.training.node_metrics import NodeMetrics
 from pipelines.training.preemption import Preemption
 from pipelines.training.ranks import Ranks
@@ -88,14 +87,7 @@ class Worker:
         self.run_directory = Location.parse(job.run)
         self.dataset = PreparedDataset.open(job.train)
         hold_out = HoldOut(self.dataset.num_rows, config.data.hold_out or 0)
-        network = config.network.unet_config(self.dataset.image_shape)
-        self.learner = Learner(
-            lambda: EpsDenoiser.build(network, config.diffusion.process()),  # each with a process of its own
-            config,
-            device,
-            ranks.rank,
-            ranks.world_size,
-        )
+        self.learner = Learner(lambda: build(config, self.dataset.image_shape), config, device, ranks)
         plan = StreamPlan.of(
             self.dataset,
             config.seed,

@@ -27,6 +27,13 @@ def _line(name: str, says: str, *command: str) -> Case:
     return Case("Command line", name, lambda at: list(command), (says,), code=2)
 
 
+def _together(*options: str, says: str) -> Case:
+    """Fields of a training that do not fit each other."""
+    name = "`" + " ".join(f"--{option}" for option in options) + "`"
+    words = [word for option in options for word in f"--{option}".split()]
+    return Case("Field of train.py", name, lambda at: ["train.py", *words], (says,), code=2)
+
+
 CASES = [
     _line("unknown option", "--nosuch", "train.py", "--nosuch", "1"),
     _line("an abbreviated option", "did you mean --train.steps?", "train.py", "--train.step", "5"),
@@ -58,6 +65,30 @@ CASES = [
     _case("train.py", "diffusion.beta_start", ".5", "diffusion.beta_start = 0.5: must not exceed beta_end"),
     _case("train.py", "diffusion.betas", "[0.1, .nan]", "diffusion.betas[1] = nan: must be in (0, 1)"),
     _case("train.py", "diffusion.num_timesteps", "1000000000000", "diffusion.num_timesteps = 1000000000000: must be"),
+    _together(
+        "diffusion.zero_terminal_snr true", says="diffusion.prediction = 'eps': must be x_0 or v with zero_terminal"
+    ),
+    _together(
+        "diffusion.schedule gamma_linear",
+        "network.learned_variance true",
+        "train.loss vlb",
+        says="network.learned_variance = True: must be false with schedule gamma_linear, which has no betas",
+    ),
+    _together("train.loss hybrid", says="train.loss = 'hybrid': must not be hybrid without network.learned_variance"),
+    _together("diffusion.schedule edm", "train.times importance", says="train.times = 'importance': must not be"),
+    _together(
+        "diffusion.schedule gamma_learned", says="train.loss = 'simple': must be vlb with schedule gamma_learned"
+    ),
+    _together(
+        "diffusion.schedule gamma_linear",
+        "validation.sigma2 beta",
+        says="validation.sigma2 = 'beta': must be auto or beta_tilde with schedule gamma_linear",
+    ),
+    _case(
+        "train.py", "validation.num_timesteps", "1001", "validation.num_timesteps = 1001: must be at most the number"
+    ),
+    _case("train.py", "diffusion.gamma_min", "5", "diffusion.gamma_min = 5.0: must be below gamma_max = 5.0"),
+    _case("train.py", "network.fourier_features", "[6, 17]", "network.fourier_features: (6, 17) are not rising whole"),
     _case("train.py", "network.base_channels", "1000000", "network.base_channels", "1000000"),
     _case("train.py", "network.num_res_blocks", "1000000000", "network.num_res_blocks", "1000000000"),
     _network("network.channel_multipliers", "[1, 2, 2, 2, 2, 2, 2, 2]", "network.image_size", "use fewer"),

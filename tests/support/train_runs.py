@@ -18,7 +18,6 @@ from pipelines.storage.location import Location
 from pipelines.training.config import (
     CheckpointConfig,
     DataConfig,
-    DiffusionConfig,
     GridConfig,
     OptimizationConfig,
     TrainClusterConfig,
@@ -26,6 +25,7 @@ from pipelines.training.config import (
     TrainTrackingConfig,
     ValidationConfig,
 )
+from pipelines.training.diffusion import DiffusionConfig
 from pipelines.training.network import NetworkConfig
 
 # A user's own cluster and tracking server are none of the tests' business.

@@ -15,6 +15,7 @@ from pipelines.data.stream import (
     read_here,
     read_window,
     segment_groups,
+    shares,
     start_stream,
 )
 
@@ -67,9 +68,9 @@ def test_more_steps_leave_the_rows_of_the_first_ones_as_they_were(
 
 @given(sizes, st.integers(1, 8))
 def test_shares_of_a_batch_cover_it_evenly(batch_size: int, world_size: int) -> None:
-    shares = StreamPlan("unused", 10, 0, batch_size, 1, 1).shares(world_size)
-    assert [edge for share in shares for edge in range(*share)] == list(range(batch_size))
-    lengths = [high - low for low, high in shares]
+    edges = shares(batch_size, world_size)
+    assert [row for share in edges for row in range(*share)] == list(range(batch_size))
+    lengths = [high - low for low, high in edges]
     assert max(lengths) - min(lengths) <= 1
 
 
@@ -124,14 +125,14 @@ def test_a_worker_that_reads_itself_gets_its_share_of_every_step(
     _, images, _ = dataset.read_images(0, 90)
     expected = planned_rows(plan, dataset.group_starts)
     ranks = [list(read_here(plan, dataset, rank, world_size, start)) for rank in range(world_size)]
-    for shares in zip(*ranks, strict=True):
-        step = shares[0].step
-        assert [(share.step, len(share.ids)) for share in shares] == [
-            (step, high - low) for low, high in plan.shares(world_size)
+    for parts in zip(*ranks, strict=True):
+        step = parts[0].step
+        assert [(part.step, len(part.ids)) for part in parts] == [
+            (step, high - low) for low, high in shares(16, world_size)
         ]
-        rows = [(int(e), int(i)) for share in shares for e, i in zip(share.epochs, share.ids, strict=True)]
+        rows = [(int(e), int(i)) for part in parts for e, i in zip(part.epochs, part.ids, strict=True)]
         assert rows == expected[step * 16 : (step + 1) * 16]
-        for share in shares:
+        for share in parts:
             np.testing.assert_array_equal(share.images, images[share.ids])
     assert [batch.step for batch in ranks[0]] == list(range(start, 23))
 
@@ -146,9 +147,9 @@ def test_ray_gives_every_rank_its_share_of_every_step(ray_cluster, make_dataset,
     expected = planned_rows(plan, dataset.group_starts)
     steps = consume(plan, dataset.image_shape, start, world_size)
     assert sorted(steps) == list(range(start, 23))
-    for step, shares in steps.items():
-        assert [len(share.ids) for share in shares] == [high - low for low, high in plan.shares(world_size)]
-        rows = [(int(e), int(i)) for share in shares for e, i in zip(share.epochs, share.ids, strict=True)]
+    for step, parts in steps.items():
+        assert [len(part.ids) for part in parts] == [high - low for low, high in shares(16, world_size)]
+        rows = [(int(e), int(i)) for part in parts for e, i in zip(part.epochs, part.ids, strict=True)]
         assert rows == expected[step * 16 : (step + 1) * 16]
-        for share in shares:
+        for share in parts:
             np.testing.assert_array_equal(share.images, images[share.ids])

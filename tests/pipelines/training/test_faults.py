@@ -54,7 +54,7 @@ def dying_loop(marks: Path) -> Loop:
                 die("just after the commit")
 
         def watched_step(learner: Learner, batch: Any) -> Any:
-            now.update(step=batch.step, rank=learner.rank)
+            now.update(step=batch.step, rank=learner.ranks.rank)
             return step(learner, batch)
 
         def dying_clip(*arguments: Any, **options: Any) -> Any:

@@ -1,10 +1,6 @@
 """One training step: the same numbers however its rows are divided, and a resume that is exact."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +56,10 @@ def weights(trained: Learner) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trained.denoiser.named_weights().items()}
 
 
+def losses(of: Learner, x_0: torch.Tensor, ids: torch.Tensor, epochs: torch.Tensor) -> Losses:
+    return of._losses(x_0, of._uniforms(0, ids, epochs), ids, epochs)
+
+
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
@@ -91,8 +91,7 @@ def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
 
     def losses_of(rows: list[int], epoch: int = 0, of: Learner = trained) -> list[float]:
         ids = to(whole.ids[rows])
-        found: list[float] = of._losses(x_0[rows], ids, torch.full_like(ids, epoch)).tolist()
-        return found
+        return losses(of, x_0[rows], ids, torch.full_like(ids, epoch)).rows.tolist()
 
     singles = [losses_of([row])[0] for row in range(12)]
     assert losses_of(list(range(12))) == pytest.approx(singles, rel=1e-5)
@@ -107,9 +106,9 @@ def test_flips_are_drawn_for_each_row_and_epoch(monkeypatch: pytest.MonkeyPatch)
     trained = learner(replace(CONFIG, data=DataConfig(random_flip=True)))
     ids = torch.arange(400)
     ramp = torch.arange(8.0).expand(400, 1, 8, 8)
-    trained._losses(ramp, ids, torch.zeros_like(ids))
-    trained._losses(ramp[:100], ids[300:], torch.zeros_like(ids[300:]))
-    trained._losses(ramp, ids, torch.ones_like(ids))
+    losses(trained, ramp, ids, torch.zeros_like(ids))
+    losses(trained, ramp[:100], ids[300:], torch.zeros_like(ids[300:]))
+    losses(trained, ramp, ids, torch.ones_like(ids))
     first, part, next_epoch = ((x_0[:, 0, 0, 0] == 7) for x_0 in seen)
     assert torch.equal(first[300:], part)
     assert not torch.equal(first, next_epoch)
@@ -203,19 +202,18 @@ def test_the_loss_falls_on_an_easy_problem() -> None:
 
 def test_a_step_tells_the_moments_of_its_rows_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = learner(configured(accumulate=2))
-    rows: list[torch.Tensor] = []
-    objective = trained.objective
+    found: list[Losses] = []
+    forward = trained.objective.forward
 
     def noted(*args: Any) -> Losses:
-        found: Losses = objective(*args)
-        rows.append(found.rows)
-        return found
+        found.append(forward(*args))
+        return found[-1]
 
-    monkeypatch.setattr(trained, "objective", noted)
+    monkeypatch.setattr(trained.objective, "forward", noted)
     result = trained.step(batch(0))
-    losses = torch.cat(rows).detach().double()
-    assert len(losses) == 12
-    torch.testing.assert_close(result.moments, torch.stack([losses.mean(), losses.square().mean()]))
+    rows = torch.cat([each.rows for each in found]).detach().double()
+    assert len(rows) == 12
+    torch.testing.assert_close(result.moments, torch.stack([rows.mean(), rows.square().mean()]))
 
 
 def test_bf16_keeps_float32_weights_moments_and_loss() -> None:
@@ -258,36 +256,6 @@ def test_the_evaluation_network_is_a_copy_without_dropout() -> None:
     trained.step(batch(1))
     assert torch.equal(before, averaged(z_t, t).eps)
     assert not torch.equal(before, trained.averaged()(z_t, t).eps)
-
-
-@pytest.mark.slow
-def test_ranks_give_the_numbers_of_one_process(tmp_path: Path) -> None:
-    """Two real gloo ranks with uneven shares (5 and 7 rows of 12), with and without accumulation."""
-    tests = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{tests.parent}"}
-    command = [sys.executable, str(tests / "support/gloo_rank.py")]
-    ranks = [
-        subprocess.Popen([*command, str(rank), "2", tmp_path], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=600)
-        assert rank.returncode == 0, errors
-    for accumulate in (1, 2):
-        alone = learner(configured(accumulate=accumulate, grad_clip=0.5))
-        expected = [alone.step(batch(step)) for step in range(4)]
-        parts = [torch.load(tmp_path / f"{accumulate}-{rank}.pt", weights_only=True) for rank in range(2)]
-        losses = sum(part["losses"] for part in parts)
-        torch.testing.assert_close(losses, torch.stack([result.loss for result in expected]), rtol=1e-5, atol=1e-7)
-        moments = sum(part["moments"] for part in parts)
-        torch.testing.assert_close(moments, torch.stack([result.moments for result in expected]), rtol=1e-5, atol=1e-7)
-        for part in parts:
-            norms = torch.stack([result.grad_norm for result in expected])
-            torch.testing.assert_close(part["norms"], norms, rtol=1e-4, atol=1e-6)
-            assert distance(part["weights"], weights(alone)) < 1e-3
-        assert same(parts[0]["weights"], parts[1]["weights"])
-        assert parts[0]["gathered"] == parts[1]["gathered"] == [0, 10]
-        assert parts[0]["broadcast"] == parts[1]["broadcast"] == "from rank 0"
 
 
 def test_moments_take_the_memory_layout_of_their_parameters() -> None:

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from support.board_in_memory import Entries
 
+from pipelines.cli.errors import NonFiniteLossError
 from pipelines.data.ledger import Ledger
+from pipelines.data.stream import MicroBatch
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location
 from pipelines.training import stop
 from pipelines.training.config import (
     CheckpointConfig,
     DataConfig,
-    DiffusionConfig,
     GridConfig,
     OptimizationConfig,
     TrainConfig,
@@ -25,6 +27,8 @@ from pipelines.training.config import (
     TrainTrackingConfig,
     ValidationConfig,
 )
+from pipelines.training.diffusion import DiffusionConfig
+from pipelines.training.learner import Learner, StepResult
 from pipelines.training.network import NetworkConfig
 from pipelines.training.preemption import Preemption
 from pipelines.training.ranks import Ranks
@@ -70,9 +74,9 @@ class Run:
 
         job = TrainJob(config, self.location.uri, self.data, self.data if config.data.validation else None, "version")
         device = torch.device("cpu")
-        worker = Worker(job, Ranks(0, 1), device, Reports(0, send), Preemption(drained), self.board)
-        worker.run()
-        return worker
+        self.worker = Worker(job, Ranks(0, 1), device, Reports(0, send), Preemption(drained), self.board)
+        self.worker.run()
+        return self.worker
 
     @property
     def store(self) -> CheckpointStore:
@@ -192,6 +196,69 @@ def test_a_training_that_was_asked_to_stop_saves_its_step_and_resumes_to_the_sam
     assert run.said[0] == f"resumed at step {worker.done} on 1 worker(s)"
     assert before | run.losses == losses  # JSON keeps floats exactly
     assert run.weights() == weights
+
+
+UNVALIDATED = replace(CONFIG, data=DataConfig(validation=None, hold_out=0), grid=GridConfig(50, 1, 1))
+IMPORTANCE = replace(
+    UNVALIDATED,
+    network=replace(CONFIG.network, learned_variance=True),
+    diffusion=DiffusionConfig("cosine", 3),
+    train=replace(CONFIG.train, loss="vlb"),
+    validation=ValidationConfig(timesteps_per_image=2),
+)
+LEARNED = replace(
+    UNVALIDATED,
+    diffusion=DiffusionConfig("gamma_learned", learned_ends=True, prediction="residual_eps"),
+    train=replace(CONFIG.train, loss="vlb"),
+)
+
+
+def test_a_killed_training_goes_on_with_the_losses_that_its_times_are_drawn_by(run: Run) -> None:
+    """Importance sampling (Nichol & Dhariwal 2021, sec. 3.3): its history is one of the checkpoint's files."""
+    run.work(IMPORTANCE)
+    losses, weights = run.losses, run.weights()
+    history = load(run.store.load(10).read("objective.safetensors"))
+    assert history["times.count"].tolist() == [10, 10, 10]
+    for path in (run.location / "result.json", run.store.directory(STEPS) / "state.json"):
+        path.delete()
+    run.work(IMPORTANCE)
+    assert run.said[0] == "resumed at step 10 on 1 worker(s)"
+    assert run.losses == losses | run.losses
+    assert {step: losses[step] for step in (11, 12)} == {step: run.losses[step] for step in (11, 12)}
+    assert run.weights() == weights
+
+    def forgotten(self: Any, state: Any) -> None:
+        """A resume that falls back to uniform times."""
+
+    (run.location / "result.json").delete()
+    (run.store.directory(STEPS) / "state.json").delete()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm_core.objectives.base.Objective.load_state_dict", forgotten)
+        run.work(IMPORTANCE)
+    assert run.losses[11] != losses[11]
+
+
+@pytest.mark.parametrize("config", [CONFIG, IMPORTANCE, LEARNED], ids=["simple", "importance", "learned γ"])
+def test_one_infinite_gradient_is_refused_and_nothing_after_the_last_checkpoint_is_kept(
+    run: Run, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Learner.step
+
+    def poisoned(learner: Learner, batch: MicroBatch) -> StepResult:
+        (*_, weight) = learner.denoiser.parameters()
+        hook = weight.register_hook(lambda gradient: gradient / 0) if batch.step == 6 else None
+        result = step(learner, batch)
+        if hook is not None:
+            hook.remove()
+        return result
+
+    monkeypatch.setattr(Learner, "step", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"^step 7: loss = \d[^n]*, gradient norm = (inf|nan); nothing after"):
+        run.work(config)
+    run.worker.checkpoints.wait()  # for the one of before
+    assert run.store.steps() == [5]
+    assert all(weight.isfinite().all() for weight in load(run.weights(5)).values())
+    assert sorted(run.losses) == [1, 2, 3, 4, 5, 6][: len(run.losses)]
 
 
 def test_a_run_killed_before_its_result_measures_again_and_trains_nothing(run: Run) -> None:
