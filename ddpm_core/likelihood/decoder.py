@@ -58,7 +58,7 @@ def softmax_nll_nats(
     distance = off.detach().abs()
     reach = float((distance + (distance.square() + 80.0 / snr.detach()).sqrt()).max()) * 127.5
     total = torch.zeros_like(off)
-    for offset in range(1, min(255, int(reach)) + 1):
+    for offset in range(1, (int(reach) if reach < 255.0 else 255) + 1):  # 255 for NaN, too
         for away in (-offset, offset):
             inside = (levels >= -away) if away < 0 else (levels <= 255 - away)
             exponent = snr * (away / 127.5) * (off - 0.5 * away / 127.5)

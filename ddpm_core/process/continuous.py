@@ -77,12 +77,12 @@ class ContinuousProcess(nn.Module):
     @property
     def prior_variance(self) -> float:
         """See `Process`."""
-        return 1.0 if self.family == "preserving" else float(1.0 + self.marginal_at_end().sigma.square())
+        return 1.0 if self.family == "preserving" else 1.0 + self.marginal_at_end().sigma.item() ** 2
 
     @property
     def prior_signal(self) -> float:
         """See `Process`."""
-        return float(self.marginal_at_end().alpha.square()) / self.prior_variance
+        return self.marginal_at_end().alpha.item() ** 2 / self.prior_variance
 
     def gamma(self, u: Float64[Tensor, " K"]) -> Gammas:
         """The times at places u in [0, 1] of the schedule."""

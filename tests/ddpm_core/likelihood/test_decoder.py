@@ -87,3 +87,11 @@ def test_the_softmax_decoders_gradient_is_that_of_finite_differences():
     xbar = torch.tensor([-1.01, -0.96, 0.02, 0.99], dtype=torch.float64, requires_grad=True)
     log_snr = torch.tensor([9.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, b: softmax_nll_nats(levels, a, b), (xbar, log_snr), atol=1e-5)
+
+
+def test_a_softmax_of_nan_is_nan_and_no_error_of_another_kind():
+    """A training whose weights are no numbers ends by its loss, which says so."""
+    levels, log_snr = torch.tensor([0, 255], dtype=torch.uint8), torch.tensor([5.0], dtype=torch.float64)
+    found = softmax_nll_nats(levels, torch.tensor([-1.1, torch.nan], dtype=torch.float64), log_snr)
+    assert found.isnan().tolist() == [False, True]
+    assert softmax_nll_nats(levels, torch.zeros(2, dtype=torch.float64), log_snr * torch.nan).isnan().all()
