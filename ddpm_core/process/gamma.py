@@ -103,10 +103,11 @@ class LearnedGamma(GammaSchedule):
 
     def shape(self, u: Numbers) -> tuple[Numbers, Numbers]:
         """See `GammaSchedule`."""
-        value, slope = self._network(u)
-        edges, _ = self._network(torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device))
-        total = edges[1] - edges[0]
-        s, slope = (value - edges[0]) / total, slope / total
+        # In one call, so that f(0) and f(1) are the same bits as those of a u of 0 and 1, on any device.
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
+        value, slope = self._network(torch.cat([u.reshape(-1), ends]))
+        first, total = value[-2], value[-1] - value[-2]
+        s, slope = (column.reshape(u.shape) for column in ((value[:-2] - first) / total, slope[:-2] / total))
         if s.requires_grad:
             s.register_hook(self._scale)
             slope.register_hook(self._scale)

@@ -1,4 +1,4 @@
-"""Ho 2020, eqs. 12 and 14; Hang 2023 (min-SNR)."""
+"""Ho 2020, eqs. 12 and 14; Hang 2023 (min-SNR); Salimans and Ho 2022 and Karras 2022: weights in SNR."""
 
 import math
 
@@ -12,8 +12,9 @@ from ddpm_core.likelihood.terms import kl_bpd, squared_error, x_0_of
 from ddpm_core.objectives import objective_named
 from ddpm_core.objectives.times import UniformTimes
 from ddpm_core.objectives.weighted import WeightedError, min_snr_weight, vlb_weight
-from ddpm_core.parameterizations import EpsDenoiser
+from ddpm_core.parameterizations import DENOISERS, EpsDenoiser
 from ddpm_core.process.base import q_sample
+from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, GivenVariance
 
@@ -102,6 +103,56 @@ def test_the_loss_sends_gradients_to_the_prediction_only_by_its_weight():
     rows(WeightedError(process, UniformTimes(process), weights), eps, eps_pred, torch.tensor([0, 1])).mean().backward()
     assert float(eps_pred.grad[0].abs().max()) == 0.0
     torch.testing.assert_close(eps_pred.grad[1], 3.0 * (eps_pred - eps)[1].detach() / 18)
+
+
+def said(kind, z, marginal, x_0):
+    """The network's output of each kind that says `x_0` of z, in the terms of its paper."""
+    eps = (z - marginal.alpha * x_0) / marginal.sigma
+    if kind == "edm":  # Karras 2022, table 1, at sigma_data = 0.5
+        y, sigma = z / marginal.alpha, marginal.sigma / marginal.alpha
+        return (x_0 - 0.25 / (sigma**2 + 0.25) * y) * (sigma**2 + 0.25).sqrt() / (0.5 * sigma)
+    v = marginal.alpha * eps - marginal.sigma * x_0
+    return {"eps": eps, "residual_eps": eps - z, "x_0": x_0, "v": v}[kind]
+
+
+@pytest.mark.parametrize("process", [PROCESS, ContinuousProcess.linear()], ids=["steps", "continuous"])
+@pytest.mark.parametrize("kind", sorted(DENOISERS))
+def test_losses_are_weights_in_snr(kind, process):
+    """Of one prediction said in five ways. simple is the error of what was said: Ho 2020, eq. 14, of eps, (SNR + 1) on
+    x_0 of v (Salimans and Ho 2022, sec. 4), (sigma^2 + d^2) / (sigma d)^2 on x_0 of EDM (Karras 2022, table 1). min_snr
+    is min(SNR, gamma) on x_0 of all (Hang 2023, sec. 3.4); and the bound does not depend on how it was said."""
+    denoiser, g = DENOISERS[kind].build(NETWORK, process), torch.Generator().manual_seed(0)
+    time = torch.tensor([1, 3, 6, 11]) if process is PROCESS else process.grid(4)
+    marginal = process.at(time)
+    x_0, eps, error = torch.randn(3, 4, 2, 3, 3, generator=g, dtype=torch.float64)
+    z = q_sample(marginal, x_0, eps)
+    predicted = x_0 + 0.3 * error
+
+    def denoise(z_t, time, label=None):
+        return denoiser.read(z_t, marginal, said(kind, z_t, marginal, predicted))
+
+    def loss(name):
+        return objective_named(name, denoiser, 2.0).at(denoise, x_0, time, eps).double()
+
+    snr = (marginal.alpha**2 / marginal.sigma**2).flatten()
+    on_x_0 = (0.3 * error).square().flatten(1).mean(1)
+    weight = {
+        "eps": snr,
+        "residual_eps": snr,
+        "x_0": torch.ones_like(snr),
+        "v": snr + 1,
+        "edm": (1 / snr + 0.25) / (0.25 / snr),
+    }[kind]
+    close = {"rtol": 1e-5, "atol": 0.0}  # weights are kept in float32
+    direct = (said(kind, z, marginal, x_0) - said(kind, z, marginal, predicted)).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss("simple"), direct, **close)
+    torch.testing.assert_close(loss("simple"), weight * on_x_0, **close)
+    torch.testing.assert_close(loss("min_snr"), snr.clamp(max=2.0) * on_x_0, **close)
+    if process is PROCESS:  # with sigma^2 = beta, of Ho 2020, eq. 8: ||mu_tilde - mu||^2 / (2 beta)
+        coefficient = process.posterior_coef_x_0[time] ** 2 / (2 * process.step_variance[time])
+        torch.testing.assert_close(loss("vlb"), 12 * coefficient * on_x_0, **close)
+    else:
+        torch.testing.assert_close(loss("vlb"), 0.5 * 18.3 * snr * on_x_0, **close)
 
 
 @pytest.mark.parametrize(
