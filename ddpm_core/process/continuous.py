@@ -68,7 +68,7 @@ class ContinuousProcess(nn.Module):
     def ends(self) -> tuple[float, float]:
         """gamma_0, the least noisy time, and gamma_1, the noisiest."""
         low, high = self.schedule.ends()
-        return float(low), float(high)
+        return low.item(), high.item()
 
     def marginal_at_end(self) -> Marginal:
         """q(z_1 | x_0), at gamma_1; each [1, 1, 1, 1], differentiable in a learned end."""

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood.designs import continuous_design
 from ddpm_core.process import process_from_config
 from ddpm_core.process.base import Process, Step, q_sample
 from ddpm_core.process.continuous import ContinuousProcess, continuous
@@ -160,6 +161,15 @@ def test_bad_descriptions_are_refused(config, match):
 def test_bad_ends_of_edm_are_refused(low, high):
     with pytest.raises(ConfigError, match=rf"^schedule\.sigma_min, sigma_max: {low}, {high} do not satisfy"):
         ContinuousProcess.edm(low, high)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_learned_ends_are_numbers_without_a_warning():
+    process = PROCESSES["learned-ends"]
+    assert process.ends == pytest.approx((-13.3, 5.0), rel=1e-6)
+    assert process.prior_signal == pytest.approx(1 / (1 + math.exp(process.ends[1])))
+    assert process.grid(3).requires_grad
+    assert continuous_design(torch.arange(2), 0, process, 4).t.requires_grad is False
 
 
 def test_times_and_kinds_that_do_not_fit_are_refused():

@@ -79,7 +79,7 @@ def test_pinned_ends_stay_exact_while_the_interior_learns(learned_ends):
     """500 steps of Adam on whatever moves the shape; the published code, not pinned, drifts."""
     schedule = learned(learned_ends=learned_ends)
     before = schedule(U)[0].detach()
-    ends = [float(end) for end in schedule.ends()]
+    ends = [float(end.detach()) for end in schedule.ends()]
     optimizer = torch.optim.Adam([p for n, p in schedule.named_parameters() if n not in ("low", "high")], lr=1e-2)
     wanted = -13.3 + 18.3 * U**2
     for _ in range(500):
