@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load as load_tensors
 from support.train_runs import (
     BATCH,
     ROWS,
     assert_each_row_once,
+    changed,
     checkpoints,
     curve,
     final_state,
@@ -27,6 +30,7 @@ from support.train_runs import (
 from ddpm_core.model import load_model
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
+from pipelines.data.stream import StreamPlan, read_here
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.inputs import hold_out_of
 from pipelines.models.find import find_model
@@ -34,6 +38,7 @@ from pipelines.models.used import UsedModel
 from pipelines.tracking.champion import Validation
 from pipelines.training.config import DataConfig, TrainConfig
 from pipelines.training.driver import train
+from pipelines.training.learner import Learner, build
 from pipelines.training.network import NetworkConfig
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
@@ -150,6 +155,40 @@ def test_two_workers_train_on_the_same_rows_to_the_same_losses(
     np.testing.assert_allclose(ours[0][1], theirs[0][1], rtol=1e-6)  # before rounding has been trained on
     spreads = [curve(config, "train/loss_variance")[0][1] for config in (two_workers, one_worker)]
     np.testing.assert_allclose(spreads[0], spreads[1], rtol=1e-5)
+
+
+def test_what_two_workers_remember_of_the_losses_one_worker_goes_on_with(
+    ray_cluster: None, training_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Times by importance (Nichol & Dhariwal 2021, sec. 3.3), against a learner that all rows pass through."""
+    config = tiny(
+        training_root,
+        "resized",
+        num_workers=2,
+        data={"validation": None, "hold_out": 0},
+        network={"learned_variance": True},
+        diffusion={"schedule": "cosine", "num_timesteps": 3},
+        train={"steps": 10, "loss": "vlb"},
+        validation={"timesteps_per_image": 2},
+        checkpoint={"every_steps": 10},
+        grid={"num_images": 1, "sampler_steps": 1},
+    )
+    train(config)
+    more = changed(config, train={"steps": 13}, cluster={"num_workers": 1})
+    train(more)
+    assert "resumed at step 10 on 1 worker(s)" in capsys.readouterr().err
+    dataset = PreparedDataset.open(config.data.train)
+    plan = StreamPlan.of(dataset, config.seed, BATCH, 13, 1 << 20)
+    alone = Learner(lambda: build(config, dataset.image_shape), more, torch.device("cpu"))
+    losses, drawn = [], {}
+    for batch in read_here(plan, dataset, 0, 1, 0):
+        losses.append(float(alone.step(batch).loss))
+        drawn[batch.step + 1] = {name: value.clone() for name, value in alone.objective.state_dict().items()}
+    np.testing.assert_allclose([loss for _, loss in curve(more)], losses, rtol=1e-4)
+    for step in (10, 13):
+        kept = load_tensors(checkpoints(more).load(step).read("objective.safetensors"))
+        assert kept["times.count"].tolist() == [10, 10, 10]
+        torch.testing.assert_close(kept, drawn[step], rtol=1e-4, atol=0)
 
 
 def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_rests(

@@ -79,6 +79,15 @@ def test_cutting_a_batch_into_parts_changes_nothing(case: str) -> None:
         torch.testing.assert_close(ours.moments, whole.moments, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_is_finite_and_close_to_float32(case: str) -> None:
+    config = CASES[case]
+    rounded, exact = (train(learner(replace(config, precision=precision)), 0, 3) for precision in ("bf16", "fp32"))
+    for ours, whole in zip(rounded, exact, strict=True):
+        assert ours.grad_norm.isfinite()
+        torch.testing.assert_close(ours.loss, whole.loss, rtol=0.1, atol=0.01)
+
+
 def test_even_times_are_spread_over_the_global_batch() -> None:
     """t_i = frac(u + i / B) (Kingma 2021, VDM, app. I.1): one in each B-th of [0, 1), from one number for each step."""
     trained, ids = learner(CASES["γ fixed"]), torch.arange(BATCH)
