@@ -161,7 +161,7 @@ class GridConfig:
     num_images: int = 64
     """Samples on a grid."""
     sampler_steps: int = 50
-    """DDIM steps (η = 0)."""
+    """DDIM steps; η = 0, and 1 for schedules gamma_linear and gamma_learned, of which that is the ancestral sampler."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "num_images", "sampler_steps"):

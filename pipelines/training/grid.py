@@ -12,6 +12,7 @@ import torch
 
 from ddpm_core.denoiser import Denoiser
 from ddpm_core.images import to_uint8
+from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.samplers.base import sample
 from ddpm_core.samplers.ddim import DDIM
 from pipelines.outputs.pictures import grid_png
@@ -31,13 +32,19 @@ def sample_images(
     device: torch.device,
     ranks: Ranks,
 ) -> npt.NDArray[np.uint8]:
-    """`config.num_images` samples uint8 [n, H, W, C] by DDIM (η = 0), the same on any number of ranks."""
+    """`config.num_images` samples uint8 [n, H, W, C] by DDIM, the same on any number of ranks.
+
+    η is 0, and 1 for a VDM, which makes DDIM its ancestral sampler (Kingma 2021, VDM, app. A.4): in as many steps the
+    digits come out with a cleaner background and nearer to real ones.
+    """
     size = min(config.num_images, _SAMPLE_BATCH)
-    parts = []
+    process, parts = denoiser.process, []
+    is_vdm = isinstance(process, ContinuousProcess) and process.family == "preserving"
+    sampler = DDIM(config.sampler_steps, eta=1.0 if is_vdm else 0.0)
     for start in range(0, config.num_images, size)[ranks.rank :: ranks.world_size]:
         ids = torch.arange(start, start + size, device=device)
         with torch.inference_mode():
-            samples = sample(denoiser, DDIM(config.sampler_steps), ids, seed)
+            samples = sample(denoiser, sampler, ids, seed)
         parts.append((start, to_uint8(samples).cpu().numpy()))
     return np.concatenate(ranks.gather_in_order(parts))[: config.num_images]
 

@@ -1,9 +1,9 @@
 """What every Ray Train worker runs: restore, then step after step, with reports, validation, grids and checkpoints.
 
 The steps are on this page. What happens around them has one file each, and none of these knows another: batches,
-used_rows (the ledger), step_metrics, validation, grid, checkpoints, preemption, stop. They share the place among the
-ranks (`Ranks`) and the way to the driver (`Reports`). What is called a collective in them all ranks call together, in
-the same order: that of this page.
+used_rows (the ledger), step_metrics, validation, grid, noise_schedule, checkpoints, preemption, stop. They share the
+place among the ranks (`Ranks`) and the way to the driver (`Reports`). What is called a collective in them all ranks
+call together, in the same order: that of this page.
 """
 
 import os
@@ -23,6 +23,7 @@ from pipelines.training.config import TrainJob
 from pipelines.training.grid import Grid
 from pipelines.training.learner import Learner, build
 from pipelines.training.node_metrics import NodeMetrics
+from pipelines.training.noise_schedule import NoiseSchedule
 from pipelines.training.preemption import Preemption
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
@@ -105,7 +106,11 @@ class Worker:
             images, averaged = PreparedDataset.open(job.validation), self.learner.averaged
             self.validation = Validation(images, config, hold_out, averaged, device, ranks, reports)
         self.grid = Grid(self.run_directory, config, self.learner.averaged, device, ranks, reports)
-        self.observers: list[Observer] = [self.grid] if self.validation is None else [self.validation, self.grid]
+        self.noise_schedule = None
+        if config.diffusion.schedule == "gamma_learned":
+            self.noise_schedule = NoiseSchedule(self.run_directory, config, self.learner.averaged, ranks, reports)
+        observers = (self.validation, self.grid, self.noise_schedule)
+        self.observers: list[Observer] = [each for each in observers if each is not None]
         trained_on = {"id": self.dataset.dataset_id, "uri": job.train, "num_rows": self.dataset.num_rows}
         self.checkpoints = Checkpoints(job, trained_on, self.learner, ranks)
         self.done = self.saved = 0  # steps; those of the newest checkpoint
@@ -203,4 +208,6 @@ class Worker:
             "validation": self.validation.result(self.dataset) if self.validation else None,
             "parameters": sum(parameter.numel() for parameter in self.learner.denoiser.parameters()),
         }
+        if self.noise_schedule is not None:
+            result["noise_schedule"] = self.noise_schedule.path(self.done).uri
         (self.run_directory / RESULT).write_json(result)

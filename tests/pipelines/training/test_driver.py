@@ -28,6 +28,7 @@ from support.train_runs import (
 )
 
 from ddpm_core.model import load_model
+from ddpm_core.process.continuous import continuous
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.stream import StreamPlan, read_here
@@ -40,6 +41,7 @@ from pipelines.training.config import DataConfig, TrainConfig
 from pipelines.training.driver import train
 from pipelines.training.learner import Learner, build
 from pipelines.training.network import NetworkConfig
+from pipelines.training.noise_schedule import schedule_png
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
 
@@ -93,6 +95,8 @@ def test_mlflow_has_every_step_once_and_everything_else(one_worker: TrainConfig)
     assert [step for step, _ in scores] == [12, 24]
     assert scores[-1][1] == result["validation"]["total"]
     assert curve(one_worker, "validation/bits_per_dim") == scores, "what runs of every kind have"
+    assert not {"gamma_0", "gamma_1"} & run.data.metrics.keys()
+    assert not [item for item in client.list_artifacts(run.info.run_id, "images") if "samples" not in item.path]
     assert run.data.tags["ddpm.bound"] == "σ² = beta_tilde, T = 50, discretised Gaussian"
     kind = run.data.tags["ddpm.trained_as"]
     assert kind == "ε-prediction, linear T = 50, trained by L_simple"
@@ -142,6 +146,37 @@ def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable
     assert final.model.config["extra"]["config"]["data"]["hold_out"] == 20
     evaluation = EvaluateConfig(result["model"], str(data.location.path), str(root / "evaluation"))
     assert hold_out_of(replace(evaluation, held_out=True), final, data) == HoldOut(39, 20)
+
+
+def test_a_vdm_tells_its_bound_and_shows_its_schedule(ray_cluster: None, training_root: Path) -> None:
+    diffusion = {"schedule": "gamma_learned", "learned_ends": True, "prediction": "residual_eps"}
+    config = tiny(training_root, "vdm", diffusion=diffusion, train={"loss": "vlb", "steps": 12})
+    rows = dict(train(config).rows)
+    client, run = mlflow_run(config)
+    result = (run_directory(config) / "result.json").read_json()
+    kind = "residual ε-prediction, continuous time, learned γ with learned ends, trained by L_vlb"
+    bound = "continuous time, softmax decoder"
+    assert rows["objective"] == run.data.tags["ddpm.trained_as"] == kind
+    assert rows["bits/dim"].endswith(f"; {bound})")
+    assert run.data.tags["ddpm.bound"] == bound
+    assert re.fullmatch(r"L_T [\d.]+ \+ diffusion [\d.]+ \+ L_0 [\d.]+", rows["terms"])
+    scores = result["validation"]
+    assert scores["sigma2"] == "continuous"
+    assert 0 < scores["standard_error"] < scores["total"]
+    assert {name for name in run.data.metrics if name.startswith("validation/")} == {
+        "validation/bits_per_dim",
+        "validation/continuous/bits_per_dim",
+        "validation/continuous/bits_per_dim_standard_error",
+        *(f"validation/continuous/terms/{name}" for name in ("prior", "diffusion", "decoder")),
+    }
+    assert run.data.metrics["validation/continuous/terms/diffusion"] == scores["diffusion"]
+    process = load_model(result["model"]).denoiser.process
+    assert (run.data.metrics["gamma_0"], run.data.metrics["gamma_1"]) == continuous(process).ends
+    assert Path(result["noise_schedule"]).read_bytes() == schedule_png(continuous(process))
+    (picture,) = client.list_artifacts(run.info.run_id, "noise_schedules")
+    assert f"path={picture.path}&" in run.data.tags["mlflow.note.content"]
+    assert [item for item in client.list_artifacts(run.info.run_id, "images") if "noise_schedule" in item.path]
+    assert verify(VerifyConfig(run_directory(config).uri)).problems == []
 
 
 def test_two_workers_train_on_the_same_rows_to_the_same_losses(

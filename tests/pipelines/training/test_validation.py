@@ -11,11 +11,18 @@ import pytest
 import torch
 from support.denoisers import FunctionDenoiser
 
-from ddpm_core.likelihood.designs import GROUP_SIZE, Design, stratified_design, timestep_proposal
+from ddpm_core.images import to_uint8
+from ddpm_core.likelihood.bounds import Respaced
+from ddpm_core.likelihood.designs import GROUP_SIZE, Design, continuous_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
-from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.base import Process
+from ddpm_core.process.continuous import ContinuousProcess
+from ddpm_core.process.discrete import DiscreteProcess, discrete
 from ddpm_core.process.variances import BetaTilde
+from ddpm_core.samplers.base import Sampler, sample
+from ddpm_core.samplers.ddim import DDIM
+from ddpm_core.samplers.ddpm import DDPM
 from pipelines.storage.location import json_bytes
 from pipelines.training.config import GridConfig, ValidationConfig
 from pipelines.training.grid import sample_images
@@ -24,6 +31,7 @@ from pipelines.training.validation import BitsPerDim, validate
 
 torch.set_num_threads(1)
 PROCESS = DiscreteProcess.linear(100)
+CONTINUOUS = ContinuousProcess.linear(-8.0, 3.0)
 CONFIG = ValidationConfig(num_images=50, timesteps_per_image=4, batch_size=16)
 CPU = torch.device("cpu")
 
@@ -69,16 +77,17 @@ class Network:
         return torch.tanh(self.mix(x_t)) * (1 + t.float() / 100)[:, None, None, None]
 
 
-def denoiser(network: Network | None = None) -> FunctionDenoiser:
-    return FunctionDenoiser(lambda z_t, t: (network or Network())(z_t.float(), t), PROCESS)
+def denoiser(network: Network | None = None, process: Process = PROCESS) -> FunctionDenoiser:
+    return FunctionDenoiser(lambda z_t, t: (network or Network())(z_t.float(), t), process)
 
 
+@pytest.mark.parametrize("process", [PROCESS, CONTINUOUS])
 @pytest.mark.parametrize("num_rows", [50, 33, 70, 1])
-def test_any_number_of_ranks_gives_the_very_same_bits_per_dim(make_dataset, num_rows: int) -> None:
+def test_any_number_of_ranks_gives_the_very_same_bits_per_dim(make_dataset, num_rows: int, process: Process) -> None:
     dataset = make_dataset(num_rows=num_rows)
 
     def work(ranks: Ranks) -> BitsPerDim:
-        return validate(denoiser(), dataset, CONFIG, 7, CPU, ranks)
+        return validate(denoiser(process=process), dataset, CONFIG, 7, CPU, ranks)
 
     alone = work(Ranks(0, 1))
     assert alone.num_images == min(50, num_rows)
@@ -114,6 +123,42 @@ def test_the_estimate_is_the_mean_over_each_image_once_with_its_standard_error(m
     assert result.total == pytest.approx(result.prior + result.kl_sum + result.decoder, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("process", "num_timesteps", "name"),
+    [
+        (PROCESS, 10, "steps_10.beta_tilde"),
+        (CONTINUOUS, None, "continuous"),
+        (CONTINUOUS, 10, "steps_10"),
+    ],
+)
+def test_other_bounds_are_the_estimators_own(
+    make_dataset, process: Process, num_timesteps: int | None, name: str
+) -> None:
+    """Continuous time, K steps of it, K steps of a table: `elbo` by hand, with intervals."""
+    dataset, config = make_dataset(num_rows=20), replace(CONFIG, num_timesteps=num_timesteps)
+    result = validate(denoiser(process=process), dataset, config, 7, CPU, Ranks(0, 1))
+    ids, images, _ = dataset.read_images(0, 20)
+    levels, ids = torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(ids)
+    if num_timesteps is None:
+        seen, design = denoiser(process=CONTINUOUS), continuous_design(torch.arange(20), 7, CONTINUOUS, 4)
+    else:
+        seen = Respaced.of(denoiser(process=process), num_timesteps)
+        design = stratified_design(torch.arange(20), 7, timestep_proposal(discrete(seen.process)), 4)
+    found = elbo(seen, levels, ids, design, 7, BetaTilde(), batch_size=5)
+    total, decoder, between = (part.mean().item() for part in found.parts())
+    assert (result.sigma2, result.num_images) == (name, 20)
+    assert (result.total, result.decoder, result.kl_sum) == pytest.approx((total, decoder, between), rel=1e-6)
+    assert result.prior == pytest.approx(found.prior.mean().item(), rel=1e-9)
+    statistics = MeanStatistics.of(found.replicates, GROUP_SIZE)
+    assert result.standard_error == pytest.approx(statistics.population.standard_error, rel=1e-5)
+    assert 0 < result.standard_error < math.inf
+    middle = "diffusion" if name == "continuous" else "kl_sum"
+    assert result.to_json() == {
+        "total": result.total, "standard_error": result.standard_error, "prior": result.prior, middle: result.kl_sum,
+        "decoder": result.decoder, "num_images": 20, "sigma2": name,
+    }  # fmt: skip
+
+
 def test_an_odd_number_of_time_steps_is_one_replicate(make_dataset) -> None:
     config = replace(CONFIG, timesteps_per_image=5)
     result = validate(denoiser(), make_dataset(num_rows=40), config, 7, CPU, Ranks(0, 1))
@@ -144,12 +189,13 @@ def test_one_image_has_no_standard_error(make_dataset) -> None:
     assert (result.num_images, result.standard_error) == (1, None)
 
 
+@pytest.mark.parametrize("process", [PROCESS, CONTINUOUS])
 @pytest.mark.parametrize("num_images", [1, 32, 33, 70])
-def test_samples_are_the_same_on_any_number_of_ranks(num_images: int) -> None:
+def test_samples_are_the_same_on_any_number_of_ranks(num_images: int, process: Process) -> None:
     config = GridConfig(num_images=num_images, sampler_steps=3)
 
     def work(ranks: Ranks) -> np.ndarray:
-        return sample_images(denoiser(), config, 3, CPU, ranks)
+        return sample_images(denoiser(process=process), config, 3, CPU, ranks)
 
     alone = work(Ranks(0, 1))
     assert (alone.shape, alone.dtype) == ((num_images, 8, 8, 1), np.uint8)
@@ -158,5 +204,19 @@ def test_samples_are_the_same_on_any_number_of_ranks(num_images: int) -> None:
         for samples in on_ranks(world_size, work):
             np.testing.assert_array_equal(samples, alone)
     np.testing.assert_array_equal(
-        sample_images(denoiser(), replace(config, num_images=1), 3, CPU, Ranks(0, 1)), alone[:1]
+        sample_images(denoiser(process=process), replace(config, num_images=1), 3, CPU, Ranks(0, 1)), alone[:1]
     )
+
+
+@pytest.mark.parametrize(
+    ("process", "sampler"),
+    [
+        (PROCESS, DDIM(5)),
+        (CONTINUOUS, DDPM(BetaTilde(), 5)),
+        (ContinuousProcess.edm(0.1, 10.0), DDIM(5)),
+    ],
+)
+def test_a_grid_of_a_vdm_is_ancestral(process: Process, sampler: Sampler) -> None:
+    drawn = sample_images(denoiser(process=process), GridConfig(num_images=4, sampler_steps=5), 3, CPU, Ranks(0, 1))
+    wanted = to_uint8(sample(denoiser(process=process), sampler, torch.arange(4), 3)).numpy()
+    assert np.abs(drawn.astype(int) - wanted).max() <= 1, "two ways of computing one step round differently"
