@@ -36,10 +36,10 @@ def _train(change: Change = lambda manifest: None, **files: bytes) -> Build:
     return build
 
 
-def _evaluate(make: Callable[[Path], None], *options: str) -> Build:
+def _evaluate(make: Callable[[Path], None], *options: str, kind: str = "eps") -> Build:
     def build(at: Path) -> list[str]:
         make(at / "data")
-        write(at / "model", model_files())
+        write(at / "model", model_files(kind=kind))
         arguments = ["--model", "model", "--data", "data", "--output", "out", "--timesteps_per_image", "8"]
         return ["evaluate.py", *arguments, "--root", "root", *options]
 
@@ -244,6 +244,43 @@ CASES = [
         "more time steps than the model has",
         _evaluate(data_set, "--timesteps_per_image", "48"),
         "timesteps_per_image = 48: the model has T - 1 = 19 KL terms",
+        code=2,
+    ),
+    _case(
+        "a bound of more steps than the model has",
+        _evaluate(data_set, "--num_timesteps", "21"),
+        "num_timesteps: 21 is above the model's 20 time steps",
+        code=2,
+    ),
+    _case(
+        "more time steps than the bound has",
+        _evaluate(data_set, "--num_timesteps", "8"),
+        "timesteps_per_image = 8: T = 8 steps have 7 KL terms",
+        code=2,
+    ),
+    _case(
+        "sigma2 beta of a VDM",
+        _evaluate(data_set, "--sigma2", "beta", kind="vdm"),
+        "sigma2: 'beta' is no variance of a continuous process",
+        "take it",
+        code=2,
+    ),
+    _case(
+        "variances that the network has not learned",
+        _evaluate(data_set, "--sigma2", "learned"),
+        "sigma2: 'learned' needs a model that predicts its variances; take beta or beta_tilde",
+        code=2,
+    ),
+    _case(
+        "every t of continuous time",
+        _evaluate(data_set, "--estimator", "all", kind="vdm"),
+        "estimator = all: continuous time has no T to sum over; take stratified or importance",
+        code=2,
+    ),
+    _case(
+        "the ODE of a model whose SNR ends at 0",
+        _evaluate(data_set, "--ode.num_images", "1", "--ode.steps", "8", kind="v, zero terminal SNR"),
+        "ode.num_images = 1: the model's SNR ends at 0, from where no flow leads; leave it out",
         code=2,
     ),
     _case(

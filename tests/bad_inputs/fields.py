@@ -119,6 +119,7 @@ CASES = [
     _case("sample.py", "cluster.gpus_per_worker", ".inf", "cluster.gpus_per_worker = inf: must be"),
     _case("sample.py", "eta", ".nan", "eta = nan: must be in [0, 1]"),
     _case("evaluate.py", "target_halfwidth", ".inf", "target_halfwidth = inf: must be"),
+    _case("evaluate.py", "num_timesteps", "1", "num_timesteps = 1: must be in 2.."),
     _case("evaluate.py", "timesteps_per_image", "7", "timesteps_per_image = 7: must be an even number"),
     _case("evaluate.py", "ode.steps", "5", "ode.steps = 5: must be an even number"),
     _case("evaluate.py", "shard_size", "100", "shard_size = 100: must be a multiple of 16"),
