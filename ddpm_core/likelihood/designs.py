@@ -140,8 +140,9 @@ def timestep_proposal(process: DiscreteProcess) -> Float64[Tensor, " S"]:
     inverse of these probabilities evens out terms that differ by orders of magnitude over t.
     """
     steps = -process.log_snr.diff()
-    # Down to an SNR of 0 it is an infinite way, which counts as the longest of the others.
-    steps = torch.where(steps.isinf(), steps[steps.isfinite()].amax(), steps) if steps.isinf().any() else steps
+    finite = steps[steps.isfinite()]
+    if len(finite) < len(steps):  # down to an SNR of 0 it is an infinite way, which counts as the longest of the others
+        steps = steps.clamp(max=float(finite.max()) if len(finite) else 1.0)
     return steps / steps.sum()
 
 

@@ -10,9 +10,8 @@ The model's density of xbar at index 0 is what the flow makes of z_{T-1} ~ N(0, 
     ln p(xbar_0) = ln N(z_{T-1}; 0, V I) + D ln alpha_{T-1} + integral of r_t d ln sbar from sbar_0 to sbar_{T-1}.
 
 It is a density of xbar_0, which stands for x_0 but is blurred by noise of sd sbar_0. A table of time steps has no
-decoder
-for it: images are dequantised uniformly, and the numbers are those of another model of the images than the one that
-`ddpm_core.likelihood.elbo` bounds.
+decoder for it: images are dequantised uniformly, and the numbers are those of another model of the images than the one
+that `ddpm_core.likelihood.elbo` bounds.
 
 Continuous time has the decoder p(x | z_0), and z_0 ~ q(z_0 | x) is how its bound dequantises, so the flow takes the
 place of the diffusion in the very same bound (Kingma 2021, VDM, eq. 11; Song 2021, score SDE, sec. 4.3):

@@ -28,8 +28,7 @@ def timestep_embedding(t: Shaped[Tensor, " B"], channels: int) -> Float[Tensor, 
 def fourier_features(z: Float[Tensor, "B C H W"], exponents: Sequence[int]) -> Float[Tensor, "B K H W"]:
     """sin(2^n 2 pi z), then cos(2^n 2 pi z), for each n (Kingma 2021, VDM, app. C): what makes one grey level of 256, a
     step of 1/127.5, a large one. In z's precision, also under autocast, whose bfloat16 could not resolve it."""
-    frequencies = torch.tensor([2.0**n * 2.0 * math.pi for n in exponents], dtype=z.dtype, device=z.device)
-    angles = (z[:, None] * frequencies[:, None, None, None]).flatten(1, 2)
+    angles = torch.cat([z * (2.0**n * 2.0 * math.pi) for n in exponents], 1)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 

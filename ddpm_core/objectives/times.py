@@ -51,7 +51,7 @@ class UniformTimes(Times):
         if isinstance(process, ContinuousProcess):
             gamma, slope = process.schedule(uniforms)
             return gamma, slope
-        return process.draw(uniforms), None
+        return discrete(process).draw(uniforms), None
 
 
 class SteppedTimes(Times):

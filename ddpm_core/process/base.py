@@ -153,10 +153,6 @@ class Process(Protocol):
         """From each row's `now` to its less noisy `then`. Raises ConfigError for times that the process lacks."""
         ...
 
-    def draw(self, uniforms: Float64[Tensor, " B"]) -> Time:
-        """The times that training draws, from numbers uniform in [0, 1)."""
-        ...
-
     def conditioning(self, time: Time) -> Tensor:
         """What a network's time embedding is given for each row, [B]: numbers between 0 and about 1000."""
         ...

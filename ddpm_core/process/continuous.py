@@ -103,10 +103,6 @@ class ContinuousProcess(nn.Module):
             raise ConfigError(f"gamma: {then.tolist()} is not below {now.tolist()}; a step leads to less noise")
         return Step.between(now, self.at(now), self.at(then))
 
-    def draw(self, uniforms: Float64[Tensor, " B"]) -> Gammas:
-        """gamma(u): uniform in the schedule's own time."""
-        return self.gamma(uniforms)
-
     def conditioning(self, time: Gammas) -> Tensor:
         """1000 (gamma - gamma_min) / (gamma_max - gamma_min), with the ends that the schedule began with."""
         low, high = self.schedule.gamma_min, self.schedule.gamma_max
@@ -117,10 +113,8 @@ class ContinuousProcess(nn.Module):
         gamma_0. Raises ConfigError unless K >= 1."""
         if num_times < 1:
             raise ConfigError(f"num_steps: {num_times} is not >= 1")
-        places = torch.arange(num_times, 0, -1, dtype=torch.float64) / num_times
-        if spacing == "time":
-            return self.gamma(places.to(self.device))
-        return torch.lerp(*self.schedule.ends(), places.to(self.device))
+        places = torch.arange(num_times, 0, -1, dtype=torch.float64, device=self.device) / num_times
+        return self.gamma(places) if spacing == "time" else torch.lerp(*self.schedule.ends(self.device), places)
 
     def after(self, times: Gammas) -> Gammas:
         """The next of the times; gamma_0 after the last."""

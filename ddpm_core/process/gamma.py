@@ -34,7 +34,10 @@ class GammaSchedule(nn.Module):
 
     def ends(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """gamma_0 and gamma_1, float64 []."""
-        low, high = (torch.tensor(end, dtype=torch.float64, device=device) for end in (self.gamma_min, self.gamma_max))
+        # Not torch.tensor, which makes the host wait for a GPU.
+        low, high = (
+            torch.full((), end, dtype=torch.float64, device=device) for end in (self.gamma_min, self.gamma_max)
+        )
         return low, high
 
     def check_rises(self) -> None:
@@ -104,7 +107,7 @@ class LearnedGamma(GammaSchedule):
     def shape(self, u: Numbers) -> tuple[Numbers, Numbers]:
         """See `GammaSchedule`."""
         # In one call, so that f(0) and f(1) are the same bits as those of a u of 0 and 1, on any device.
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
+        ends = torch.arange(2, dtype=torch.float64, device=u.device)
         value, slope = self._network(torch.cat([u.reshape(-1), ends]))
         first, total = value[-2], value[-1] - value[-2]
         s, slope = (column.reshape(u.shape) for column in ((value[:-2] - first) / total, slope[:-2] / total))

@@ -140,7 +140,7 @@ def _what_follows(request: EvaluateRequest, summary: Mapping[str, Any], process:
             "In T steps: predicted from the same ε-errors for steps of γ(t) at t = 1/T ... 1, each with its posterior "
             f"variance.{averaged}"
         )
-    elif any(name.startswith("bits_per_dim.steps_") and not name.endswith(bound) for name in means):
+    elif "." not in bound and any(name.endswith(".beta_tilde") and ".steps_" in name for name in means):
         notes.append(
             "In K steps: predicted from the same ε-errors for K evenly spaced time steps with each step's posterior "
             "variance, unclipped; L_0 is that of β̃ in the full sequence."

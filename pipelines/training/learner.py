@@ -144,10 +144,10 @@ class Learner:
         seed = self.config.seed
         if not self.objective.even:
             return counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0]
-        # frac(u + i / B) (Kingma 2021, VDM, app. I.1)
-        first = counter_random.uniform(seed, "train/t/even", torch.tensor([step], device=self.device), 0, 1)[:, 0]
+        # frac(u + i / B) (Kingma 2021, VDM, app. I.1), u on the CPU: the step need not wait for a number on a GPU.
+        u = float(counter_random.uniform(seed, "train/t/even", torch.tensor([step]), 0, 1))
         places = torch.arange(*self._share, device=self.device, dtype=torch.float64)
-        return (first + places / self.config.batch_size).frac()
+        return (places / self.config.batch_size + u).frac()
 
     def _losses(self, x_0: Tensor, uniforms: Tensor, ids: Tensor, epochs: Tensor) -> Losses:
         """The objective's losses of some rows."""

@@ -230,6 +230,15 @@ def test_terms_of_a_batch_are_those_of_its_rows(sigma2, clip):
         torch.testing.assert_close(found[one], expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("num_timesteps", [2, 3, 20])
+def test_the_step_to_an_snr_of_0_counts_as_the_longest_of_the_others(num_timesteps):
+    process = DiscreteProcess.linear(num_timesteps, 0.01, 0.3).rescaled_to_zero_terminal_snr()
+    proposal = timestep_proposal(process)
+    others = (-process.log_snr.diff())[:-1].tolist()
+    wanted = torch.tensor([*others, max(others, default=1.0)], dtype=torch.float64)
+    torch.testing.assert_close(proposal, wanted / wanted.sum())
+
+
 def test_importance_is_a_distribution_that_follows_the_kls_and_keeps_a_floor():
     """Nichol and Dhariwal 2021, eq. 18: in proportion to the root mean square."""
     plain = timestep_proposal(SCHEDULE)

@@ -101,7 +101,6 @@ def test_grids_go_from_gamma_1_and_their_steps_lead_to_gamma_0(name):
     torch.testing.assert_close(even.diff(), torch.full((7,), (low - high) / 8, dtype=torch.float64), rtol=1e-9, atol=0)
     places = torch.linspace(0, 1, 9, dtype=torch.float64)
     assert torch.equal(process.grid(8).detach(), process.gamma(places[1:]).detach().flip(0))
-    assert torch.equal(process.draw(places).detach(), process.gamma(places).detach())
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -133,7 +133,10 @@ def test_learned_variances_and_the_fixed_ones_that_follow(tmp_path: Path, data: 
     for name in ("beta", "beta_tilde", "optimal", "steps_10.beta_tilde"):
         assert means[f"bits_per_dim.{name}"]["mean"] == pytest.approx(fixed[f"bits_per_dim.{name}"]["mean"], rel=1e-6)
     assert not [name for name in means if "steps" in name and "learned" in name]
-    assert "Under learned σ² no other number of steps follows" in notes_of(config, data, found, model)
+    for each, learned in ((found, True), (direct, False)):
+        notes = notes_of(config, data, each, model)
+        assert "In K steps: predicted from the same ε-errors" in notes
+        assert ("Under learned σ² no other number of steps follows" in notes) == learned
     expected = direct_elbo(bound_of(model.denoiser, "learned"), data)
     assert rows["bits_per_dim_learned"].to_numpy() == pytest.approx(expected, rel=1e-6)
 
@@ -152,6 +155,7 @@ def test_a_part_of_the_steps_has_its_own_variances(tmp_path: Path, data: Prepare
     for name in ("beta", "optimal"):
         means = [each.summary["means"][f"bits_per_dim.steps_10.{name}"]["mean"] for each in (found, direct)]
         assert means[0] == pytest.approx(means[1], rel=1e-6)
+    assert "In K steps: predicted" not in notes_of(config, data, found, model)  # those follow of all T only
     label = label_of(f"bits_per_dim.steps_10.{sigma2}", found.summary)
     assert label == f"bits/dim, σ² = {'learned' if sigma2 == 'learned' else 'β̃'}, T = 10, discretised Gaussian"
 
