@@ -158,13 +158,13 @@ def _draw_schedule(process: Process) -> dict[str, bytes]:
     axes = figure.add_subplot()
     if isinstance(process, DiscreteProcess):
         axes.plot(process.timesteps, process.log_snr)
+        axes.set_ylabel("log-SNR")
     else:
         u = torch.linspace(0.0, 1.0, 257, dtype=torch.float64)
-        low, high = continuous(process).ends
-        axes.plot(u, -continuous(process).gamma(u).detach())
-        axes.plot([0.0, 1.0], [-low, -high], "--", linewidth=1, color="0.6")
+        axes.plot(u, continuous(process).gamma(u).detach())
+        axes.plot([0.0, 1.0], continuous(process).ends, "--", linewidth=1, color="0.6")
+        axes.set_ylabel("γ = -log-SNR")
     axes.set_xlabel("t")
-    axes.set_ylabel("log-SNR")
     return _files(figure, ["svg"])
 
 
@@ -173,7 +173,8 @@ def _caption_of_schedule(process: Process) -> str:
         return "log-SNR over t" + (", which ends at -∞." if process.prior_signal == 0.0 else ".")
     low, high = continuous(process).ends
     learned = isinstance(continuous(process).schedule, LearnedGamma)
-    return f"{'The learned γ(t)' if learned else 'γ(t)'} = -log-SNR from {low:.2f} to {high:.2f}; dashed: linear."
+    name, rest = ("The learned γ(t)", "; dashed: linear.") if learned else ("γ(t)", ", linear.")
+    return f"{name} = -log-SNR from {low:.2f} to {high:.2f}{rest}"
 
 
 def _draw_histogram(evaluation: Evaluation) -> dict[str, bytes]:

@@ -25,8 +25,9 @@ class Display:
     def hear(self, record: Record) -> None:
         """Take a record of metrics."""
         step, values = record.payload["step"], record.payload["values"]
-        # A resumed run also tells of steps since its checkpoint that an earlier attempt has made.
-        if "train/loss" in values and record.timestamp_ms >= self._began_ms:
+        if record.timestamp_ms < self._began_ms:
+            return  # a resumed run also tells again of steps that an earlier attempt has made
+        if "train/loss" in values:
             self._loss = values["train/loss"]
             self._steps[1:] = [(step, record.timestamp_ms)]
         if "first_batch_seconds" in values:

@@ -18,6 +18,9 @@ def test_the_closing_rate_is_that_of_all_steps_of_the_attempt(capsys: pytest.Cap
     display = Display(TrainConfig(batch_size=10, train=OptimizationConfig(steps=100)), "starting 1 worker(s)")
     began = time.time_ns() // 1_000_000
     display.hear(metrics(40, began - 60_000, train__loss=9.0))  # of the attempt before, told again
+    display.hear(metrics(40, began - 60_000, images_per_second=5.0))
+    display.close()
+    assert "nan" not in capsys.readouterr().err
     assert display.overall_rate is None
     display.hear(metrics(41, began + 1000, train__loss=1.0))
     assert display.overall_rate is None
