@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ddpm_core.networks.unet import UNet
-from ddpm_core.parameterizations import denoiser_named
 from pipelines.cli.config import differences
 from pipelines.cli.console import waiting
 from pipelines.cli.errors import CheckpointError, ConfigError
@@ -18,7 +14,6 @@ from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
 from pipelines.training.complete import complete, made_from
 from pipelines.training.config import HELD_OUT, TrainConfig, TrainJob
-from pipelines.training.learner import objective_of
 from pipelines.training.run_directory import read_result, require_own
 
 _RESTORE = "give the run another `name`, or restore what it was started with"
@@ -67,7 +62,7 @@ def check(config: TrainConfig) -> Checked:
     validation_set = _validation_set(config, root, train_set)
     if newest is not None:
         _check_resumable(newest, config)
-    check_objective(config, train_set.image_shape)
+    config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     result = read_result(run)
     if result is not None and result["step"] != config.train.steps:
         result = None
@@ -78,18 +73,6 @@ def check(config: TrainConfig) -> Checked:
     validation = validation_set.location.uri if validation_set else None
     job = TrainJob(config, run.uri, train_set.location.uri, validation, code_version())
     return Checked(job, train_set, validation_set, made_from(config, train_set, newest), told, result)
-
-
-def check_objective(config: TrainConfig, image_shape: tuple[int, int, int]) -> None:
-    """Build what every worker will, without its weights, for images of shape (H, W, C).
-
-    Raises:
-        ConfigError: The network cannot take the images, or process, prediction and objective do not fit each other.
-    """
-    network, process = config.network.unet_config(image_shape), config.diffusion.process()
-    with torch.device("meta"):  # shapes without memory
-        unet = UNet(network)
-    objective_of(denoiser_named(config.diffusion.prediction)(unet, process), config.train)
 
 
 def _validation_set(config: TrainConfig, root: Location, train_set: PreparedDataset) -> PreparedDataset | None:

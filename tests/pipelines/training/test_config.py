@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ddpm_core.networks.unet import UNet
+from ddpm_core.parameterizations import denoiser_named
 from pipelines.cli.config import as_dict, differences, parse
 from pipelines.cli.errors import ConfigError
-from pipelines.training.checks import check_objective
 from pipelines.training.config import (
     DIGITS_TEST,
     DataConfig,
@@ -24,6 +24,7 @@ from pipelines.training.config import (
     ValidationConfig,
 )
 from pipelines.training.diffusion import DiffusionConfig
+from pipelines.training.learner import objective_of
 from pipelines.training.network import NetworkConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -31,6 +32,14 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 def read(*argv: str) -> TrainConfig:
     return parse(TrainConfig, argv, "Train.")
+
+
+def check_objective(config: TrainConfig, image_shape: tuple[int, int, int]) -> None:
+    """Make what every worker does, without its weights: denoiser and objective fit, or a ConfigError says why not."""
+    network, process = config.network.unet_config(image_shape), config.diffusion.process()
+    with torch.device("meta"):  # shapes without memory
+        unet = UNet(network)
+    objective_of(denoiser_named(config.diffusion.prediction)(unet, process), config.train)
 
 
 def test_no_arguments_are_the_defaults_and_the_digits_recipe() -> None:
