@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_core.denoiser import Prediction
 from ddpm_core.likelihood.decoder import PerImage, UInt8Images, bits_per_dim, decoder_bpd, softmax_nll_nats
-from ddpm_core.process.base import Images, Marginal, Process, Step
+from ddpm_core.process.base import Images, Process, Step
 from ddpm_core.process.continuous import continuous
 from ddpm_core.process.discrete import Decoder
 from ddpm_core.process.variances import ReverseVariance
@@ -30,17 +30,15 @@ def x_0_of(levels: UInt8Images) -> Float64[Tensor, "B C H W"]:
 
 
 def prior_bpd(process: Process, x_0: Images) -> PerImage:
-    """L_T = KL(q(z_T | x_0) || N(0, V I)) = 1/2 sum[r x_0^2 - r - ln(1 - r)] (Ho 2020, eq. 5), where r = alpha^2 / V is
-    the process's `prior_signal` and V = alpha^2 + sigma^2 its `prior_variance`."""
-    r = process.prior_signal
-    return bits_per_dim(0.5 * (r * x_0.to(torch.float64).square() - r - math.log1p(-r)))
+    """L_T = KL(q(z_T | x_0) || N(0, V I)) (Ho 2020, eq. 5), V being the process's `prior_variance`."""
+    return bits_per_dim(prior_nats(process.prior_signal, x_0))
 
 
-def prior_nats(end: Marginal, x_0: Images) -> Float64[Tensor, "B C H W"]:
-    """The same of every value, in nats, differentiable in the noisiest time, whose marginal is `end`."""
-    variance = end.alpha.square() + end.sigma.square()
-    r = end.alpha.square() / variance
-    return 0.5 * (r * x_0.to(torch.float64).square() - r - torch.log1p(-r))
+def prior_nats(signal: float | Tensor, x_0: Images) -> Float64[Tensor, "B C H W"]:
+    """The same of every value, in nats: 1/2 [r x_0^2 - r - ln(1 - r)], where r = alpha^2 / V is `signal`, a number or
+    a tensor that it is differentiated in."""
+    log = math.log1p(-signal) if isinstance(signal, float) else torch.log1p(-signal)
+    return 0.5 * (signal * x_0.to(torch.float64).square() - signal - log)
 
 
 def reconstruction_bpd(levels: UInt8Images, prediction: Prediction) -> PerImage:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpm_core.denoiser import Labels, NetworkDenoiser
+from ddpm_core.denoiser import Labels, NetworkDenoiser, Prediction
 from ddpm_core.images import to_levels
 from ddpm_core.likelihood.terms import term_bpd
 from ddpm_core.objectives.base import Denoise, Objective
@@ -25,14 +25,21 @@ class LearnedVlb(Objective):
         self, denoise: Denoise, x_0: Images, time: Time, eps: Images, label: Labels | None = None
     ) -> Float[Tensor, " B"]:
         """See `Objective`."""
+        return self.scored(denoise, x_0, time, eps, label)[1]
+
+    def scored(
+        self, denoise: Denoise, x_0: Images, time: Time, eps: Images, label: Labels | None, mean_learns: bool = True
+    ) -> tuple[Prediction, Float[Tensor, " B"]]:
+        """The prediction and its L_vlb, through which the mean gets no gradient unless it learns."""
         process = discrete(self.process)
         step = process.step(time, time - 1)
-        prediction = denoise(q_sample(step.now, x_0, eps), time, label)
-        term = term_bpd(step, to_levels(x_0), eps, prediction, Learned())
-        return (process.num_timesteps * math.log(2.0) * term).to(torch.float32)
+        prediction: Prediction = denoise(q_sample(step.now, x_0, eps), time, label)
+        scored = prediction if mean_learns else replace(prediction, held=prediction.held.detach())
+        term = term_bpd(step, to_levels(x_0), eps, scored, Learned())
+        return prediction, (process.num_timesteps * math.log(2.0) * term).to(torch.float32)
 
 
-class Hybrid(Objective):
+class Hybrid(LearnedVlb):
     """L_simple + lambda L_vlb with lambda = 0.001, the mean detached in L_vlb, which thereby trains the variances alone
     (Nichol and Dhariwal 2021, eq. 16); L_vlb in nats per dimension."""
 
@@ -48,10 +55,5 @@ class Hybrid(Objective):
         self, denoise: Denoise, x_0: Images, time: Time, eps: Images, label: Labels | None = None
     ) -> Float[Tensor, " B"]:
         """See `Objective`."""
-        process = discrete(self.process)
-        step = process.step(time, time - 1)
-        prediction = denoise(q_sample(step.now, x_0, eps), time, label)
-        detached = replace(prediction, held=prediction.held.detach())
-        term = term_bpd(step, to_levels(x_0), eps, detached, Learned())
-        vlb = process.num_timesteps * math.log(2.0) * term
-        return self.weights[time] * held_error(prediction, x_0, eps) + self.weight * vlb.to(torch.float32)
+        prediction, vlb = self.scored(denoise, x_0, time, eps, label, mean_learns=False)
+        return self.weights[time] * held_error(prediction, x_0, eps) + self.weight * vlb

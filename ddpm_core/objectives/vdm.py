@@ -53,8 +53,9 @@ class VdmBound(Objective):
     def _ends(self, x_0: Images, eps: Images) -> Tensor:
         """What the ends cost: prior and reconstruction, [B], nats per dimension; z_0 takes the noise that z_t had."""
         process = continuous(self.process)
-        first = process.at(process.schedule.ends(x_0.device)[0][None])
+        first, last = process.at(process.schedule.ends(x_0.device)[0][None]), process.marginal_at_end()
         xbar = x_0 + factor(first.sigma / first.alpha, x_0) * eps
         reconstruction = softmax_nll_nats(to_levels(x_0), xbar.to(torch.float64), first.log_snr)
-        prior = prior_nats(process.marginal_at_end(), x_0)
+        alpha2, sigma2 = (value.square() for value in (last.alpha, last.sigma))
+        prior = prior_nats(alpha2 / (alpha2 + sigma2), x_0)
         return (prior + reconstruction).flatten(1).mean(1).to(torch.float32)

@@ -1,5 +1,6 @@
 """gamma(u) = -log SNR over u in [0, 1]: the noise schedule of continuous time (Kingma 2021, VDM, secs. 3.2 and 5.1)."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ _LIMIT = 80.0
 _WIDTH = 1024
 
 
-class GammaSchedule(nn.Module):
+class GammaSchedule(nn.Module, ABC):
     """gamma(u) = gamma_0 + (gamma_1 - gamma_0) s(u), s rising from s(0) = 0 to s(1) = 1; everything in float64.
 
     `gamma_min`, `gamma_max`: the ends, or what learned ones begin with; gamma_min < gamma_max, both in -80..80.
@@ -50,9 +51,9 @@ class GammaSchedule(nn.Module):
                 f"-{_LIMIT:.0f}..{_LIMIT:.0f}, with these weights; take another model"
             )
 
+    @abstractmethod
     def shape(self, u: Numbers) -> tuple[Numbers, Numbers]:
         """s(u) and its derivative ds/du."""
-        raise NotImplementedError
 
     def forward(self, u: Numbers) -> tuple[Numbers, Numbers]:
         """gamma(u) and ds/du of it; times gamma_1 - gamma_0 the latter is gamma's derivative."""
