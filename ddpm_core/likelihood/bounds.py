@@ -1,6 +1,6 @@
 """Which bound a number is about: reverse variances, decoder and number of time steps, under one name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Shaped
 from torch import Tensor, cat
@@ -55,7 +55,8 @@ class Bound:
         denoiser: The model as the bound sees it: itself, or `Respaced`.
         variance: Of the reverse steps; nothing in continuous time.
         name: beta, beta_tilde or learned, with steps_K. before it where those are K of the model's time steps;
-            continuous, or steps_K, of a continuous process, whose steps have beta_tilde.
+            continuous, or steps_K, of a continuous process, whose steps have beta_tilde. given_label. before all of it
+            where the denoiser is told each image's label.
         decoder: Of L_0.
         num_timesteps: T; None in continuous time.
     """
@@ -65,6 +66,11 @@ class Bound:
     name: str
     decoder: Decoder
     num_timesteps: int | None
+
+    @property
+    def given_label(self) -> "Bound":
+        """The same of -log2 p(x | c) instead of -log2 p(x): another number, by its name too."""
+        return replace(self, name=f"given_label.{self.name}")
 
 
 def settled_sigma2(sigma2: str, denoiser: Denoiser) -> str:

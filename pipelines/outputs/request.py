@@ -32,7 +32,8 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """The request as it is stored."""
         optional = {field.name for field in fields(self) if field.default is None}
-        return {name: value for name, value in asdict(self).items() if not (value is None and name in optional)}
+        values = asdict(self, dict_factory=lambda pairs: {name: _as_json(value) for name, value in pairs})
+        return {name: value for name, value in values.items() if not (value is None and name in optional)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], path: Location) -> Self:
@@ -64,7 +65,8 @@ def read_fields(
 
 
 def read_value(hint: Any, value: Any, path: Location, name: str) -> Any:
-    """`value` as the type `hint`: a JSON type, a Literal, a dataclass, or a union of them; `name` is its field.
+    """`value` as the type `hint`: a JSON type, a Literal, a dataclass, a `tuple[T, ...]` of them, or a union; `name` is
+    its field.
 
     Raises:
         DataError: It is of another type.
@@ -73,9 +75,16 @@ def read_value(hint: Any, value: Any, path: Location, name: str) -> Any:
     for option in options:
         if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict):
             return read_fields(option, value, path, f"{name}.")
+        if get_origin(option) is tuple and isinstance(value, list):
+            of_each, _ = get_args(option)
+            return tuple(read_value(of_each, each, path, f"{name}[{place}]") for place, each in enumerate(value))
         if _is(option, value):
             return value
     raise refused(path, name, value, f"must be {' or '.join(map(_name_of, options))}")
+
+
+def _as_json(value: Any) -> Any:
+    return [_as_json(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _is(option: Any, value: Any) -> bool:
@@ -87,4 +96,6 @@ def _is(option: Any, value: Any) -> bool:
 def _name_of(option: Any) -> str:
     if get_origin(option) is Literal:
         return f"one of {', '.join(get_args(option))}"
+    if get_origin(option) is tuple:
+        return "a list"
     return "an object" if is_dataclass(option) else _NAMES[option]

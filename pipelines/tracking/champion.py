@@ -26,6 +26,7 @@ _ONE_DRAW = "promote: one draw tells no Monte-Carlo error; evaluate both with mo
 _SHA256 = re.compile(r"^(\w{12})\w+")  # of which a person is shown the beginning
 # The bound of each kind of model where its user asks for no other: variances given, variances learned, continuous time.
 _OF_ITS_KIND = frozenset({"beta_tilde", "learned", "continuous"})
+_GIVEN_LABEL = "given_label."
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -35,13 +36,19 @@ def comparable(bound: str, other: str) -> bool:
     By one bound always. By two only where each is that of its kind: then no bound serves both models, a table of betas
     having no continuous time and a VDM no beta. Every bound is, decoder and prior included, an upper bound of -log2 p
     of the same 8-bit images, so the lower one is of the model that codes them in fewer bits. Variances and numbers of
-    steps that somebody chose are about that choice, and compete with none but themselves.
+    steps that somebody chose are about that choice, and compete with none but themselves. A bound given the label is
+    one of -log2 p(x | c), to which no bound of -log2 p(x) compares.
 
     >>> comparable("steps_50.beta_tilde", "steps_50.beta_tilde"), comparable("continuous", "beta_tilde")
     (True, True)
     >>> comparable("beta", "beta_tilde"), comparable("continuous", "steps_50")
     (False, False)
+    >>> comparable("given_label.continuous", "given_label.learned"), comparable("given_label.continuous", "continuous")
+    (True, False)
     """
+    if bound.startswith(_GIVEN_LABEL) != other.startswith(_GIVEN_LABEL):
+        return False
+    bound, other = bound.removeprefix(_GIVEN_LABEL), other.removeprefix(_GIVEN_LABEL)
     return bound == other or {bound, other} <= _OF_ITS_KIND
 
 
@@ -50,16 +57,14 @@ def told(bound: str) -> str:
 
     >>> told("beta_tilde"), told("continuous"), told("steps_50.beta_tilde"), told("steps_50")
     ('σ² = beta_tilde', 'continuous time', '50 steps, σ² = beta_tilde', '50 steps')
+    >>> told("given_label.continuous")
+    'given the label, continuous time'
     """
-    words = [
-        "continuous time"
-        if part == "continuous"
-        else f"{part.removeprefix('steps_')} steps"
-        if part.startswith("steps_")
-        else f"σ² = {part}"
+    words = {"continuous": "continuous time", "given_label": "given the label"}
+    return ", ".join(
+        words.get(part) or (f"{part.removeprefix('steps_')} steps" if part.startswith("steps_") else f"σ² = {part}")
         for part in bound.split(".")
-    ]
-    return ", ".join(words)
+    )
 
 
 @dataclass(frozen=True)
@@ -316,7 +321,8 @@ def _measured(
         "AND attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    others = [other for other in sorted(_OF_ITS_KIND - {bound}) if comparable(bound, other)]
+    usual = [prefix + other for other in sorted(_OF_ITS_KIND) for prefix in ("", _GIVEN_LABEL)]
+    others = [other for other in usual if other != bound and comparable(bound, other)]
     for wanted in ([bound], others):
         for run in runs:
             for found in wanted:

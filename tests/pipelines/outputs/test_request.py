@@ -33,6 +33,7 @@ class ToyRequest(Request):
     part: Part
     later: Part | None = None
     latest: int | None = None
+    places: tuple[int, ...] | None = None
 
 
 PLAIN = ToyRequest(3, "a", None, True, "x", Part(2))
@@ -48,8 +49,9 @@ STORED: dict[str, Any] = {
 
 def test_a_field_with_default_none_is_stored_only_where_it_is_not() -> None:
     assert PLAIN.to_json() == STORED
-    more = replace(PLAIN, share=1, later=Part(4, 1), latest=0)
-    assert more.to_json() == {**STORED, "share": 1, "later": {"rows": 4, "every": 1}, "latest": 0}
+    more = replace(PLAIN, share=1, later=Part(4, 1), latest=0, places=(3, 1))
+    later = {"share": 1, "later": {"rows": 4, "every": 1}, "latest": 0, "places": [3, 1]}
+    assert more.to_json() == {**STORED, **later}
     for request in (PLAIN, more):
         assert ToyRequest.from_json(json.loads(json.dumps(request.to_json())), PATH) == request
 
@@ -69,6 +71,8 @@ def test_a_field_with_default_none_is_stored_only_where_it_is_not() -> None:
         ({"part": {"rows": 2, "every": 0.5, "x": 1}}, "request.part.x = 1: is not known to this version"),
         ({"part": {"rows": -1, "every": 0.5}}, "request.part = a dict: does not hold together (rows = -1: must not"),
         ({"later": 1.5}, "request.later = 1.5: must be an object or null"),
+        ({"places": 3}, "request.places = 3: must be a list or null"),
+        ({"places": [3, "1"]}, "request.places[1] = '1': must be a whole number"),
         ({"sede": 3}, "request.sede = 3: is not known to this version"),
         ({"seed": ...}, "request.seed = None: must be there"),
         ({"share": ...}, "request.share = None: must be there"),
