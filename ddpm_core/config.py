@@ -12,8 +12,9 @@ MAX_TIMESTEPS = 1_000_000
 _MAX_PADDED = 64
 # sin(2^n 2 pi z) of a float32 z up to 4 is still known to 0.03 at n = 16.
 _MAX_EXPONENT = 16
+_MAX_CLASSES = 1_000_000
 # Left out of a config at their defaults, so that configs of before the fields are what they were.
-_LATER = {"fourier_features": (), "learned_variance": False}
+_LATER = {"fourier_features": (), "learned_variance": False, "num_classes": None}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class UNetConfig:
     `dropout` in [0, 1). `num_groups` of group norm: divides every level's channels.
     `fourier_features`: exponents n, rising in 0..16; sin and cos of 2^n 2 pi z are further channels of the input.
     `learned_variance`: twice the output channels, for the variances of the reverse steps.
+    `num_classes`: K of a network that takes labels 0..K-1, or none of them; None: it takes no labels.
     """
 
     image_size: int | tuple[int, int] = 32
@@ -41,6 +43,7 @@ class UNetConfig:
     num_groups: int = 32
     fourier_features: tuple[int, ...] = ()
     learned_variance: bool = False
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -72,6 +75,9 @@ class UNetConfig:
             refuse("fourier_features", f"are not rising whole numbers in 0..{_MAX_EXPONENT}; VDM has 6, 7")
         if type(self.learned_variance) is not bool:
             refuse("learned_variance", "is not true or false")
+        classes = self.num_classes
+        if classes is not None and (type(classes) is not int or not 1 <= classes <= _MAX_CLASSES):
+            refuse("num_classes", f"is not a whole number in 1..{_MAX_CLASSES:,}, or null for a network without labels")
         if len(self.height_width) != 2 or any(side < 1 for side in self.height_width):
             refuse("image_size", "is not (H, W), each at least 1 pixel")
         height, width = self.padded_height_width

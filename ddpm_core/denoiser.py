@@ -17,6 +17,8 @@ from ddpm_core.process.base import Coefficient, Images, Marginal, Process, Step,
 from ddpm_core.process.discrete import DiscreteProcess
 
 Labels = Int64[Tensor, " B"]
+NO_LABEL = -1
+"""The null class: of a row that has no label, or whose label a model trained with labels is not told."""
 Precision = Literal["fp32", "bf16"]
 
 
@@ -108,16 +110,34 @@ class Denoiser(Protocol):
         """(C, H, W)."""
         ...
 
-    def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
-        """What z_t consists of, in z_t's dtype; `label` [B] for those that were trained with labels."""
+    @property
+    def num_classes(self) -> int | None:
+        """K: `label` may be 0..K-1, or `NO_LABEL`; None of one that was trained without labels."""
         ...
+
+    def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
+        """What z_t consists of, in z_t's dtype; `label` [B], None: no row has one."""
+        ...
+
+
+def check_label(denoiser: Denoiser, label: Labels | None) -> None:
+    """Raise ConfigError for labels that the denoiser does not have."""
+    if label is None or len(label) == 0:
+        return
+    low, high, classes = int(label.min()), int(label.max()), denoiser.num_classes
+    if classes is None:
+        if high > NO_LABEL:
+            raise ConfigError(f"label: {high} needs a model that was trained with labels; leave the labels out")
+    elif low < NO_LABEL or high >= classes:
+        wrong = low if low < NO_LABEL else high
+        raise ConfigError(f"label: {wrong} is not one of the model's classes 0..{classes - 1}, or {NO_LABEL} for none")
 
 
 class NetworkDenoiser(nn.Module, ABC):
     """A network with a process: what is trained, saved and loaded. A subclass says what the network's output means.
 
     Attributes:
-        network: Called as network(float32 [B, C, H, W], `Process.conditioning` of the time).
+        network: Called as network(float32 [B, C, H, W], `Process.conditioning` of the time, label).
         process: The forward process; one with parameters is trained, too.
         precision: 'fp32', or 'bf16' for activations in bfloat16 by autocast; weights and the result are float32.
     """
@@ -151,10 +171,10 @@ class NetworkDenoiser(nn.Module, ABC):
         return torch.ones_like(marginal.alpha)
 
     def forward(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
-        """See `Denoiser`; this network takes no labels."""
+        """See `Denoiser`."""
         marginal, seen = self.process.at(time), self.process.conditioning(time)
         with torch.autocast(z_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output: Tensor = self.network(self.scaled(z_t, marginal).float(), seen)
+            output: Tensor = self.network(self.scaled(z_t, marginal).float(), seen, label)
         output = output.to(z_t.dtype)
         if not self.learns_variance:
             return self.read(z_t, marginal, output)
@@ -185,6 +205,11 @@ class NetworkDenoiser(nn.Module, ABC):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.network.config.in_channels, *self.network.config.height_width
+
+    @property
+    def num_classes(self) -> int | None:
+        """See `Denoiser`."""
+        return self.network.config.num_classes
 
     @property
     def device(self) -> torch.device:

@@ -14,11 +14,13 @@ _PREDICTIONS = {
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """Prediction, process and learned variances of the model that `config` describes, whose fields have been checked:
-    'v-prediction, cosine T = 1,000 with zero terminal SNR, learned σ²'."""
+    """Prediction, process, learned variances and classes of the model that `config` describes, whose fields have been
+    checked: 'v-prediction, cosine T = 1,000 with zero terminal SNR, learned σ²'."""
     parts = [_PREDICTIONS[config.get("denoiser", "eps")], _process(config["schedule"])]
     if config["network"].get("learned_variance"):
         parts.append("learned σ²")
+    if classes := config["network"].get("num_classes"):
+        parts.append(f"{classes:,} classes")
     return ", ".join(parts)
 
 

@@ -47,6 +47,16 @@ class Model:
         extra: dict[str, Any] = self.config["extra"]
         return extra
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The K classes' names: those that the training has added as `label_names`, else their numbers; none of a model
+        without labels."""
+        classes = self.denoiser.num_classes
+        names = self.extra.get("label_names")
+        if classes and isinstance(names, list) and len(names) == classes:
+            return tuple(map(str, names))
+        return tuple(map(str, range(classes or 0)))
+
 
 def model_bytes(weights: Mapping[str, Tensor], denoiser: NetworkDenoiser, extra: Mapping[str, Any]) -> dict[str, bytes]:
     """The two files of a model by name: the same bytes for the same content, on any machine.

@@ -42,6 +42,11 @@ class Respaced:
         """See `Denoiser`."""
         return self.denoiser.image_shape
 
+    @property
+    def num_classes(self) -> int | None:
+        """See `Denoiser`."""
+        return self.denoiser.num_classes
+
     def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
         """See `Denoiser`."""
         return self.denoiser(z_t, self.times.to(time.device)[time], label)

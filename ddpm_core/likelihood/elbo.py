@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ddpm_core import counter_random
-from ddpm_core.denoiser import Denoiser, Labels, Prediction
+from ddpm_core.denoiser import Denoiser, Labels, Prediction, check_label
 from ddpm_core.likelihood.curves import decoder_variances
 from ddpm_core.likelihood.decoder import PerImage, UInt8Images, decoder_bpd
 from ddpm_core.likelihood.designs import STREAM, Design
@@ -86,8 +86,10 @@ def elbo(
     function of (seed, id, n), so two models compared with one seed meet the same noise.
 
     `levels`, `ids`: on the denoiser's device. `variance`: of discrete time; in continuous time the bound has none.
-    `on_images` is told how many images' worth of evaluations is done. Raises ConfigError for variances that do not fit.
+    `label`: what the denoiser is told of each image; None: nothing. `on_images` is told how many images' worth of
+    evaluations is done. Raises ConfigError for variances or labels that do not fit.
     """
+    check_label(denoiser, label)
     process = denoiser.process
     in_steps = None if isinstance(process, ContinuousProcess) else discrete(process)
     if in_steps is not None:

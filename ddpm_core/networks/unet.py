@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,6 +123,9 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """eps_theta(x_t, t) (Ho 2020, app. B): x_t [B, C, H, W] in model range, t [B] as `Process.conditioning` gives it.
 
+    With `num_classes` it is eps_theta(x_t, t, c) (Ho and Salimans 2021): label [B] in 0..K-1, or -1 for the null class,
+    has a learned vector, which is added to the embedding of the time (Dhariwal and Nichol 2021, sec. 3).
+
     Returns the predicted noise, or whatever it is trained to predict, float32 [B, K, H, W] (also under autocast); K =
     C, and 2 C with `learned_variance`. Raises ConfigError for an x_t of another shape than the configuration's.
 
@@ -179,14 +182,18 @@ class UNet(nn.Module):
         # One matrix product for all blocks, instead of one small one in each.
         self.time_splits = [block.out_channels for block in res_blocks]
         self.time_projection = nn.Linear(time_channels, sum(self.time_splits))
+        if config.num_classes is not None:
+            self.class_embedding = nn.Embedding(config.num_classes + 1, time_channels)  # the null class is the last
 
-    def forward(self, x_t: Float[Tensor, "B C H W"], t: Shaped[Tensor, " B"]) -> Float[Tensor, "B K H W"]:
+    def forward(
+        self, x_t: Float[Tensor, "B C H W"], t: Shaped[Tensor, " B"], label: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B K H W"]:
         """See the class."""
         expected = (self.config.in_channels, *self.config.height_width)
         if tuple(x_t.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
             raise ConfigError(f"x_t: shape {tuple(x_t.shape)} is not [B, {shape}], the network's")
-        time: Tensor = self.time_projection(self.time_mlp(timestep_embedding(t, self.config.base_channels)))
+        time: Tensor = self.time_projection(self._condition(t, label))
         times = iter(torch.split(time[:, :, None, None], self.time_splits, dim=1))
 
         if self.config.fourier_features:
@@ -212,6 +219,20 @@ class UNet(nn.Module):
         if (padded_height, padded_width) != (height, width):
             out = out[:, :, top : top + height, left : left + width].contiguous()
         return out.to(torch.float32)
+
+    def _condition(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """What every block is told of time and class, [B, time channels]."""
+        embedded, classes = timestep_embedding(t, self.config.base_channels), self.config.num_classes
+        if classes is None:
+            told: Tensor = self.time_mlp(embedded)
+            return told
+        label = torch.full_like(t, -1, dtype=torch.int64) if label is None else label
+        of_class = self.class_embedding(torch.where(label < 0, classes, label))
+        *before, last = self.time_mlp
+        for layer in before:
+            embedded = layer(embedded)
+        told = last(embedded + of_class)
+        return told
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from ddpm_core import counter_random
-from ddpm_core.denoiser import Denoiser, Labels, Prediction
+from ddpm_core.denoiser import Denoiser, Labels, Prediction, check_label
 from ddpm_core.process.base import Images, Process, Step, Time, factor
 
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -57,9 +57,11 @@ def sample(
     """Images in model range, from the prior's noise at the noisiest time to x_0, or to z_0 / alpha_0 of continuous
     time, whose nearest level is the most probable one of the softmax decoder.
 
-    `ids`: on the device that computes. `clip_x_0` clamps every predicted x_0 to [-1, 1]. `on_step(k, z_t, x_0)` is
-    shown the input and the prediction of every step k = 0..K-1. Raises ConfigError for a sampler that does not fit.
+    `ids`: on the device that computes. `clip_x_0` clamps every predicted x_0 to [-1, 1]. `label`: what the denoiser is
+    told of each image; None: nothing. `on_step(k, z_t, x_0)` is shown the input and the prediction of every step
+    k = 0..K-1. Raises ConfigError for a sampler or labels that do not fit.
     """
+    check_label(denoiser, label)
     process, shape = denoiser.process, denoiser.image_shape
     times = sampler.times(process)
     steps = process.step(times, process.after(times)).to(ids.device)

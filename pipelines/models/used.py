@@ -42,6 +42,11 @@ class UsedModel:
         return self.model.extra.get("dataset") or {}
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """See `Model.label_names`."""
+        return self.model.label_names
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """What it says of its training."""
         return {name: self.model.extra.get(name) for name in ("step", "dataset", "code_version")}

@@ -1,7 +1,5 @@
-"""What later models need of the core, in drafts that touch nothing else: one class each, beside its entry in a table.
-
-A denoiser with labels and guidance (Ho and Salimans 2021), a second-order multistep sampler (Lu 2022, DPM-Solver++).
-"""
+"""What a later sampler needs of the core, in a draft that touches nothing else: a second-order multistep sampler (Lu
+2022, DPM-Solver++)."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +11,9 @@ import torch
 from support.denoisers import FunctionDenoiser
 
 from ddpm_core.config import UNetConfig
-from ddpm_core.denoiser import Denoiser, Prediction
-from ddpm_core.likelihood.designs import full_design
-from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.denoiser import Prediction
 from ddpm_core.process.base import Process, Step, factor
 from ddpm_core.process.discrete import DiscreteProcess
-from ddpm_core.process.variances import BetaTilde
 from ddpm_core.samplers.base import sample
 from ddpm_core.samplers.ddim import DDIM
 
@@ -27,72 +22,6 @@ NETWORK = UNetConfig(
     attention_resolutions=(), dropout=0.0, num_groups=4,
 )  # fmt: skip
 VARIANCE_EXPLODING = DiscreteProcess.from_alpha_sigma([1.0] * 400, torch.logspace(-2, 1, 400, dtype=torch.float64))
-
-
-@dataclass(frozen=True)
-class ClassWorld:
-    """x_0 ~ N(mean of its class, variance), without a label the mixture of the classes: the exact eps."""
-
-    process: DiscreteProcess
-    means: torch.Tensor
-    variance: float = 0.01
-    image_shape: tuple[int, int, int] = (1, 2, 2)
-
-    def __call__(self, z_t: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> Prediction:
-        marginal = self.process.at(time)
-        alpha, total = marginal.alpha, marginal.alpha.square() * self.variance + marginal.sigma.square()
-        if label is None:
-            centres = (alpha[:, 0, 0] * self.means)[:, :, None]
-            distance = (z_t.double().flatten(1)[:, None] - centres).square().sum(2)
-            posterior = torch.softmax(-distance / (2 * total[:, :, 0, 0]), 1)
-            mean = (posterior * self.means).sum(1)
-        else:
-            mean = self.means[label]
-        eps = marginal.sigma / total * (z_t - alpha * mean[:, None, None, None])
-        return Prediction.of_eps(z_t, marginal, eps.to(z_t.dtype))
-
-
-@dataclass(frozen=True)
-class Guided:
-    """eps = eps_0 + w (eps_c - eps_0): w = 0 is unconditional, 1 conditional, above 1 guided (Ho and Salimans 2021)."""
-
-    denoiser: Denoiser
-    without: Denoiser
-    weight: float
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.denoiser.image_shape
-
-    def __call__(self, z_t: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> Prediction:
-        plain, conditional = self.without(z_t, time), self.denoiser(z_t, time, label)
-        eps = plain.eps + self.weight * (conditional.eps - plain.eps)
-        return Prediction.of_eps(z_t, conditional.marginal, eps)
-
-
-def test_a_guided_denoiser_is_sampled_and_scored_as_any_other() -> None:
-    process = DiscreteProcess.cosine(50)
-    world = ClassWorld(process, torch.tensor([-0.6, 0.0, 0.6], dtype=torch.float64))
-    ids, label = torch.arange(300), torch.arange(300) % 3
-    drawn = {w: sample(Guided(world, world, w), DDIM(25), ids, 0, label=label) for w in (0.0, 1.0, 2.0)}
-    assert torch.equal(drawn[0.0], sample(world, DDIM(25), ids, 0))
-    torch.testing.assert_close(drawn[1.0], sample(world, DDIM(25), ids, 0, label=label), rtol=1e-5, atol=1e-5)
-    for index, mean in enumerate(world.means.tolist()):
-        assert float(drawn[1.0][label == index].mean()) == pytest.approx(mean, abs=0.05)
-    # More guidance leads outer classes further out.
-    assert float(drawn[2.0][label == 2].mean()) > float(drawn[1.0][label == 2].mean())
-    # The right label codes the images in fewer bits than another one, and than none.
-    levels = ((world.means[label] + 1) * 127.5).round().to(torch.uint8)[:, None, None, None].expand(300, 1, 2, 2)
-    design = full_design(50, 300)
-
-    def bits(labels: torch.Tensor | None) -> float:
-        return float(elbo(world, levels, ids, design, 0, BetaTilde(), batch_size=1500, label=labels).parts()[0].mean())
-
-    assert bits(label) < bits(None) < bits((label + 1) % 3)
 
 
 @dataclass(frozen=True)

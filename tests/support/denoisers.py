@@ -21,6 +21,7 @@ class FunctionDenoiser:
     process: Process
     image_shape: tuple[int, int, int] = (1, 8, 8)
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+    num_classes: int | None = None
 
     def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
         return Prediction.of_eps(z_t, self.process.at(time), self.function(z_t, time).to(z_t.dtype))
@@ -148,6 +149,7 @@ class BestDenoiser:
     world: GreyWorld
     process: Process
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+    num_classes: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -163,3 +165,52 @@ class BestDenoiser:
 
 _FACTOR = torch.tensor([[0.5, 0.0, 0.0, 0.0], [0.3, 0.4, 0.0, 0.0], [0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.2, 0.6]])
 FOUR_PIXELS = GaussianWorld(torch.tensor([0.3, -0.2, 0.1, 0.0]), _FACTOR @ _FACTOR.T, (1, 2, 2))
+
+
+@dataclass
+class ClassWorld:
+    """Images of classes, each class's pixels iid over a few grey levels; a `Denoiser` that knows everything of them."""
+
+    process: Process
+    classes: Sequence[GreyWorld]
+    prior: Sequence[float]
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.classes[0].image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def in_precision(self, precision: str) -> "ClassWorld":
+        return self
+
+    def images(self, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [n, C, H, W] and their classes [n]."""
+        g = torch.Generator().manual_seed(seed)
+        label = torch.multinomial(torch.tensor(self.prior), n, replacement=True, generator=g)
+        of_class = torch.stack([world.images(n, seed * 100 + 1 + c) for c, world in enumerate(self.classes)])
+        return of_class[label, torch.arange(n)], label
+
+    def posterior(self, levels: torch.Tensor) -> torch.Tensor:
+        """p(c | x) by Bayes, float64 [n, K]."""
+        bits = torch.stack([world.surprise(levels) for world in self.classes], 1) * math.prod(self.image_shape)
+        return torch.softmax(torch.tensor(self.prior, dtype=torch.float64).log() - bits * math.log(2.0), 1)
+
+    def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
+        marginal = self.process.at(time)
+        alpha, sigma = marginal.alpha[..., None], marginal.sigma[..., None]
+        log_weights, means = [], []
+        for world, share in zip(self.classes, self.prior, strict=True):
+            distance = (z_t.double()[..., None] - alpha * world.values) / sigma
+            of_level = world.probabilities.log() - 0.5 * distance.square()
+            log_weights.append(of_level.logsumexp(-1).flatten(1).sum(1) + math.log(share))
+            means.append(torch.softmax(of_level, -1) @ world.values)
+        weights, stacked = torch.softmax(torch.stack(log_weights, 1), 1), torch.stack(means, 1)
+        if label is not None:
+            known = torch.nn.functional.one_hot(label.clamp(min=0), len(self.classes)).double()
+            weights = torch.where((label >= 0)[:, None], known, weights)
+        x_0 = (weights[:, :, None, None, None] * stacked).sum(1)
+        return Prediction.of_x_0(z_t, marginal, x_0.to(z_t.dtype))

@@ -83,6 +83,10 @@ class WithFraction:
     def image_shape(self):
         return self.denoiser.image_shape
 
+    @property
+    def num_classes(self):
+        return None
+
     def __call__(self, z_t, time, label=None):
         return replace(self.denoiser(z_t, time), variance_fraction=torch.full_like(z_t, self.fraction))
 
@@ -148,6 +152,7 @@ class BestX0:
     m: float
     v: float
     image_shape: tuple[int, int, int] = (1, 2, 2)
+    num_classes: int | None = None
 
     def __call__(self, z_t, time, label=None):
         now = self.process.at(time)
