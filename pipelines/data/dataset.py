@@ -218,6 +218,16 @@ class PreparedDataset:
             images[wanted], labels[wanted] = read[ids[wanted] - first], read_labels[ids[wanted] - first]
         return images, labels
 
+    def read_labels(self) -> Int64s:
+        """Labels int64 [num_rows] (-1: none) of all ids, in their order; no image is read.
+
+        Raises:
+            StorageError: A shard cannot be read.
+        """
+        tables = [self._read(shard, local, ["label"]) for shard, local in self._runs(range(self.num_groups))]
+        labels = [table["label"].fill_null(-1).to_numpy() for table in tables]
+        return np.concatenate([np.empty(0, np.int64), *labels])
+
     def _runs(self, groups: Sequence[int]) -> Iterator[tuple[Shard, list[int]]]:
         """The groups as (shard, groups within it), neighbours in the same shard together."""
         run: tuple[Shard, list[int]] | None = None
@@ -241,7 +251,7 @@ class PreparedDataset:
             opened = _open_shard(location, shard.sha256, threading.get_ident())
             self._check_footer(location, shard, opened)
             table = opened.read_row_groups(groups, columns=columns, use_threads=False)
-            if nulls := table["image"].null_count:
+            if "image" in columns and (nulls := table["image"].null_count):
                 raise DataError(f"{location}: {nulls} of {table.num_rows} images are null; restore the file")
             return table
         except (OSError, pa.ArrowException) as error:

@@ -85,5 +85,17 @@ KINDS = {
         lambda: ContinuousProcess.learned(learned_ends=True),
         "v-prediction, continuous time, learned γ with learned ends",
     ),
+    "eps, labels": Kind(
+        "eps",
+        lambda: DiscreteProcess.linear(20),
+        "ε-prediction, linear T = 20, 3 classes",
+        replace(NETWORK, num_classes=3),
+    ),
+    "vdm, labels": Kind(
+        "residual_eps",
+        ContinuousProcess.linear,
+        "residual ε-prediction, continuous time, γ from -13.3 to 5, 3 classes",
+        replace(_FOURIER, num_classes=3),
+    ),
     "edm": Kind("edm", ContinuousProcess.edm, "EDM preconditioning, continuous time, σ from 0.002 to 80"),
 }

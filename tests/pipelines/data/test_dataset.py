@@ -126,6 +126,12 @@ def test_any_ids_are_read_in_their_order(dataset: PreparedDataset, numbers: list
     assert (labels == expected_labels[ids]).all()
 
 
+def test_all_labels_are_read_without_images(dataset: PreparedDataset) -> None:
+    labels = dataset.read_labels()
+    assert labels.dtype == np.int64
+    assert np.array_equal(labels, dataset.read_images(0, dataset.num_rows)[2])
+
+
 def test_one_group_is_a_view_without_a_copy(dataset: PreparedDataset) -> None:
     _, images = dataset.read_groups([3])
     assert not images.flags.owndata
