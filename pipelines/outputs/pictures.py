@@ -2,10 +2,12 @@
 
 import io
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def to_picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
@@ -20,10 +22,16 @@ def encode_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def grid_png(images: npt.NDArray[np.uint8], columns: int | None = None, min_side: int = 512) -> bytes:
+def grid_png(
+    images: npt.NDArray[np.uint8],
+    columns: int | None = None,
+    min_side: int = 512,
+    row_names: Sequence[str] | None = None,
+) -> bytes:
     """A PNG with the images [n, H, W, C] row by row in `columns` (None: a near-square grid).
 
-    Small ones are enlarged without smoothing until the longer side has about `min_side` pixels.
+    Small ones are enlarged without smoothing until the longer side has about `min_side` pixels. `row_names`, one for
+    each row, stand at the left of them; one that is too long is cut.
     """
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -35,4 +43,28 @@ def grid_png(images: npt.NDArray[np.uint8], columns: int | None = None, min_side
     picture = to_picture(sheet)
     scale = max(1, round(min_side / max(picture.size)))
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    return encode_png(picture)
+    return encode_png(picture if row_names is None else _named(picture, row_names, (height + 1) * scale))
+
+
+def _named(picture: Image.Image, names: Sequence[str], row_height: int) -> Image.Image:
+    """The picture with white names on black at the left of its rows, each `row_height` high."""
+    import matplotlib  # a tenth of a second, for a font with more than English letters
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(path, min(max(row_height * 0.5, 10.0), 28.0))
+    names = [_cut(" ".join(name.split()), font, picture.width / 2) for name in names]
+    margin = math.ceil(max((font.getlength(name) for name in names), default=0.0)) + 12
+    sheet = Image.new(picture.mode, (picture.width + margin, picture.height))
+    sheet.paste(picture, (margin, 0))
+    draw, white = ImageDraw.Draw(sheet), (255,) * len(picture.getbands())
+    for row, name in enumerate(names):
+        draw.text((margin - 6, (row + 0.5) * row_height), name, fill=white, font=font, anchor="rm")
+    return sheet
+
+
+def _cut(name: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The name, or as much of its beginning as is at most so many pixels wide with an ellipsis."""
+    if font.getlength(name) <= width:
+        return name
+    shorter = (name[:length] + "…" for length in range(min(len(name), 200) - 1, 0, -1))
+    return next((text for text in shorter if font.getlength(text) <= width), "…")

@@ -45,3 +45,22 @@ def test_a_grid_holds_every_image_in_reading_order(count, shape, columns, rows) 
 def test_large_images_are_not_enlarged() -> None:
     images = np.full((4, 300, 300, 3), 9, np.uint8)
     assert Image.open(io.BytesIO(grid_png(images))).size == (603, 603)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_rows_have_their_names_at_the_left(channels: int) -> None:
+    images = np.random.default_rng(0).integers(1, 256, (6, 8, 8, channels), np.uint8)
+    names = ["cat", "", "a name that is far too long for the picture " * 10]
+    plain = np.asarray(Image.open(io.BytesIO(grid_png(images, columns=2))))
+    named = np.asarray(Image.open(io.BytesIO(grid_png(images, columns=2, row_names=names))))
+    margin = named.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(named[:, margin:], plain)
+    height = plain.shape[0] // 3
+    written = [int((named[row * height : (row + 1) * height, :margin] > 0).sum()) for row in range(3)]
+    assert written[1] == 0 < written[0] < written[2]
+    assert margin <= plain.shape[1] / 2 + 12
+    other = np.asarray(Image.open(io.BytesIO(grid_png(images, columns=2, row_names=["dog", *names[1:]]))))
+    changed = np.argwhere(named != other)
+    assert len(changed) > 0
+    assert changed[:, 0].max() < height
+    assert changed[:, 1].max() < margin
