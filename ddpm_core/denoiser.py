@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -118,6 +119,10 @@ class Denoiser(Protocol):
     def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
         """What z_t consists of, in z_t's dtype; `label` [B], None: no row has one."""
         ...
+
+
+Denoise = Callable[..., Prediction]
+"""A denoiser, or what stands for one: called as denoise(z_t, time, label)."""
 
 
 def check_label(denoiser: Denoiser, label: Labels | None) -> None:

@@ -23,13 +23,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from ddpm_core import counter_random
-from ddpm_core.denoiser import Denoiser
+from ddpm_core.denoiser import Denoise, Denoiser, Labels, check_label
 from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood.decoder import PerImage, bits_per_dim, softmax_nll_nats
 from ddpm_core.likelihood.terms import x_0_of
@@ -84,8 +85,10 @@ def ode_bpd(
     seed: int,
     num_steps: int = 64,
     probes: int = 4,
+    label: Labels | None = None,
 ) -> OdeLikelihood:
-    """Each image's negative log-likelihood under the flow. `images`: the levels k.
+    """Each image's negative log-likelihood under the flow. `images`: the levels k; `label`: what the denoiser is told
+    of each, None: nothing.
 
     Discrete time: from xbar_0 = (k + u - 1/2) / 127.5 - 1, u ~ U(0, 1). Over u this is on average an upper bound on
     -log2 of the mass of the image's bins, each 1/127.5 wide (Theis 2016, sec. 3.1). The width is that of x_0 =
@@ -99,8 +102,9 @@ def ode_bpd(
     The denoiser is called 3 `num_steps` times on the batch, z_t in float64, and differentiated `probes` times each; its
     eps must be differentiable in z_t. Gradients are turned on here, whatever the caller has set, but never call
     this inside torch.inference_mode, which forbids them. Raises ConfigError for a bad `num_steps` or
-    `probes`, see `ode_times`.
+    `probes`, see `ode_times`, and for labels that the denoiser does not have.
     """
+    check_label(denoiser, label)
     process = denoiser.process
     times = ode_times(process, num_steps).detach()
     if probes < 2:
@@ -110,7 +114,8 @@ def ode_bpd(
     xbar_0, known = _dequantised(process, times, images, ids, seed)
     signs = [_rademacher(seed, ids, probe, tuple(images.shape)) for probe in range(probes)]
     fine, coarse = (
-        known[:, None] - _log_density(denoiser, process, xbar_0, signs, steps) / (size * math.log(2.0))
+        known[:, None]
+        - _log_density(partial(denoiser, label=label), process, xbar_0, signs, steps) / (size * math.log(2.0))
         for steps in (times, times[::2])
     )
     bits = fine.mean(1)
@@ -143,7 +148,7 @@ def _rademacher(seed: int, ids: Int64[Tensor, " B"], probe: int, shape: tuple[in
 
 
 @torch.no_grad()
-def _log_density(denoiser: Denoiser, process: Process, xbar: States, signs: Sequence[States], times: Times) -> PerProbe:
+def _log_density(denoise: Denoise, process: Process, xbar: States, signs: Sequence[States], times: Times) -> PerProbe:
     """ln p(xbar_0) in nats for each probe: Heun's method over `times` for the state and for its density.
 
     The state takes its trapezoid in sbar, in which the flow becomes straight at both ends. The density takes it, at
@@ -158,8 +163,8 @@ def _log_density(denoiser: Denoiser, process: Process, xbar: States, signs: Sequ
     integral = xbar.new_zeros(len(xbar), len(signs))
     for s, t in itertools.pairwise(range(len(times))):
         width = sbar[t] - sbar[s]
-        eps_s, rate_s = _field(denoiser, alpha[s], sigma[s], xbar, times[s], signs)
-        eps_t, rate_t = _field(denoiser, alpha[t], sigma[t], xbar + width * eps_s, times[t], signs)
+        eps_s, rate_s = _field(denoise, alpha[s], sigma[s], xbar, times[s], signs)
+        eps_t, rate_t = _field(denoise, alpha[t], sigma[t], xbar + width * eps_s, times[t], signs)
         xbar = xbar + 0.5 * width * (eps_s + eps_t)
         integral += 0.5 * (log_sbar[t] - log_sbar[s]) * (rate_s + rate_t)
     r = process.prior_signal
@@ -169,13 +174,13 @@ def _log_density(denoiser: Denoiser, process: Process, xbar: States, signs: Sequ
 
 
 def _field(
-    denoiser: Denoiser, alpha: float, sigma: float, xbar: States, time: Tensor, signs: Sequence[States]
+    denoise: Denoise, alpha: float, sigma: float, xbar: States, time: Tensor, signs: Sequence[States]
 ) -> tuple[States, PerProbe]:
     """eps(z_t, t), and sigma_t v^T (d eps / d z_t) v for each probe v, whose mean over probes estimates r_t (Hutchinson
     1990; Grathwohl 2019, FFJORD, sec. 3.1). One call of the network serves all probes."""
     with torch.enable_grad():
         z_t = (alpha * xbar).requires_grad_()
-        eps = denoiser(z_t, time.to(xbar.device).expand(len(xbar))).eps
+        eps = denoise(z_t, time.to(xbar.device).expand(len(xbar))).eps
     rates = []
     for left, v in zip(reversed(range(len(signs))), signs, strict=True):
         (product,) = torch.autograd.grad(eps, z_t, v, retain_graph=left > 0)

@@ -1,17 +1,14 @@
 """What a training objective is: the loss of each row of a batch, at times that it draws itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from ddpm_core.denoiser import Labels, Prediction
+from ddpm_core.denoiser import Denoise, Labels
 from ddpm_core.objectives.times import Times
 from ddpm_core.process.base import Images, Process, Time
-
-Denoise = Callable[..., Prediction]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpm_core.denoiser import Labels, NetworkDenoiser, Prediction
+from ddpm_core.denoiser import Denoise, Labels, NetworkDenoiser, Prediction
 from ddpm_core.images import to_levels
 from ddpm_core.likelihood.terms import term_bpd
-from ddpm_core.objectives.base import Denoise, Objective
+from ddpm_core.objectives.base import Objective
 from ddpm_core.objectives.times import Times
 from ddpm_core.objectives.weighted import held_error, simple_weight
 from ddpm_core.process.base import Images, Time, q_sample

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpm_core.denoiser import Labels
+from ddpm_core.denoiser import Denoise, Labels
 from ddpm_core.images import to_levels
 from ddpm_core.likelihood.decoder import softmax_nll_nats
 from ddpm_core.likelihood.terms import prior_nats, squared_error
-from ddpm_core.objectives.base import Denoise, Losses, Objective
+from ddpm_core.objectives.base import Losses, Objective
 from ddpm_core.objectives.times import SteppedTimes, Times
 from ddpm_core.process.base import Images, Time, factor, q_sample
 from ddpm_core.process.continuous import ContinuousProcess, continuous

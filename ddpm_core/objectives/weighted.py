@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ddpm_core.denoiser import Labels, NetworkDenoiser, Prediction
+from ddpm_core.denoiser import Denoise, Labels, NetworkDenoiser, Prediction
 from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood.terms import squared_error
-from ddpm_core.objectives.base import Denoise, Objective
+from ddpm_core.objectives.base import Objective
 from ddpm_core.objectives.times import Times
 from ddpm_core.process.base import Images, Marginal, Process, Time, q_sample
 from ddpm_core.process.discrete import DiscreteProcess

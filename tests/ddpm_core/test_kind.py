@@ -52,3 +52,8 @@ GAMMA = {"gamma_min": -13.3, "gamma_max": 5.0}
 )
 def test_prediction_process_and_learned_variances_are_told(config: dict[str, Any], told: str) -> None:
     assert kind_of({"network": {}, **config}) == told
+
+
+def test_the_number_of_classes_is_told() -> None:
+    config = {"network": {"num_classes": 1000}, "schedule": {"name": "linear", "num_timesteps": 1000}}
+    assert kind_of(config) == "ε-prediction, linear T = 1,000, 1,000 classes"

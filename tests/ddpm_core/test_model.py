@@ -115,3 +115,24 @@ def test_weights_of_another_network_are_refused(denoiser):
     files = model_bytes(averages(denoiser), wider, {})
     with pytest.raises(ModelError, match="network"):
         model_from_bytes(files)
+
+
+def test_classes_have_the_names_that_the_training_added(tmp_path):
+    assert load_of(tmp_path / "none", None, {}).label_names == ()
+    assert load_of(tmp_path / "unnamed", 3, {}).label_names == ("0", "1", "2")
+    names = ["cat", "dog", "7"]
+    model = load_of(tmp_path / "named", 3, {"label_names": names})
+    assert model.label_names == ("cat", "dog", "7")
+    assert model.denoiser.num_classes == 3
+    label = torch.tensor([0, -1])
+    z = torch.randn(2, 1, 8, 12)
+    assert not torch.equal(model.denoiser(z, torch.tensor([3, 3]), label).eps, model.denoiser(z, label * 0 + 3).eps)
+
+
+def load_of(directory, num_classes, extra):
+    torch.manual_seed(1)
+    denoiser = EpsDenoiser.build(dataclasses.replace(CONFIG, num_classes=num_classes), DiscreteProcess.cosine(30))
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    save_model(directory, averages(denoiser), denoiser, extra)
+    return load_model(directory)

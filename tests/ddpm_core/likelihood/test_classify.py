@@ -11,6 +11,7 @@ from ddpm_core.likelihood.bounds import bound_of
 from ddpm_core.likelihood.classify import Classification, Effort, classify
 from ddpm_core.likelihood.designs import continuous_design
 from ddpm_core.likelihood.elbo import elbo
+from ddpm_core.likelihood.ode import ode_bpd
 from ddpm_core.process.continuous import ContinuousProcess
 
 PROCESS = ContinuousProcess.linear(-13.3, 6.0)
@@ -120,3 +121,18 @@ def test_a_subset_of_the_classes_with_its_prior() -> None:
     for rounds, separation in ((0, None), (2, 0.0), (2, math.inf)):
         with pytest.raises(ConfigError):
             Effort(rounds, separation)
+
+
+def test_the_flow_s_likelihood_is_told_the_label_too() -> None:
+    """p(x | c) by the ODE of each class, as the ODE of a world with that class alone has it."""
+    levels, _ = WORLD.images(4, seed=8)
+    ids = torch.arange(4)
+    for c, world in enumerate(WORLD.classes):
+        alone = ode_bpd(world.denoiser(PROCESS), levels, ids, 0, 16, 2)
+        told = ode_bpd(WORLD, levels, ids, 0, 16, 2, label=torch.full((4,), c))
+        torch.testing.assert_close(told.bits_per_dim, alone.bits_per_dim)
+    untold = ode_bpd(WORLD, levels, ids, 0, 16, 2)
+    torch.testing.assert_close(
+        untold.bits_per_dim, ode_bpd(WORLD, levels, ids, 0, 16, 2, label=ids * 0 - 1).bits_per_dim
+    )
+    assert not torch.allclose(told.bits_per_dim, untold.bits_per_dim)

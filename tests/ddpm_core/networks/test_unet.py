@@ -362,3 +362,40 @@ def test_new_fields_are_stored_only_where_they_are_used():
 def test_bad_fourier_exponents_are_refused(exponents):
     with pytest.raises(ConfigError, match=r"^network\.fourier_features: .*rising whole numbers in 0\.\.16"):
         dataclasses.replace(SMALL, fourier_features=exponents)
+
+
+LABELLED = dataclasses.replace(SMALL, num_classes=3)
+
+
+def test_a_label_is_added_to_the_time_and_the_null_class_is_the_last_row():
+    """Ho and Salimans 2021, sec. 3.2: one network for eps(z, c) and eps(z), whose null class is a further label."""
+    torch.manual_seed(0)
+    plain = UNet(SMALL)
+    torch.manual_seed(0)
+    unet = UNet(LABELLED).eval()
+    shared = dict(unet.named_parameters())
+    table = shared.pop("class_embedding.weight")
+    assert table.shape == (4, 4 * SMALL.base_channels)
+    # What is there without labels too begins as it does there.
+    assert all(torch.equal(value, shared[name]) for name, value in plain.named_parameters())
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 7)
+        out = unet(x[:1].expand(4, -1, -1, -1), t, torch.tensor([0, 1, 2, -1]))
+        assert len({tuple(row.flatten().tolist()) for row in out}) == 4
+        assert torch.equal(unet(x, t), unet(x, t, torch.full((4,), -1)))
+        plain.load_state_dict({name: value for name, value in unet.state_dict().items() if name in shared})
+        plain.eval()
+        assert not torch.equal(plain(x, t), unet(x, t))
+        unet.class_embedding.weight[3].zero_()
+        torch.testing.assert_close(plain(x, t), unet(x, t))
+
+
+def test_classes_in_the_configuration():
+    assert "num_classes" not in SMALL.to_dict()
+    assert LABELLED.to_dict()["num_classes"] == 3
+    assert UNetConfig.from_dict(LABELLED.to_dict()) == LABELLED
+    for wrong in (0, -1, 10**7):
+        with pytest.raises(ConfigError, match=r"network\.num_classes"):
+            dataclasses.replace(SMALL, num_classes=wrong)
