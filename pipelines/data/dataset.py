@@ -179,6 +179,16 @@ class PreparedDataset:
             return np.empty(0, np.int64), np.empty((0, *self.image_shape), np.uint8)
         return np.concatenate(ids), images[0] if len(images) == 1 else np.concatenate(images)
 
+    def read_labels(self, groups: Sequence[int] | None = None) -> Int64s:
+        """Labels int64 [n] (-1: none) of whole row groups in the order given, None: of all rows; no image is read.
+
+        Raises:
+            IndexError: A group is not in 0..num_groups-1.
+            StorageError: A shard cannot be read.
+        """
+        runs = self._runs(range(self.num_groups) if groups is None else groups)
+        return np.concatenate([np.empty(0, np.int64), *(_labels(self._read(*run, ["label"])) for run in runs)])
+
     def read_images(self, start: int, stop: int) -> tuple[Int64s, UInt8s, Int64s]:
         """Ids int64 [n], images uint8 [n, H, W, C] and labels int64 [n] (-1: none) of ids start..stop-1.
 
@@ -196,7 +206,7 @@ class PreparedDataset:
         for shard, local in self._runs(groups):
             table = self._read(shard, local, ["image", "label"])
             images += [image_view(chunk, self.image_shape) for chunk in table["image"].chunks]
-            labels.append(table["label"].fill_null(-1).to_numpy())
+            labels.append(_labels(table))
         skip = start - int(self.group_starts[first]) if start < stop else 0
         kept = slice(skip, skip + stop - start)
         return np.arange(start, stop, dtype=np.int64), np.concatenate(images)[kept], np.concatenate(labels)[kept]
@@ -217,16 +227,6 @@ class PreparedDataset:
             _, read, read_labels = self.read_images(first, int(self.group_starts[group + 1]))
             images[wanted], labels[wanted] = read[ids[wanted] - first], read_labels[ids[wanted] - first]
         return images, labels
-
-    def read_labels(self) -> Int64s:
-        """Labels int64 [num_rows] (-1: none) of all ids, in their order; no image is read.
-
-        Raises:
-            StorageError: A shard cannot be read.
-        """
-        tables = [self._read(shard, local, ["label"]) for shard, local in self._runs(range(self.num_groups))]
-        labels = [table["label"].fill_null(-1).to_numpy() for table in tables]
-        return np.concatenate([np.empty(0, np.int64), *labels])
 
     def _runs(self, groups: Sequence[int]) -> Iterator[tuple[Shard, list[int]]]:
         """The groups as (shard, groups within it), neighbours in the same shard together."""
@@ -285,6 +285,11 @@ def _open_shard(location: Location, sha256: str, thread: int) -> pq.ParquetFile:
         return pq.ParquetFile(location.path, memory_map=True)
     # The ranges are planned by Arrow (pre_buffer): a read-ahead cache below it would only fetch them twice.
     return pq.ParquetFile(location.open("rb", cache_type="none"), pre_buffer=True)
+
+
+def _labels(table: pa.Table) -> Int64s:
+    """Its labels, -1 where there is none: those below 0 are none either."""
+    return np.maximum(np.asarray(table["label"].fill_null(-1).to_numpy(), np.int64), -1)
 
 
 def image_view(column: pa.FixedSizeBinaryArray, shape: tuple[int, int, int]) -> UInt8s:

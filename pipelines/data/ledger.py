@@ -2,7 +2,8 @@
 
 Every rank notes the ids of each micro-batch after its gradient was applied; a checkpoint stores the union over
 ranks, one compressed (roaring) bitmap for each epoch. Adding an id twice to an epoch is an error at once, so a
-cardinality of N says that every row was used exactly once.
+cardinality of N says that every row was used exactly once. With balanced classes there is a bitmap for each pass of an
+epoch (pipelines/data/epochs.py), in which no row comes twice either; without, a pass is an epoch.
 """
 
 import io
@@ -15,100 +16,114 @@ import pyarrow.parquet as pq
 from pyroaring import BitMap64
 
 from pipelines.cli.errors import CheckpointError, LedgerError
-from pipelines.data.hold_out import HoldOut
+from pipelines.data.epochs import Epochs
 
 Int64s = npt.NDArray[np.int64]
 
 
 class Ledger:
-    """Row ids used in each epoch."""
+    """Row ids used in each pass."""
 
     def __init__(self) -> None:
         self._used: dict[int, BitMap64] = {}
 
     @property
-    def epochs(self) -> list[int]:
-        """Epochs with at least one used row, ascending."""
+    def passes(self) -> list[int]:
+        """Passes with at least one used row, ascending."""
         return sorted(self._used)
 
-    def rows(self, epoch: int) -> int:
-        """Number of rows used in an epoch."""
-        return len(self._used.get(epoch, ()))
+    def rows(self, number: int) -> int:
+        """Number of rows used in a pass."""
+        return len(self._used.get(number, ()))
 
-    def ids(self, epoch: int) -> Int64s:
-        """The row ids used in an epoch, ascending."""
-        return np.array(self._used.get(epoch, BitMap64()).to_array(), np.int64)
+    def ids(self, number: int) -> Int64s:
+        """The row ids used in a pass, ascending."""
+        return np.array(self._used.get(number, BitMap64()).to_array(), np.int64)
 
     def total(self) -> int:
-        """Rows used over all epochs."""
+        """Rows used over all passes."""
         return sum(len(used) for used in self._used.values())
 
-    def add(self, epochs: Int64s, ids: Int64s) -> None:
-        """Note one micro-batch: `ids[i]` was used in `epochs[i]`.
+    def repeats(self, epochs: Epochs) -> int:
+        """How many of them were not the first use of a row in its epoch."""
+        return sum(rows for number, rows in self if number % epochs.passes)
+
+    def add(self, passes: Int64s, ids: Int64s) -> None:
+        """Note one micro-batch: `ids[i]` was used in `passes[i]`.
 
         Raises:
-            LedgerError: A row had been used in that epoch before.
+            LedgerError: A row had been used in that pass before.
         """
-        for epoch in np.unique(epochs).tolist():
-            self._join(epoch, BitMap64(ids[epochs == epoch].astype(np.uint64)), int((epochs == epoch).sum()))
+        for number in np.unique(passes).tolist():
+            self._join(number, BitMap64(ids[passes == number].astype(np.uint64)), int((passes == number).sum()))
 
     def merge(self, other: "Ledger") -> None:
         """Add another rank's notes.
 
         Raises:
-            LedgerError: Both used the same row in the same epoch.
+            LedgerError: Both used the same row in the same pass.
         """
-        for epoch, used in other._used.items():
-            self._join(epoch, used, len(used))
+        for number, used in other._used.items():
+            self._join(number, used, len(used))
 
-    def _join(self, epoch: int, used: BitMap64, count: int) -> None:
-        have = self._used.setdefault(epoch, BitMap64())
+    def _join(self, number: int, used: BitMap64, count: int) -> None:
+        have = self._used.setdefault(number, BitMap64())
         before = len(have)
         have |= used
         if len(have) != before + count:
             raise LedgerError(
-                f"epoch {epoch}: {before + count - len(have)} row(s) were about to be used twice; "
+                f"pass {number} over the data: {before + count - len(have)} row(s) were about to be used twice; "
                 "nothing after the last checkpoint is kept"
             )
 
-    def check(self, num_rows: int, steps: int, batch_size: int, hold_out: int = 0) -> None:
-        """Prove that `steps` steps used every row of each finished epoch exactly once, and no held-out row ever.
+    def check(self, epochs: Epochs, steps: int, batch_size: int) -> None:
+        """Prove that `steps` steps used exactly the rows that each finished epoch takes, as often as it takes them, of
+        the current one none that it does not, and no held-out row ever.
 
         Args:
-            num_rows: Of the data set.
+            epochs: Of the training.
             steps: Trained.
             batch_size: Rows of each step.
-            hold_out: One row of every so many was held out (`HoldOut.every`); 0: none was.
 
         Raises:
             LedgerError: An epoch lacks rows, holds unknown or held-out ids, or the total is off.
         """
-        held_out = HoldOut(num_rows, hold_out)
-        trained, forbidden = held_out.num_trained, BitMap64(held_out.ids.astype(np.uint64))
-        finished, rest = divmod(steps * batch_size, trained)
+        num_rows, R = epochs.hold_out.num_rows, epochs.passes
+        forbidden = BitMap64(epochs.hold_out.ids.astype(np.uint64))
+        finished, rest = divmod(steps * batch_size, epochs.length)
         expected = [*range(finished)] + ([finished] if rest else [])
-        if self.epochs != expected:
-            raise LedgerError(f"the ledger holds epochs {self.epochs}, but {steps} steps make {expected}")
+        held = sorted({number // R for number in self._used})
+        if held != expected:
+            raise LedgerError(f"the ledger holds epochs {held}, but {steps} steps make {expected}")
         for epoch in expected:
-            want = trained if epoch < finished else rest
-            used = self._used[epoch]
-            if wrong := used.intersection_cardinality(forbidden):
+            want = epochs.length if epoch < finished else rest
+            parts = [self._used.get(number, BitMap64()) for number in range(epoch * R, (epoch + 1) * R)]
+            if wrong := sum(part.intersection_cardinality(forbidden) for part in parts):
                 raise LedgerError(f"epoch {epoch} used {wrong} row(s) that are held out for validation")
-            if len(used) != want or used.max() >= num_rows:
+            used, highest = sum(map(len, parts)), max(part.max() for part in parts if part)
+            if used != want or highest >= num_rows:
+                distinct = "distinct rows" if R == 1 else "rows"
                 raise LedgerError(
-                    f"epoch {epoch} used {len(used)} distinct rows (ids up to {used.max()}); "
-                    f"{want} of the {trained} were due"
+                    f"epoch {epoch} used {used} {distinct} (ids up to {highest}); "
+                    f"{want} of the {epochs.length} were due"
                 )
+            if epochs.labels is not None:
+                times = epochs.multiplicities(epoch)
+                for again, part in enumerate(parts):
+                    if wrong := len(part - BitMap64(np.flatnonzero(times > again).astype(np.uint64))):
+                        raise LedgerError(
+                            f"epoch {epoch} used {wrong} row(s) more often than was due, {again + 1} times"
+                        )
 
     def to_bytes(self) -> bytes:
-        """A Parquet table: epoch, rows, bitmap (64-bit roaring, portable format)."""
+        """A Parquet table: epoch (the pass), rows, bitmap (64-bit roaring, portable format)."""
         for used in self._used.values():
             used.run_optimize()  # a finished epoch is one run: 27 bytes whatever its size
         table = pa.table(
             {
-                "epoch": pa.array(self.epochs, pa.int64()),
-                "rows": pa.array([self.rows(epoch) for epoch in self.epochs], pa.int64()),
-                "bitmap": pa.array([self._used[epoch].serialize() for epoch in self.epochs], pa.binary()),
+                "epoch": pa.array(self.passes, pa.int64()),
+                "rows": pa.array([self.rows(number) for number in self.passes], pa.int64()),
+                "bitmap": pa.array([self._used[number].serialize() for number in self.passes], pa.binary()),
             }
         )
         sink = io.BytesIO()
@@ -133,5 +148,5 @@ class Ledger:
         return ledger
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(epoch, rows) pairs, ascending."""
-        return ((epoch, self.rows(epoch)) for epoch in self.epochs)
+        """(pass, rows) pairs, ascending."""
+        return ((number, self.rows(number)) for number in self.passes)

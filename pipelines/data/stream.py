@@ -10,7 +10,8 @@ Shuffling: an epoch visits the data set's row groups (about 1 MiB each) in a pse
 the whole data set; a window of that sequence (64 MiB by default) is read by one Ray task, which shuffles its
 rows. A data set smaller than the window is shuffled as a whole.
 
-Rows that are held out for validation (pipelines/data/hold_out.py) have no position: N counts the others.
+Rows that are held out for validation have no position, and repeated rows of balanced classes have several: N counts
+the rows of an epoch (pipelines/data/epochs.py), whatever their number in the data set.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ import pyarrow as pa
 
 from pipelines.cli.errors import LedgerError
 from pipelines.data.dataset import PreparedDataset
-from pipelines.data.hold_out import HoldOut
+from pipelines.data.epochs import epochs_of
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
@@ -38,7 +39,7 @@ MAX_WINDOWS = 4096
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows [start, stop) of one epoch's sequence of row groups."""
+    """Rows [start, stop) of one epoch's sequence of row groups, repeats counted."""
 
     epoch: int
     start: int
@@ -51,12 +52,14 @@ class StreamPlan:
 
     Attributes:
         data: URI of the prepared data set.
-        num_rows: N, the rows that are trained on.
+        num_rows: N, the rows of an epoch.
         seed: Of the order; the same seed gives the same order.
         batch_size: B, rows of one global batch.
         steps: Steps of the whole training.
         window_steps: Steps read and shuffled together by one task.
         hold_out: One row of every so many is held out (`HoldOut.every`); 0: none is.
+        balanced: Whether an epoch takes every class equally often.
+        labelled: Whether labels are read.
     """
 
     data: str
@@ -66,20 +69,30 @@ class StreamPlan:
     steps: int
     window_steps: int
     hold_out: int = 0
+    balanced: bool = False
+    labelled: bool = False
 
     @classmethod
     def of(
-        cls, dataset: PreparedDataset, seed: int, batch_size: int, steps: int, window_bytes: int, hold_out: int = 0
+        cls,
+        dataset: PreparedDataset,
+        seed: int,
+        batch_size: int,
+        steps: int,
+        window_bytes: int,
+        hold_out: int = 0,
+        balanced: bool = False,
+        labelled: bool = False,
     ) -> "StreamPlan":
         """A plan whose windows hold about `window_bytes` of images, at least one global batch."""
         row_bytes = int(np.prod(dataset.image_shape))
         window_steps = max(1, window_bytes // (row_bytes * batch_size))
-        num_rows = HoldOut(dataset.num_rows, hold_out).num_trained
-        return cls(dataset.location.uri, num_rows, seed, batch_size, steps, window_steps, hold_out)
+        num_rows, uri = epochs_of(dataset, hold_out, balanced).length, dataset.location.uri
+        return cls(uri, num_rows, seed, batch_size, steps, window_steps, hold_out, balanced, labelled)
 
     @property
     def is_one_window(self) -> bool:
-        """Whether the whole data set fits into a window: then each rank reads it all, without Ray Data's processes."""
+        """Whether a whole epoch fits into a window: then each rank reads it all, without Ray Data's processes."""
         return self.num_rows <= self.window_steps * self.batch_size
 
     @property
@@ -120,12 +133,12 @@ def segment_groups(plan: StreamPlan, group_starts: Int64s, part: Segment) -> tup
 
     Args:
         plan: The plan.
-        group_starts: How many rows to be trained on lie before each row group and, last, N; shape [G + 1].
+        group_starts: How many rows the epoch takes of those before each row group and, last, N; shape [G + 1].
         part: The segment.
 
     Returns:
         The row groups to read, in reading order, and for each of the segment's rows, in training order, its
-        index among the rows read that are trained on.
+        index among what the epoch takes of the rows read.
     """
     order = _group_order(plan.seed, part.epoch, len(group_starts) - 1)
     ends = np.cumsum(np.diff(group_starts)[order])
@@ -148,27 +161,49 @@ def _permutation(seed: int, stream: str, epoch: int, n: int) -> Int64s:
     return permutation(seed, stream, epoch, n)
 
 
-def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> tuple[Any, Int64s, Int64s]:
-    """Read one window in training order: images uint8 [n, H, W, C], ids [n], epochs [n]."""
+@dataclass(frozen=True)
+class Rows:
+    """Rows in training order.
+
+    Attributes:
+        images: uint8 [n, H, W, C].
+        ids: int64 [n], of the rows in the data set.
+        passes: int64 [n]: the epoch, with balanced classes the pass over the data (`Epochs`).
+        labels: int64 [n], below 0 where there is none; None: labels are not read.
+    """
+
+    images: npt.NDArray[np.uint8]
+    ids: Int64s
+    passes: Int64s
+    labels: Int64s | None = None
+
+    def __getitem__(self, rows: slice | Int64s) -> "Rows":
+        """Some of them."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Rows(self.images[rows], self.ids[rows], self.passes[rows], labels)
+
+
+def read_window(plan: StreamPlan, dataset: PreparedDataset, window: int) -> Rows:
+    """Read one window in training order."""
     first, stop = plan.window_range(window)
     due = (stop - first) * plan.batch_size
     images = np.empty((due, *dataset.image_shape), np.uint8)
-    ids, epochs, done = np.empty(due, np.int64), np.empty(due, np.int64), 0
-    hold_out = HoldOut(dataset.num_rows, plan.hold_out)
-    starts = hold_out.trained_below(dataset.group_starts)
+    ids, passes, done = np.empty(due, np.int64), np.empty(due, np.int64), 0
+    labels = np.empty(due, np.int64) if plan.labelled else None
+    epochs = epochs_of(dataset, plan.hold_out, plan.balanced)
     for part in plan.segments(window):
-        groups, rows = segment_groups(plan, starts, part)
+        groups, order = segment_groups(plan, epochs.below(part.epoch, dataset.group_starts), part)
         group_ids, group_images = dataset.read_groups(groups.tolist())
-        if plan.hold_out:
-            rows = np.flatnonzero(hold_out.is_trained(group_ids))[rows]
-        rows = rows[: due - done]
-        end = done + len(rows)
+        taken, taken_passes = epochs.taken(part.epoch, group_ids)
+        order = order[: due - done]
+        rows, end = taken[order], done + len(order)
         # mode="clip" lets NumPy gather straight into `out`: the images are copied once
         np.take(group_images, rows, axis=0, out=images[done:end], mode="clip")
-        ids[done:end] = group_ids[rows]
-        epochs[done:end] = part.epoch
+        ids[done:end], passes[done:end] = group_ids[rows], taken_passes[order]
+        if labels is not None:
+            labels[done:end] = dataset.read_labels(groups.tolist())[rows]
         done = end
-    return images, ids, epochs
+    return Rows(images, ids, passes, labels)
 
 
 @dataclass(frozen=True)
@@ -189,20 +224,22 @@ class WindowReader:
         for window in batch["window"].to_pylist():
             first, stop = self.plan.window_range(window)
             begin = max(first, self.start_step)
-            images, ids, epochs = read_window(self.plan, dataset, window)
+            read = read_window(self.plan, dataset, window)
             size = self.plan.batch_size
             batches = np.arange((begin - first) * size, (stop - first) * size).reshape(stop - begin, size)
             for rank, (low, high) in enumerate(shares(size, self.world_size)):
                 # the only rank's rows are those of the window in order: a view, not a copy
-                rows = batches[:, low:high].reshape(-1) if self.world_size > 1 else slice(batches[0, 0], None)
+                rows = read[batches[:, low:high].reshape(-1) if self.world_size > 1 else slice(batches[0, 0], None)]
+                labels = {} if rows.labels is None else {"labels": _blob(rows.labels)}
                 yield pa.table(
                     {
                         "rank": pa.array([rank]),
                         "start": pa.array([begin]),
                         "stop": pa.array([stop]),
-                        "images": _blob(images[rows]),
-                        "ids": _blob(ids[rows]),
-                        "epochs": _blob(epochs[rows]),
+                        "images": _blob(rows.images),
+                        "ids": _blob(rows.ids),
+                        "passes": _blob(rows.passes),
+                        **labels,
                     }
                 )
 
@@ -254,12 +291,10 @@ def start_stream(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One rank's share of one global batch: images uint8 [b, H, W, C], ids int64 [b], epochs int64 [b]."""
+    """One rank's share, `rows`, of the global batch of a step."""
 
     step: int
-    images: npt.NDArray[np.uint8]
-    ids: Int64s
-    epochs: Int64s
+    rows: Rows
 
 
 def micro_batches(
@@ -271,7 +306,8 @@ def micro_batches(
         LedgerError: What arrives is not this rank's share of the expected step.
     """
     expected = start_step
-    for table in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+    tables = iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1)
+    for table in cast(Iterator[pa.Table], tables):
         first, stop, owner = (table[name][0].as_py() for name in ("start", "stop", "rank"))
         if first != expected or owner != rank:
             raise LedgerError(
@@ -279,12 +315,15 @@ def micro_batches(
                 f"{owner}: the split no longer deals in turn (has Ray been upgraded?)"
             )
         expected = stop
-        steps = stop - first
-        images = _view(table["images"], np.uint8).reshape(steps, -1, *image_shape)
-        ids = _view(table["ids"], np.int64).reshape(steps, -1)
-        epochs = _view(table["epochs"], np.int64).reshape(steps, -1)
-        for index in range(steps):
-            yield MicroBatch(first + index, images[index], ids[index], epochs[index])
+        own = Rows(
+            _view(table["images"], np.uint8).reshape(-1, *image_shape),
+            _view(table["ids"], np.int64),
+            _view(table["passes"], np.int64),
+            _view(table["labels"], np.int64) if "labels" in table.schema.names else None,
+        )
+        size = len(own.ids) // (stop - first)
+        for index in range(stop - first):
+            yield MicroBatch(first + index, own[index * size : (index + 1) * size])
 
 
 def read_here(
@@ -296,14 +335,13 @@ def read_here(
     with ThreadPoolExecutor(1, "stream") as reader:
         ahead = [reader.submit(read_window, plan, dataset, window) for window in windows[:1]]
         for window in windows:
-            images, ids, epochs = ahead.pop().result()
+            read = ahead.pop().result()
             if window + 1 < plan.num_windows:
                 ahead.append(reader.submit(read_window, plan, dataset, window + 1))
             first, stop = plan.window_range(window)
             for step in range(max(first, start_step), stop):
                 at = (step - first) * plan.batch_size
-                rows = slice(at + low, at + high)
-                yield MicroBatch(step, images[rows], ids[rows], epochs[rows])
+                yield MicroBatch(step, read[at + low : at + high])
 
 
 def _view(column: pa.ChunkedArray, dtype: Any) -> npt.NDArray[Any]:

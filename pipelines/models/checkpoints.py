@@ -4,6 +4,7 @@
         model/ema.safetensors, model/config.json   the model of that step, as ddpm_core loads it
         weights.safetensors  optimizer.safetensors  ledger.parquet
         objective.safetensors                      where the training's objective remembers something
+        labels.parquet                             with balanced classes: each row's label, to check the ledger by
         state.json                                 the commit: step, config, data set, sha256 of every file
 
 A directory without state.json is not a checkpoint. Workers agree on the checkpoint to resume from by reading
@@ -32,8 +33,8 @@ FILES = (
     "optimizer.safetensors",
     "ledger.parquet",
 )
-# What a checkpoint holds where the objective of its training remembers something.
-OPTIONAL_FILES = ("objective.safetensors",)
+# What a checkpoint holds where the objective of its training remembers something, and with balanced classes.
+OPTIONAL_FILES = ("objective.safetensors", "labels.parquet")
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,16 @@ class Checkpoints:
     Args:
         job: The training.
         dataset: What a checkpoint says of the data set: `id`, `uri` and `num_rows`.
+        label_names: What the classes are called; empty for a network without.
         learner: Whose state is kept.
         ranks: All that train; rank 0 writes.
     """
 
-    def __init__(self, job: TrainJob, dataset: Record, learner: Learner, ranks: Ranks) -> None:
-        self._job, self._dataset, self._learner, self._ranks = job, dataset, learner, ranks
+    def __init__(
+        self, job: TrainJob, dataset: Record, label_names: Sequence[str], learner: Learner, ranks: Ranks
+    ) -> None:
+        self._job, self._dataset, self._label_names = job, dataset, label_names
+        self._learner, self._ranks = learner, ranks
         self._store = CheckpointStore.open(job.run)
         self._writer = CheckpointWriter(self._store, job.config.checkpoint.keep)
 
@@ -89,4 +93,5 @@ class Checkpoints:
             "dataset": self._dataset,
             "config": self._job.config.semantic(),
             "code_version": self._job.code_version,
+            **({"label_names": list(self._label_names)} if self._label_names else {}),
         }

@@ -14,6 +14,7 @@ from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
 from pipelines.training.complete import complete, made_from
 from pipelines.training.config import HELD_OUT, TrainConfig, TrainJob
+from pipelines.training.labels import check_validation
 from pipelines.training.run_directory import read_result, require_own
 
 _RESTORE = "give the run another `name`, or restore what it was started with"
@@ -46,7 +47,7 @@ def check(config: TrainConfig) -> Checked:
     Raises:
         ConfigError: The network cannot take the images, the run is longer than `train.steps`, its directory holds files
             of something else, or this machine is too small.
-        DataError: A data set is missing or damaged.
+        DataError: A data set is missing or damaged, or its labels are not those of the other.
         CheckpointError: The run's checkpoints are corrupt, or made from another data set or under another config.
         StorageError: `root` cannot be read.
     """
@@ -86,6 +87,7 @@ def _validation_set(config: TrainConfig, root: Location, train_set: PreparedData
             f"data.validation = {config.data.validation}: its images are {dataset.image_shape}, "
             f"those of data.train are {train_set.image_shape}; ingest both with the same size and channels"
         )
+    check_validation(config, dataset, train_set)
     return dataset
 
 

@@ -14,6 +14,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.models.checkpoints import Checkpoint
 from pipelines.training.config import DIGITS, DIGITS_TEST, HELD_OUT, DataConfig, TrainConfig
+from pipelines.training.labels import settle_labels
 
 
 def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint | None) -> tuple[TrainConfig, list[str]]:
@@ -22,7 +23,8 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
     `newest` is the checkpoint that the training goes on from.
 
     Raises:
-        ConfigError: Rows are to be held out, and there are too few.
+        ConfigError: Rows are to be held out, and there are too few; or the labels are not as the config says.
+        DataError: The data set's labels and their names do not go together.
         CheckpointError: The checkpoint's config is damaged.
     """
     begun_with = newest.state["config"] if newest is not None else {}
@@ -41,8 +43,10 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
     if not isinstance(section, dict):
         raise _damaged(newest, "train", begun_with)
     precision, say = settle(config.precision, section.get("precision"), config.cluster.gpus_per_worker > 0)
-    lines = [line, network.describe(dataset.image_shape), *([say] if say else [])]
-    return replace(config, data=data, network=network, precision=precision), lines
+    config = replace(config, data=data, network=network, precision=precision)
+    config, of_labels = settle_labels(config, dataset)
+    lines = [line, *of_labels, config.network.describe(dataset.image_shape), *([say] if say else [])]
+    return config, lines
 
 
 def _data(data: DataConfig, num_rows: int, begun_with: int | None) -> tuple[DataConfig, str]:

@@ -15,11 +15,12 @@ from pipelines.training.network import NetworkConfig
 
 # Fields that checkpoints of version 1 do not have; their defaults are what those were trained with.
 _LATER = {
-    "network": ("fourier_features", "learned_variance"),
+    "data": ("balance_classes",),
+    "network": ("fourier_features", "learned_variance", "num_classes"),
     "diffusion": (
         "zero_terminal_snr", "gamma_min", "gamma_max", "learned_ends", "sigma_min", "sigma_max", "prediction",
     ),
-    "train": ("times", "vlb_timesteps", "adam_beta2"),
+    "train": ("times", "vlb_timesteps", "adam_beta2", "label_dropout"),
 }  # fmt: skip
 DIGITS, DIGITS_TEST, HELD_OUT = "embedded://digits/train", "embedded://digits/test", "held-out"
 
@@ -38,6 +39,9 @@ class DataConfig:
     where data.validation takes them; a training that is continued keeps its own."""
     random_flip: bool = False
     """Mirror each image left-right with probability 1/2, drawn anew in each epoch."""
+    balance_classes: bool = False
+    """Take every class equally often in an epoch: each row at least once, and those of smaller classes again until they
+    are as many as those of the largest one."""
     window_mib: int = 64
     """Image bytes (MiB) that one read task reads and shuffles together."""
     reads_ahead: int = 2
@@ -77,6 +81,9 @@ class OptimizationConfig:
     uniform, importance for vlb with network.learned_variance."""
     vlb_timesteps: int | None = None
     """T of the bound that vlb trains in continuous time; null: its limit for infinite T."""
+    label_dropout: float = 0.1
+    """With network.num_classes: probability that a row trains the null class in an epoch and not that of its label, as
+    guidance and samples of no class need (Ho & Salimans 2021)."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or AdamW with weight_decay."""
     learning_rate: float = 1e-3
@@ -109,6 +116,7 @@ class OptimizationConfig:
         for name in ("warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must not be negative")
         require(self.weight_decay < inf, "train.weight_decay", self.weight_decay, "must be finite")
+        require(0 <= self.label_dropout <= 1, "train.label_dropout", self.label_dropout, "must be in [0, 1]")
         for name in ("ema_decay", "adam_beta2"):
             require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "must be in [0, 1)")
 
@@ -225,7 +233,7 @@ class TrainConfig:
     batch_size: int = 64
     """Images in a global batch, divided among the workers."""
     seed: int = 0
-    """Of everything random: initial weights, row order, t, ε, flips, dropout."""
+    """Of everything random: initial weights, row order, t, ε, flips, which labels are dropped, dropout."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -259,6 +267,10 @@ class TrainConfig:
             self.batch_size,
             f"must be at least workers x accumulate = {high * self.train.accumulate}",
         )
+        dropout = self.train.label_dropout
+        drops = self.network.num_classes is not None or dropout == OptimizationConfig.label_dropout
+        rule = "must be left out without network.num_classes: there is no label to drop"
+        require(drops, "train.label_dropout", dropout, rule)
         self._check_objective()
         self._check_times()
 

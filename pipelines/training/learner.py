@@ -12,13 +12,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ddpm_core import counter_random
-from ddpm_core.denoiser import NetworkDenoiser, Precision, Prediction
+from ddpm_core.denoiser import NO_LABEL, Labels, NetworkDenoiser, Precision, Prediction
 from ddpm_core.ema import EMA
 from ddpm_core.images import to_model_range
 from ddpm_core.objectives import Losses, Objective, objective_named
 from ddpm_core.parameterizations import denoiser_named
 from pipelines.cli.errors import CheckpointError, ModelError
-from pipelines.data.stream import MicroBatch, shares
+from pipelines.data.stream import Int64s, MicroBatch, shares
 from pipelines.training.config import OptimizationConfig, TrainConfig
 from pipelines.training.ranks import ALONE, Ranks
 
@@ -52,8 +52,9 @@ def objective_of(denoiser: NetworkDenoiser, config: OptimizationConfig) -> Objec
 class Learner:
     """Denoiser, objective, optimizer and EMA of one DDP rank.
 
-    t, ε and flips of a row are drawn from (seed, epoch, row id) alone, times that are spread evenly over a step from
-    (seed, step) and the row's place in the global batch. What an objective remembers of a step it is given in the order
+    t, ε, flips and which labels are dropped are drawn from (seed, pass, row id) alone, of which the pass is the epoch
+    unless classes are balanced, times that are spread evenly over a step from (seed, step) and the row's place in the
+    global batch. What an objective remembers of a step it is given in the order
     of those places. So a step's numbers depend on its rows and not on how they are divided among ranks.
     """
 
@@ -102,23 +103,24 @@ class Learner:
 
     def step(self, batch: MicroBatch) -> StepResult:
         """Train on this rank's share of one global batch. A collective."""
-        ids, epochs, images = (
-            torch.tensor(values).to(self.device, non_blocking=True)
-            for values in (batch.ids, batch.epochs, batch.images)
+        rows = batch.rows
+        ids, passes, images = (
+            torch.tensor(values).to(self.device, non_blocking=True) for values in (rows.ids, rows.passes, rows.images)
         )
+        label = self._label(rows.labels, ids, passes)
         if self._has_dropout:
             # Resumable without saved generator states: the masks are a function of (seed, step, rank).
             stream = f"train/dropout/{batch.step}/{self.ranks.rank}"
             low, high = counter_random.stream_key(self.config.seed, stream)
             torch.manual_seed(low | high << 32)
         count = self.config.train.accumulate
-        uniforms = self._uniforms(batch.step, ids, epochs)
-        whole = (to_model_range(images), uniforms, ids, epochs)
+        uniforms = self._uniforms(batch.step, ids, passes)
+        whole = (to_model_range(images), uniforms, ids, passes, *(() if label is None else (label,)))
         parts = zip(*(values.tensor_split(count) for values in whole), strict=True)
         loss, found = torch.zeros((), device=self.device), []
         moments = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for index, (x_0, part_uniforms, part_ids, part_epochs) in enumerate(parts):
-            losses = self._losses(x_0, part_uniforms, part_ids, part_epochs)
+        for index, of_part in enumerate(parts):
+            losses = self._losses(*of_part)
             # DDP averages gradients over ranks, so each rank's loss is scaled by the world size.
             part = losses.rows.sum() * (self.ranks.world_size / self.config.batch_size)
             if index == count - 1 or self.ranks.world_size == 1:
@@ -139,24 +141,36 @@ class Learner:
         self._remember(found)
         return StepResult(loss / self.ranks.world_size, grad_norm, moments / self.config.batch_size)
 
-    def _uniforms(self, step: int, ids: Tensor, epochs: Tensor) -> Tensor:
+    def _label(self, labels: Int64s | None, ids: Tensor, passes: Tensor) -> Labels | None:
+        """What the network is told of its rows, the null class with probability `train.label_dropout` (Ho and Salimans
+        2021, algorithm 1): int64 [b] on the device; None for one without classes."""
+        if self.denoiser.num_classes is None:
+            return None
+        assert labels is not None
+        drawn = counter_random.uniform(self.config.seed, "train/label", ids, passes, 1)[:, 0]
+        told = torch.tensor(labels).to(self.device, non_blocking=True)
+        return torch.where(drawn < self.config.train.label_dropout, NO_LABEL, told)
+
+    def _uniforms(self, step: int, ids: Tensor, passes: Tensor) -> Tensor:
         """What this rank's times of a step are made from, float64 [b] in [0, 1)."""
         seed = self.config.seed
         if not self.objective.even:
-            return counter_random.uniform(seed, "train/t", ids, epochs, 1)[:, 0]
+            return counter_random.uniform(seed, "train/t", ids, passes, 1)[:, 0]
         # frac(u + i / B) (Kingma 2021, VDM, app. I.1), u on the CPU: the step need not wait for a number on a GPU.
         u = float(counter_random.uniform(seed, "train/t/even", torch.tensor([step]), 0, 1))
         places = torch.arange(*self._share, device=self.device, dtype=torch.float64)
         return (places / self.config.batch_size + u).frac()
 
-    def _losses(self, x_0: Tensor, uniforms: Tensor, ids: Tensor, epochs: Tensor) -> Losses:
+    def _losses(
+        self, x_0: Tensor, uniforms: Tensor, ids: Tensor, passes: Tensor, label: Labels | None = None
+    ) -> Losses:
         """The objective's losses of some rows."""
         seed = self.config.seed
-        eps = counter_random.normal(seed, "train/eps", ids, epochs, tuple(x_0.shape[1:]))
+        eps = counter_random.normal(seed, "train/eps", ids, passes, tuple(x_0.shape[1:]))
         if self.config.data.random_flip:
-            flip = counter_random.uniform(seed, "train/flip", ids, epochs, 1)[:, 0] < 0.5
+            flip = counter_random.uniform(seed, "train/flip", ids, passes, 1)[:, 0] < 0.5
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        losses: Losses = self.objective(self.denoise, x_0, uniforms, eps)
+        losses: Losses = self.objective(self.denoise, x_0, uniforms, eps, label)
         return losses
 
     def _remember(self, found: Sequence[Losses]) -> None:

@@ -3,18 +3,18 @@
 python -m pipelines.training.ledger_report RUN      prints the ledger's table and checks it
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pipelines.cli.config import require
 from pipelines.cli.errors import CheckpointError, LedgerError
+from pipelines.data.epochs import Epochs, labels_from_bytes
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
-from pipelines.models.checkpoints import CheckpointStore
+from pipelines.models.checkpoints import Checkpoint, CheckpointStore
 
 
-def newest_ledger(store: CheckpointStore) -> tuple[dict[str, Any], Ledger]:
-    """The newest checkpoint's state and ledger.
+def newest_ledger(store: CheckpointStore) -> tuple[Checkpoint, Ledger]:
+    """The newest checkpoint and its ledger.
 
     Raises:
         CheckpointError: The run has no intact checkpoint.
@@ -23,42 +23,58 @@ def newest_ledger(store: CheckpointStore) -> tuple[dict[str, Any], Ledger]:
     if newest is None:
         raise CheckpointError(f"{store.location.uri}: holds no checkpoint; name a run that has one")
     try:
-        return newest.state, Ledger.from_bytes(newest.read("ledger.parquet"))
+        return newest, Ledger.from_bytes(newest.read("ledger.parquet"))
     except CheckpointError as error:
         raise CheckpointError(f"{newest.location}/{error}") from error
 
 
-def check_ledger(ledger: Ledger, state: Mapping[str, Any]) -> HoldOut:
-    """As `Ledger.check`, for the checkpoint that `state` is the state.json of; returns what it held out.
+def check_ledger(ledger: Ledger, checkpoint: Checkpoint) -> Epochs:
+    """As `Ledger.check`, for the ledger of a checkpoint; returns what its epochs are.
 
     Raises:
         LedgerError: As of `Ledger.check`.
-        CheckpointError: The state does not say how many rows there are and how they were trained on.
+        CheckpointError: The checkpoint does not say how many rows there are and how they were trained on.
     """
+    state = checkpoint.state
     try:
         num_rows, batch_size = int(state["dataset"]["num_rows"]), int(state["config"]["train"]["batch_size"])
-        hold_out = int(state["config"].get("data", {}).get("hold_out", 0))
-        ledger.check(num_rows, state["step"], batch_size, hold_out)
+        data = state["config"].get("data", {})
+        labels = labels_from_bytes(checkpoint.read("labels.parquet")) if data.get("balance_classes") else None
+        if labels is not None and len(labels) != num_rows:
+            raise CheckpointError(f"labels.parquet: has {len(labels)} labels, of {num_rows} rows; restore it")
+        epochs = Epochs(HoldOut(num_rows, int(data.get("hold_out", 0))), labels)
+        ledger.check(epochs, state["step"], batch_size)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"state.json lacks dataset.num_rows or batch_size ({error})") from error
-    return HoldOut(num_rows, hold_out)
+    return epochs
+
+
+def used_in_words(ledger: Ledger, epochs: Epochs) -> str:
+    """How many rows were used, and how often, in a phrase."""
+    total = f"{ledger.total():,} rows used"
+    if epochs.labels is None:
+        return f"{total}, each once in its epoch"
+    return f"{total}, each at least once in its epoch, {ledger.repeats(epochs):,} of them again for balanced classes"
 
 
 def main(argv: Sequence[str]) -> None:
     """Print and check the ledger of a run's newest checkpoint."""
     require(len(argv) == 1, "arguments", list(argv), "give one run directory, local or s3://")
-    state, ledger = newest_ledger(CheckpointStore.open(argv[0]))
+    newest, ledger = newest_ledger(CheckpointStore.open(argv[0]))
     try:
-        held_out = check_ledger(ledger, state)
+        epochs = check_ledger(ledger, newest)
     except LedgerError as error:
         raise LedgerError(f"{argv[0]}: {error}; train from another checkpoint") from error
     except CheckpointError as error:
         raise CheckpointError(f"{argv[0]}: its newest {error}") from error
-    num_rows, trained = held_out.num_rows, held_out.num_trained
-    never = f", of which {num_rows - trained:,} are held out and were never used" if held_out.every else ""
-    print(f"step {state['step']}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
-    for epoch, rows in ledger:
-        print(f"  epoch {epoch}: {rows:,} rows, each once{' (finished)' if rows == trained else ''}")
+    num_rows, trained = epochs.hold_out.num_rows, epochs.hold_out.num_trained
+    never = f", of which {num_rows - trained:,} are held out and were never used" if epochs.hold_out.every else ""
+    print(f"step {newest.step}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
+    for epoch in sorted({number // epochs.passes for number in ledger.passes}):
+        passes = [ledger.rows(number) for number in range(epoch * epochs.passes, (epoch + 1) * epochs.passes)]
+        again = "" if epochs.labels is None else f" and {sum(passes[1:]):,} repeats for balanced classes"
+        finished = " (finished)" if sum(passes) == epochs.length else ""
+        print(f"  epoch {epoch}: {passes[0]:,} rows, each once{again}{finished}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_core.config import UNetConfig
 from pipelines.cli.config import require
@@ -39,11 +39,15 @@ class NetworkConfig:
     with which it tells apart the grey levels of nearly noiseless images."""
     learned_variance: bool = False
     """Predict the variances of the reverse steps too, by twice the output channels (Nichol & Dhariwal 2021)."""
+    num_classes: int | Literal["auto"] | None = None
+    """Number K of classes, whose labels 0..K-1 the network is told beside the image; auto: as many as the labels of the
+    data set have names, or else their largest plus 1. Null: it is told no labels."""
 
     def __post_init__(self) -> None:
         # What does not depend on the images is checked on the smallest that the levels allow.
         side = 2 ** max(len(self.channel_multipliers or ()) - 1, 0)
-        known = {**_chosen(asdict(self), side, side), "attention_resolutions": ()}
+        classes = 1 if self.num_classes == "auto" else self.num_classes
+        known = {**_chosen(asdict(self), side, side), "attention_resolutions": (), "num_classes": classes}
         UNetConfig(image_size=side, **known)
 
     def for_images(
@@ -52,11 +56,12 @@ class NetworkConfig:
         """The same with every field given, for images of shape (H, W, C).
 
         `begun_with` holds the fields of the training that is continued: it goes on with them where none is given here.
+        `num_classes` stays as it is, as the images do not tell it.
         """
         height, width, _ = image_shape
         values = asdict(self)
         for name, value in (begun_with or {}).items():
-            if values.get(name, value) is None:
+            if values.get(name, value) is None and name != "num_classes":
                 values[name] = tuple(value) if isinstance(value, list) else value
         return replace(self, **_chosen(values, height, width))
 
@@ -84,6 +89,7 @@ class NetworkConfig:
             f"network for images of {size} pixels{inside}: base_channels {config.base_channels}, channel_multipliers "
             f"{list(config.channel_multipliers)}, num_res_blocks {config.num_res_blocks}, attention_resolutions "
             f"{list(config.attention_resolutions)}, num_heads {config.num_heads}, num_groups {config.num_groups}"
+            + (f", num_classes {config.num_classes}" if config.num_classes else "")
         )
 
 

@@ -18,7 +18,7 @@ class StepMetrics:
 
     Args:
         config: The training's.
-        num_trained: Rows of an epoch.
+        epoch_rows: Rows of an epoch.
         learning_rate: That of the step after so many steps.
         device: Where the steps run.
         ranks: All that train.
@@ -28,13 +28,13 @@ class StepMetrics:
     def __init__(
         self,
         config: TrainConfig,
-        num_trained: int,
+        epoch_rows: int,
         learning_rate: Callable[[int], float],
         device: torch.device,
         ranks: Ranks,
         reports: Reports,
     ) -> None:
-        self._config, self._num_trained, self._learning_rate = config, num_trained, learning_rate
+        self._config, self._epoch_rows, self._learning_rate = config, epoch_rows, learning_rate
         self._device, self._ranks, self._reports = device, ranks, reports
         self._results: list[tuple[StepResult, float]] = []  # of the steps not yet collected, with their times
         self._began, self._began_at, self._waited = 0.0, 0, 0.0
@@ -89,7 +89,7 @@ class StepMetrics:
             self._reports.metrics(first + offset + 1, values, self._results[offset][1])
         batch_size = self._config.batch_size
         values = {
-            "epoch": done * batch_size / self._num_trained,
+            "epoch": done * batch_size / self._epoch_rows,
             "images_per_second": (done - self._began_at) * batch_size / seconds,
             "data_wait_seconds": self._waited,
             "data_wait_fraction": self._waited / seconds,

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.epochs import epochs_of
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.stream import StreamPlan
 from pipelines.storage.location import Location
@@ -21,6 +22,7 @@ from pipelines.training.batches import Batches
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.config import TrainJob
 from pipelines.training.grid import Grid
+from pipelines.training.labels import label_names
 from pipelines.training.learner import Learner, build
 from pipelines.training.node_metrics import NodeMetrics
 from pipelines.training.noise_schedule import NoiseSchedule
@@ -87,7 +89,8 @@ class Worker:
         self.config, self.ranks, self.reports, self.preemption, self.board = config, ranks, reports, preemption, board
         self.run_directory = Location.parse(job.run)
         self.dataset = PreparedDataset.open(job.train)
-        hold_out = HoldOut(self.dataset.num_rows, config.data.hold_out or 0)
+        every, balanced = config.data.hold_out or 0, config.data.balance_classes
+        epochs, hold_out = epochs_of(self.dataset, every, balanced), HoldOut(self.dataset.num_rows, every)
         self.learner = Learner(lambda: build(config, self.dataset.image_shape), config, device, ranks)
         plan = StreamPlan.of(
             self.dataset,
@@ -95,12 +98,14 @@ class Worker:
             config.batch_size,
             config.train.steps,
             config.data.window_mib << 20,
-            hold_out.every,
+            every,
+            balanced,
+            labelled=config.network.num_classes is not None,
         )
         self.batches = Batches(plan, self.dataset, config.data, ranks)
-        self.rows = UsedRows(hold_out, config.batch_size, ranks)
+        self.rows = UsedRows(epochs, config.batch_size, ranks)
         rate = self.learner.learning_rate
-        self.metrics = StepMetrics(config, hold_out.num_trained, rate, device, ranks, reports)
+        self.metrics = StepMetrics(config, epochs.length, rate, device, ranks, reports)
         self.validation = None
         if job.validation is not None:
             images, averaged = PreparedDataset.open(job.validation), self.learner.averaged
@@ -112,7 +117,8 @@ class Worker:
         observers = (self.validation, self.grid, self.noise_schedule)
         self.observers: list[Observer] = [each for each in observers if each is not None]
         trained_on = {"id": self.dataset.dataset_id, "uri": job.train, "num_rows": self.dataset.num_rows}
-        self.checkpoints = Checkpoints(job, trained_on, self.learner, ranks)
+        names = label_names(self.dataset, config.network.num_classes)
+        self.checkpoints = Checkpoints(job, trained_on, names, self.learner, ranks)
         self.done = self.saved = 0  # steps; those of the newest checkpoint
 
     def run(self) -> None:
@@ -180,9 +186,9 @@ class Worker:
 
     def _save(self, done: int) -> None:
         """Save everything that a resumed run needs to go on as if nothing had happened."""
-        ledger, records = self.rows.gather(done), self.reports.unsure()
-        if ledger is not None:
-            self.checkpoints.save(done, {"ledger.parquet": ledger}, records)
+        files, records = self.rows.gather(done), self.reports.unsure()
+        if files is not None:
+            self.checkpoints.save(done, files, records)
         self.saved = done
 
     def _restore(self) -> None:
@@ -210,4 +216,6 @@ class Worker:
         }
         if self.noise_schedule is not None:
             result["noise_schedule"] = self.noise_schedule.path(self.done).uri
+        if self.rows.repeats is not None:
+            result["rows"] = {"used": self.done * self.config.batch_size, "repeats": self.rows.repeats}
         (self.run_directory / RESULT).write_json(result)

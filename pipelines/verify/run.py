@@ -10,7 +10,7 @@ from pipelines.cli.errors import CheckpointError, DDPMError, LedgerError, ModelE
 from pipelines.data.ledger import Ledger
 from pipelines.models.checkpoints import COMMIT, FILES, Checkpoint, CheckpointStore
 from pipelines.storage.location import Location
-from pipelines.training.ledger_report import check_ledger
+from pipelines.training.ledger_report import check_ledger, used_in_words
 from pipelines.training.run_directory import CONFIG, RESULT, read_result
 
 
@@ -74,7 +74,7 @@ def _check_checkpoint(checkpoint: Checkpoint) -> list[str]:
             problems.append(str(error))
     if "ledger.parquet" in content:
         try:
-            check_ledger(Ledger.from_bytes(content["ledger.parquet"]), state)
+            check_ledger(Ledger.from_bytes(content["ledger.parquet"]), checkpoint)
         except (LedgerError, CheckpointError) as error:
             problems.append(f"{at}: {error}")
     return problems
@@ -146,8 +146,8 @@ def _used(newest: Checkpoint) -> str:
     """What the newest ledger proves."""
     try:
         ledger = Ledger.from_bytes(newest.read("ledger.parquet"))
-        trained = check_ledger(ledger, newest.state).num_trained
+        epochs = check_ledger(ledger, newest)
     except (CheckpointError, LedgerError, KeyError):
         return "is not right"
-    finished = sum(rows == trained for _, rows in ledger)
-    return f"{ledger.total():,} rows used, each once in its epoch; {finished} finished epoch(s) of {trained:,} rows"
+    finished = ledger.total() // epochs.length
+    return f"{used_in_words(ledger, epochs)}; {finished} finished epoch(s) of {epochs.length:,} rows"

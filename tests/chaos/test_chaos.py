@@ -14,6 +14,8 @@ from chaos.faults import Outcome, live_through, sequence, write_table
 from chaos.world import World
 from mlflow import MlflowClient
 
+from pipelines.data.epochs import Epochs
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
@@ -98,7 +100,7 @@ def check_ledger(found: dict[str, bytes], job: jobs.ChaosJob) -> None:
     """Every row of every finished epoch was used exactly once, and of the last one those that were due."""
     (content,) = [data for name, data in found.items() if name.endswith("ledger.parquet")]
     ledger, steps = Ledger.from_bytes(content), 10 * job.parts
-    ledger.check(DIGITS, steps, jobs.TRAIN_BATCH)
+    ledger.check(Epochs(HoldOut(DIGITS)), steps, jobs.TRAIN_BATCH)
     assert ledger.total() == steps * jobs.TRAIN_BATCH
     for epoch in range(steps * jobs.TRAIN_BATCH // DIGITS):
         assert ledger.ids(epoch).tolist() == list(range(DIGITS))

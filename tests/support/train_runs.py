@@ -10,6 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
+from pipelines.data.epochs import Epochs
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.job import ingest
 from pipelines.data.ledger import Ledger
@@ -99,7 +101,7 @@ def ledger(config: TrainConfig) -> Ledger:
 def assert_each_row_once(config: TrainConfig) -> None:
     """Every finished epoch used every row exactly once, and the last one the rows that were due, once each."""
     used, rows_due = ledger(config), config.train.steps * config.batch_size
-    used.check(ROWS, config.train.steps, config.batch_size)
+    used.check(Epochs(HoldOut(ROWS)), config.train.steps, config.batch_size)
     assert used.total() == rows_due
     for epoch in range(rows_due // ROWS):
         assert used.ids(epoch).tolist() == list(range(ROWS))

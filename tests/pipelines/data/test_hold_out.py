@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.epochs import Epochs
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
 from pipelines.data.stream import StreamPlan, read_window
@@ -64,12 +65,12 @@ def test_the_stream_has_every_other_row_once_per_epoch_and_no_held_out_one(make_
     _, images, _ = dataset.read_images(0, num_rows)
     ledger = Ledger()
     for window in range(plan.num_windows):
-        read, ids, epochs = read_window(plan, dataset, window)
+        read = read_window(plan, dataset, window)
         first, stop = plan.window_range(window)
-        np.testing.assert_array_equal(read, images[ids])
-        np.testing.assert_array_equal(epochs, np.arange(first * 16, stop * 16) // hold_out.num_trained)
-        ledger.add(epochs, ids)
-    ledger.check(num_rows, 12, 16, hold_out=7)
+        np.testing.assert_array_equal(read.images, images[read.ids])
+        np.testing.assert_array_equal(read.passes, np.arange(first * 16, stop * 16) // hold_out.num_trained)
+        ledger.add(read.passes, read.ids)
+    ledger.check(Epochs(hold_out), 12, 16)
     trained = np.flatnonzero(hold_out.is_trained(np.arange(num_rows))).tolist()
     for epoch in range(12 * 16 // hold_out.num_trained):
         assert ledger.ids(epoch).tolist() == trained

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.cli.errors import CheckpointError, LedgerError
+from pipelines.data.epochs import Epochs
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
 
 
@@ -22,7 +24,7 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**40)), unique=Tru
 @given(pairs)
 def test_round_trip_keeps_every_row(rows: list[tuple[int, int]]) -> None:
     again = Ledger.from_bytes(ledger_of(rows).to_bytes())
-    assert sorted((epoch, int(row)) for epoch in again.epochs for row in again.ids(epoch)) == sorted(rows)
+    assert sorted((epoch, int(row)) for epoch in again.passes for row in again.ids(epoch)) == sorted(rows)
     assert again.total() == len(rows)
 
 
@@ -39,34 +41,34 @@ def test_merge_is_the_union_or_refuses(left: list[tuple[int, int]], right: list[
 
 def test_a_row_twice_in_an_epoch_is_refused_at_once() -> None:
     ledger = ledger_of([(0, 1), (0, 2), (1, 1)])
-    with pytest.raises(LedgerError, match=r"epoch 0: 1 row\(s\)"):
+    with pytest.raises(LedgerError, match=r"pass 0 over the data: 1 row\(s\)"):
         ledger.add(np.array([0]), np.array([2]))
-    with pytest.raises(LedgerError, match="epoch 5"):
+    with pytest.raises(LedgerError, match="pass 5"):
         ledger_of([]).add(np.array([5, 5]), np.array([7, 7]))
 
 
 def test_check_proves_finished_epochs_and_names_what_is_missing() -> None:
     rows = [(0, i) for i in range(10)] + [(1, i) for i in (3, 4)]
-    ledger_of(rows).check(num_rows=10, steps=3, batch_size=4)
+    ledger_of(rows).check(Epochs(HoldOut(10)), steps=3, batch_size=4)
     with pytest.raises(LedgerError, match="epoch 0 used 9 distinct rows"):
-        ledger_of([row for row in rows if row != (0, 5)]).check(10, 3, 4)
+        ledger_of([row for row in rows if row != (0, 5)]).check(Epochs(HoldOut(10)), 3, 4)
     with pytest.raises(LedgerError, match="epoch 0 used 10 distinct rows"):
-        ledger_of([(0, 99) if row == (0, 5) else row for row in rows]).check(10, 3, 4)
+        ledger_of([(0, 99) if row == (0, 5) else row for row in rows]).check(Epochs(HoldOut(10)), 3, 4)
     with pytest.raises(LedgerError, match=r"holds epochs \[0, 1\]"):
-        ledger_of(rows).check(10, 6, 4)
+        ledger_of(rows).check(Epochs(HoldOut(10)), 6, 4)
 
 
 def test_check_proves_that_no_held_out_row_was_used() -> None:
     """Of 10 rows, 0 and 8 are held out: one of every 5."""
     trained = [1, 2, 3, 4, 5, 6, 7, 9]
     rows = [(0, i) for i in trained] + [(1, i) for i in (3, 4, 5, 6)]
-    ledger_of(rows).check(num_rows=10, steps=3, batch_size=4, hold_out=5)
+    ledger_of(rows).check(Epochs(HoldOut(10, 5)), steps=3, batch_size=4)
     with pytest.raises(LedgerError, match=r"epoch 1 used 1 row\(s\) that are held out"):
-        ledger_of([(1, 8) if row == (1, 3) else row for row in rows]).check(10, 3, 4, 5)
+        ledger_of([(1, 8) if row == (1, 3) else row for row in rows]).check(Epochs(HoldOut(10, 5)), 3, 4)
     with pytest.raises(LedgerError, match="epoch 0 used 7 distinct rows"):
-        ledger_of([row for row in rows if row != (0, 5)]).check(10, 3, 4, 5)
+        ledger_of([row for row in rows if row != (0, 5)]).check(Epochs(HoldOut(10, 5)), 3, 4)
     with pytest.raises(LedgerError, match=r"holds epochs \[0, 1\]"):
-        ledger_of(rows).check(10, 2, 4, 5)
+        ledger_of(rows).check(Epochs(HoldOut(10, 5)), 2, 4)
 
 
 def test_a_finished_epoch_takes_a_few_bytes() -> None:

@@ -91,11 +91,11 @@ def test_window_is_read_in_training_order(make_dataset) -> None:
     assert plan.window_steps == 3
     _, images, _ = dataset.read_images(0, 100)
     for window in range(plan.num_windows):
-        read, ids, epochs = read_window(plan, dataset, window)
+        read = read_window(plan, dataset, window)
         first, stop = plan.window_range(window)
-        assert len(ids) == (stop - first) * 16
-        np.testing.assert_array_equal(read, images[ids])
-        np.testing.assert_array_equal(epochs, np.arange(first * 16, stop * 16) // 100)
+        assert len(read.ids) == (stop - first) * 16
+        np.testing.assert_array_equal(read.images, images[read.ids])
+        np.testing.assert_array_equal(read.passes, np.arange(first * 16, stop * 16) // 100)
 
 
 def consume(plan: StreamPlan, shape: tuple[int, int, int], start: int, world_size: int) -> dict[int, list[MicroBatch]]:
@@ -127,13 +127,13 @@ def test_a_worker_that_reads_itself_gets_its_share_of_every_step(
     ranks = [list(read_here(plan, dataset, rank, world_size, start)) for rank in range(world_size)]
     for parts in zip(*ranks, strict=True):
         step = parts[0].step
-        assert [(part.step, len(part.ids)) for part in parts] == [
+        assert [(part.step, len(part.rows.ids)) for part in parts] == [
             (step, high - low) for low, high in shares(16, world_size)
         ]
-        rows = [(int(e), int(i)) for part in parts for e, i in zip(part.epochs, part.ids, strict=True)]
+        rows = [(int(e), int(i)) for part in parts for e, i in zip(part.rows.passes, part.rows.ids, strict=True)]
         assert rows == expected[step * 16 : (step + 1) * 16]
         for share in parts:
-            np.testing.assert_array_equal(share.images, images[share.ids])
+            np.testing.assert_array_equal(share.rows.images, images[share.rows.ids])
     assert [batch.step for batch in ranks[0]] == list(range(start, 23))
 
 
@@ -148,8 +148,8 @@ def test_ray_gives_every_rank_its_share_of_every_step(ray_cluster, make_dataset,
     steps = consume(plan, dataset.image_shape, start, world_size)
     assert sorted(steps) == list(range(start, 23))
     for step, parts in steps.items():
-        assert [len(part.ids) for part in parts] == [high - low for low, high in shares(16, world_size)]
-        rows = [(int(e), int(i)) for part in parts for e, i in zip(part.epochs, part.ids, strict=True)]
+        assert [len(part.rows.ids) for part in parts] == [high - low for low, high in shares(16, world_size)]
+        rows = [(int(e), int(i)) for part in parts for e, i in zip(part.rows.passes, part.rows.ids, strict=True)]
         assert rows == expected[step * 16 : (step + 1) * 16]
         for share in parts:
-            np.testing.assert_array_equal(share.images, images[share.ids])
+            np.testing.assert_array_equal(share.rows.images, images[share.rows.ids])

@@ -38,8 +38,8 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert (newest.step, newest.state["dataset"]) == (200, STATE["dataset"])
     assert {name: newest.read(name) for name in newest.state["files"]} == files(200)
     assert (newest.model / "ema.safetensors").read_bytes() == files(200)["model/ema.safetensors"]
-    state, ledger = newest_ledger(store)
-    assert (state, ledger.rows(0)) == (newest.state, 8)
+    found, ledger = newest_ledger(store)
+    assert (found.state, ledger.rows(0)) == (newest.state, 8)
 
 
 def test_only_the_commit_makes_a_checkpoint(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ def test_ranks_share_every_step_up_to_the_last(make_dataset, start: int) -> None
     for each in (alone, *pair):
         each.start(start)
     for step in range(start, 12):
-        whole, low, high = (each.next() for each in (alone, *pair))
-        assert [arrival.batch.step for arrival in (whole, low, high)] == [step] * 3
-        np.testing.assert_array_equal(whole.batch.ids, np.concatenate([low.batch.ids, high.batch.ids]))
-        np.testing.assert_array_equal(whole.batch.images, np.concatenate([low.batch.images, high.batch.images]))
-        assert [arrival.start_s is None for arrival in (whole, low, high)] == [step > start] * 3
-        assert (whole.waited_s > 0) == (step > start)
+        arrivals = [each.next() for each in (alone, *pair)]
+        assert [arrival.batch.step for arrival in arrivals] == [step] * 3
+        whole, low, high = (arrival.batch.rows for arrival in arrivals)
+        np.testing.assert_array_equal(whole.ids, np.concatenate([low.ids, high.ids]))
+        np.testing.assert_array_equal(whole.images, np.concatenate([low.images, high.images]))
+        assert [arrival.start_s is None for arrival in arrivals] == [step > start] * 3
+        assert (arrivals[0].waited_s > 0) == (step > start)
     for each in (alone, *pair):
         each.finish()
 

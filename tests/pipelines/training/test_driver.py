@@ -132,8 +132,8 @@ def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable
     (held_out,) = HoldOut(39, 20).ids.tolist()
     used = ledger(config)
     used.check(39, 6, BATCH, hold_out=20)
-    assert [used.rows(epoch) for epoch in used.epochs] == [38, 38, 20]
-    assert all(held_out not in used.ids(epoch) for epoch in used.epochs)
+    assert [used.rows(epoch) for epoch in used.passes] == [38, 38, 20]
+    assert all(held_out not in used.ids(epoch) for epoch in used.passes)
     # one image has no standard error, and JSON no infinity
     result = json.loads((run / "result.json").read_bytes(), parse_constant=pytest.fail)
     assert (result["validation"]["num_images"], result["validation"]["standard_error"]) == (1, None)

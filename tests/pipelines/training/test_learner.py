@@ -17,7 +17,7 @@ from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.errors import CheckpointError
 from pipelines.cluster.precision import PrecisionField
-from pipelines.data.stream import MicroBatch
+from pipelines.data.stream import MicroBatch, Rows
 from pipelines.training.config import DataConfig, OptimizationConfig, TrainConfig
 from pipelines.training.learner import Learner
 
@@ -49,7 +49,7 @@ def learner(config: TrainConfig = CONFIG, unet: UNetConfig = UNET) -> Learner:
 def batch(step: int, size: int = 12, epoch: int = 0) -> MicroBatch:
     ids = np.arange(step * size, (step + 1) * size, dtype=np.int64)
     images = np.random.default_rng(step).integers(0, 256, (size, 8, 8, 1), np.uint8)
-    return MicroBatch(step, images, ids, np.full(size, epoch, np.int64))
+    return MicroBatch(step, Rows(images, ids, np.full(size, epoch, np.int64)))
 
 
 def weights(trained: Learner) -> dict[str, torch.Tensor]:
@@ -87,10 +87,10 @@ def test_a_row_has_the_same_loss_beside_any_other_rows() -> None:
     trained = learner()
     whole = batch(0)
     to = torch.tensor
-    x_0 = to(whole.images).permute(0, 3, 1, 2) / 127.5 - 1
+    x_0 = to(whole.rows.images).permute(0, 3, 1, 2) / 127.5 - 1
 
     def losses_of(rows: list[int], epoch: int = 0, of: Learner = trained) -> list[float]:
-        ids = to(whole.ids[rows])
+        ids = to(whole.rows.ids[rows])
         return losses(of, x_0[rows], ids, torch.full_like(ids, epoch)).rows.tolist()
 
     singles = [losses_of([row])[0] for row in range(12)]
@@ -195,7 +195,7 @@ def test_the_loss_falls_on_an_easy_problem() -> None:
     losses = []
     for step in range(60):
         ids = np.arange(step * 32, (step + 1) * 32, dtype=np.int64)
-        losses.append(float(trained.step(MicroBatch(step, images, ids, np.zeros(32, np.int64))).loss))
+        losses.append(float(trained.step(MicroBatch(step, Rows(images, ids, np.zeros(32, np.int64)))).loss))
     assert losses[0] == pytest.approx(1.0, abs=0.1)  # zero-initialised output: the loss is the mean of ε²
     assert np.mean(losses[-10:]) < 0.5
 

@@ -12,6 +12,8 @@ from support.ray_nodes import RayMachines, RayNodes
 from support.train_runs import ROWS, checkpoints, mlflow_run, tiny
 
 from pipelines.cli.config import as_dict
+from pipelines.data.epochs import Epochs
+from pipelines.data.hold_out import HoldOut
 from pipelines.training.ledger_report import newest_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -79,8 +81,9 @@ def test_elastic_workers_follow_the_cluster_and_a_drained_node_costs_no_step(
     assert f"step {store.steps()[-1]:,} is kept, run the same command to continue" in job.text
     assert "raylet" not in job.text
     assert f"step {store.steps()[-1]:,} is saved" in job.text  # by all workers, when the signal came
-    state, ledger = newest_ledger(store)
-    ledger.check(ROWS, state["step"], BATCH)
+    newest, ledger = newest_ledger(store)
+    state = newest.state
+    ledger.check(Epochs(HoldOut(ROWS)), state["step"], BATCH)
     for epoch in range(state["step"] * BATCH // ROWS):
         assert ledger.ids(epoch).tolist() == list(range(ROWS))
     client, run = mlflow_run(config)

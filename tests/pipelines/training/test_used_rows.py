@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipelines.cli.errors import LedgerError
+from pipelines.data.epochs import Epochs
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
-from pipelines.data.stream import MicroBatch
+from pipelines.data.stream import MicroBatch, Rows
 from pipelines.training.ranks import Ranks
 from pipelines.training.used_rows import UsedRows
 
@@ -24,7 +25,7 @@ ledgers: list[Ledger] = []
 
 
 def batch(step: int, ids: list[int], epoch: int = 0) -> MicroBatch:
-    return MicroBatch(step, np.zeros((len(ids), 1, 1, 1), np.uint8), np.array(ids), np.full(len(ids), epoch))
+    return MicroBatch(step, Rows(np.zeros((len(ids), 1, 1, 1), np.uint8), np.array(ids), np.full(len(ids), epoch)))
 
 
 def ledger(ids: list[int], epoch: int = 0) -> Ledger:
@@ -34,17 +35,17 @@ def ledger(ids: list[int], epoch: int = 0) -> Ledger:
 
 
 def test_rank_0_has_what_all_ranks_used_since_the_beginning() -> None:
-    rows = UsedRows(HoldOut(12, 0), 4, WithOther(0, 2))
+    rows = UsedRows(Epochs(HoldOut(12)), 4, WithOther(0, 2))
     for step, (ours, theirs) in enumerate([([0, 5], [7, 8]), ([1, 2], [3, 4]), ([6, 9], [10, 11])]):
         rows.add(batch(step, ours))
         ledgers.append(ledger(theirs))
         data = rows.gather(step + 1)
     assert data is not None
-    assert list(Ledger.from_bytes(data)) == [(0, 12)]
+    assert list(Ledger.from_bytes(data["ledger.parquet"])) == [(0, 12)]
 
 
 def test_the_other_ranks_give_theirs_and_begin_anew() -> None:
-    rows = UsedRows(HoldOut(12, 0), 4, WithOther(1, 2))
+    rows = UsedRows(Epochs(HoldOut(12)), 4, WithOther(1, 2))
     for step, ids in enumerate([[0, 5], [1, 2]]):
         rows.add(batch(step, ids))
         ledgers.append(ledger([]))
@@ -53,13 +54,13 @@ def test_the_other_ranks_give_theirs_and_begin_anew() -> None:
 
 
 def test_a_resumed_training_goes_on_from_the_ledger_of_its_checkpoint() -> None:
-    rows = UsedRows(HoldOut(8, 0), 4, Ranks(0, 1))
+    rows = UsedRows(Epochs(HoldOut(8)), 4, Ranks(0, 1))
     rows.restore(ledger([0, 1, 2, 3]).to_bytes(), 1)
     rows.add(batch(1, [4, 5, 6, 7]))
     data = rows.gather(2)
-    assert data == ledger(list(range(8))).to_bytes()
+    assert data == {"ledger.parquet": ledger(list(range(8))).to_bytes()}
     with pytest.raises(LedgerError, match="4 of the 8 were due"):
-        UsedRows(HoldOut(8, 0), 4, Ranks(0, 1)).restore(ledger([0, 1, 2, 3, 4]).to_bytes(), 1)
+        UsedRows(Epochs(HoldOut(8)), 4, Ranks(0, 1)).restore(ledger([0, 1, 2, 3, 4]).to_bytes(), 1)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_resumed_training_goes_on_from_the_ledger_of_its_checkpoint() -> None:
     ],
 )
 def test_rows_that_were_not_due_are_found_at_the_next_checkpoint(ids: list[int], told: str) -> None:
-    rows = UsedRows(HoldOut(20, 5), 4, Ranks(0, 1))
+    rows = UsedRows(Epochs(HoldOut(20, 5)), 4, Ranks(0, 1))
     rows.add(batch(0, ids))
     with pytest.raises(LedgerError, match=told):
         rows.gather(1)

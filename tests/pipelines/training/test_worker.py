@@ -12,6 +12,8 @@ from safetensors.torch import load
 from support.board_in_memory import Entries
 
 from pipelines.cli.errors import NonFiniteLossError
+from pipelines.data.epochs import Epochs
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ledger import Ledger
 from pipelines.data.stream import MicroBatch
 from pipelines.models.checkpoints import CheckpointStore
@@ -166,7 +168,7 @@ def test_a_checkpoint_holds_the_learner_the_ledger_the_origin_and_the_records(ru
     assert checkpoint.state.keys() == {
         "step", "dataset", "config", "code_version", "model_id", "world_size", "records", "format", "files",
     }  # fmt: skip
-    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(50, STEPS, BATCH, hold_out=10)
+    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(Epochs(HoldOut(50, 10)), STEPS, BATCH)
     assert checkpoint.state["config"] == CONFIG.semantic()
     kept = {r["step"] for r in checkpoint.state["records"] if "train/loss" in r.get("values", ())}
     assert {11, 12} <= kept  # those since the checkpoint before, and those of the reports that may be lost
