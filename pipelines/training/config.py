@@ -167,7 +167,7 @@ class GridConfig:
     every_steps: int = 500
     """Steps between grids; the last step always gets one."""
     num_images: int = 64
-    """Samples on a grid."""
+    """Samples on a grid; with network.num_classes about as many, one row for each class (at most 16)."""
     sampler_steps: int = 50
     """DDIM steps; η = 0, and 1 for schedules gamma_linear and gamma_learned, of which that is the ancestral sampler."""
 

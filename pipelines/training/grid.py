@@ -1,16 +1,17 @@
-"""A grid of samples, from the EMA weights, while training and at its end.
+"""A grid of samples, from the EMA weights, while training and at its end; with classes one row for each.
 
 The samples are divided among the ranks by their ids, in fixed-shape batches with noise keyed by id, so that they do not
 depend on how many ranks there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ddpm_core.denoiser import Denoiser
+from ddpm_core.denoiser import Denoiser, Labels
 from ddpm_core.images import to_uint8
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.samplers.base import sample
@@ -23,6 +24,47 @@ from pipelines.training.reports import Reports
 
 # Samples drawn in one network call: the unit that is divided among the ranks.
 _SAMPLE_BATCH = 32
+_MAX_CLASSES = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How samples are laid out.
+
+    Attributes:
+        num_images: How many there are.
+        classes: The class of each row of the grid; empty for a model without labels.
+    """
+
+    num_images: int
+    classes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, num_images: int, num_classes: int | None) -> "Layout":
+        """About `num_images` samples, as many of each class, of at most 16 classes that are spread evenly over all.
+
+        >>> Layout.of(64, 10)
+        Layout(num_images=60, classes=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9))
+        >>> Layout.of(4, 1000), Layout.of(64, None)
+        (Layout(num_images=4, classes=(0, 250, 500, 750)), Layout(num_images=64, classes=()))
+        """
+        if num_classes is None:
+            return cls(num_images)
+        rows = min(num_classes, num_images, _MAX_CLASSES)
+        classes = tuple(row * num_classes // rows for row in range(rows))
+        return cls(rows * round(num_images / rows), classes)
+
+    @property
+    def columns(self) -> int | None:
+        """Samples in a row; None without classes: any number."""
+        return self.num_images // len(self.classes) if self.classes else None
+
+    def labels(self, ids: torch.Tensor) -> Labels | None:
+        """The class of each sample of `ids` int64 [n], that of the last one for ids beyond it; None without classes."""
+        if self.columns is None:
+            return None
+        rows = (ids // self.columns).clamp(max=len(self.classes) - 1)
+        return torch.tensor(self.classes, device=ids.device)[rows]
 
 
 def sample_images(
@@ -32,21 +74,22 @@ def sample_images(
     device: torch.device,
     ranks: Ranks,
 ) -> npt.NDArray[np.uint8]:
-    """`config.num_images` samples uint8 [n, H, W, C] by DDIM, the same on any number of ranks.
+    """The samples of `Layout.of(config.num_images, ..)`, uint8 [n, H, W, C], by DDIM, the same on any number of ranks.
 
     η is 0, and 1 for a VDM, which makes DDIM its ancestral sampler (Kingma 2021, VDM, app. A.4): in as many steps the
     digits come out with a cleaner background and nearer to real ones.
     """
-    size = min(config.num_images, _SAMPLE_BATCH)
+    layout = Layout.of(config.num_images, denoiser.num_classes)
+    size = min(layout.num_images, _SAMPLE_BATCH)
     process, parts = denoiser.process, []
     is_vdm = isinstance(process, ContinuousProcess) and process.family == "preserving"
     sampler = DDIM(config.sampler_steps, eta=1.0 if is_vdm else 0.0)
-    for start in range(0, config.num_images, size)[ranks.rank :: ranks.world_size]:
+    for start in range(0, layout.num_images, size)[ranks.rank :: ranks.world_size]:
         ids = torch.arange(start, start + size, device=device)
         with torch.inference_mode():
-            samples = sample(denoiser, sampler, ids, seed)
+            samples = sample(denoiser, sampler, ids, seed, label=layout.labels(ids))
         parts.append((start, to_uint8(samples).cpu().numpy()))
-    return np.concatenate(ranks.gather_in_order(parts))[: config.num_images]
+    return np.concatenate(ranks.gather_in_order(parts))[: layout.num_images]
 
 
 class Grid:
@@ -55,6 +98,7 @@ class Grid:
     Args:
         run: The run directory.
         config: The training's.
+        label_names: What the classes are called; empty for a model without.
         averaged: Makes the denoiser with the averaged weights.
         device: Where it lies.
         ranks: All that the samples are divided among; rank 0 writes the picture.
@@ -67,12 +111,13 @@ class Grid:
         self,
         run: Location,
         config: TrainConfig,
+        label_names: Sequence[str],
         averaged: Callable[[], Denoiser],
         device: torch.device,
         ranks: Ranks,
         reports: Reports,
     ) -> None:
-        self._run, self._config, self._averaged = run, config, averaged
+        self._run, self._config, self._label_names, self._averaged = run, config, label_names, averaged
         self._device, self._ranks, self._reports = device, ranks, reports
 
     def is_due(self, done: int) -> bool:
@@ -81,10 +126,12 @@ class Grid:
 
     def observe(self, done: int) -> None:
         """Draw the grid after `done` steps. A collective."""
-        images = sample_images(self._averaged(), self._config.grid, self._config.seed, self._device, self._ranks)
+        denoiser = self._averaged()
+        images = sample_images(denoiser, self._config.grid, self._config.seed, self._device, self._ranks)
         if self._ranks.rank == 0:
-            path = self.path(done)
-            path.write_bytes(grid_png(images))
+            path, layout = self.path(done), Layout.of(self._config.grid.num_images, denoiser.num_classes)
+            names = [self._label_names[label] for label in layout.classes] or None
+            path.write_bytes(grid_png(images, layout.columns, row_names=names))
             self._reports.record({"kind": "image", "key": "samples", "step": done, "path": path.uri})
 
     def path(self, done: int) -> Location:

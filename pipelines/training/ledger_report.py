@@ -54,7 +54,9 @@ def used_in_words(ledger: Ledger, epochs: Epochs) -> str:
     total = f"{ledger.total():,} rows used"
     if epochs.labels is None:
         return f"{total}, each once in its epoch"
-    return f"{total}, each at least once in its epoch, {ledger.repeats(epochs):,} of them again for balanced classes"
+    return (
+        f"{total}, each at least once in its epoch, {ledger.repeats(epochs):,} of them repeats that balance the classes"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"step {newest.step}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
     for epoch in sorted({number // epochs.passes for number in ledger.passes}):
         passes = [ledger.rows(number) for number in range(epoch * epochs.passes, (epoch + 1) * epochs.passes)]
-        again = "" if epochs.labels is None else f" and {sum(passes[1:]):,} repeats for balanced classes"
+        again = "" if epochs.labels is None else f", and {sum(passes[1:]):,} repeats that balance the classes"
         finished = " (finished)" if sum(passes) == epochs.length else ""
         print(f"  epoch {epoch}: {passes[0]:,} rows, each once{again}{finished}")
 

@@ -85,6 +85,9 @@ def register(spool: Spool, job: TrainJob, result: dict[str, Any]) -> None:
             headline += f"; without a model the same images take: {baselines_line(baselines)}"
             values = {f"without_model/{name}": value for name, value in baselines.items()}
             spool.append("metrics", step=result["step"], values=values)
+    if rows := result.get("rows"):
+        spool.append("metrics", step=result["step"], values={"repeated_rows": rows["repeats"]})
+        headline += f"; {rows_in_words(rows)}"
     spool.append("tags", values=tags)
     pictures = f"![samples]({_shown(spool, result['grid'], 'grids')})"
     if schedule := result.get("noise_schedule"):
@@ -120,6 +123,15 @@ def registered_name(job: TrainJob) -> str:
 def baselines_line(found: dict[str, float]) -> str:
     """Bits/dim without a model, by coder, in words."""
     return ", ".join(f"{label} {found[name]:.4f}" for name, label in _CODERS.items() if name in found)
+
+
+def rows_in_words(rows: dict[str, int]) -> str:
+    """How many rows a training with balanced classes has used, and how many of them were repeats.
+
+    >>> rows_in_words({"used": 64000, "repeats": 3517})
+    '64,000 rows used, 3,517 of them repeats that balance the classes'
+    """
+    return f"{rows['used']:,} rows used, {rows['repeats']:,} of them repeats that balance the classes"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

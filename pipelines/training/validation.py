@@ -1,5 +1,8 @@
 """Bits/dim of validation images by the model's bound, from the EMA weights, while training and at its end.
 
+A model that was trained with labels is told those of the images; the bound is then one of -log2 p(x | c), and called so
+where any of them has one.
+
 The images are divided among the ranks by their ids, in fixed-shape batches with noise keyed by id, so that the result
 does not depend on how many ranks there are.
 """
@@ -12,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ddpm_core.denoiser import Denoiser
+from ddpm_core.denoiser import NO_LABEL, Denoiser
 from ddpm_core.likelihood.bounds import Bound, bound_of
 from ddpm_core.likelihood.designs import GROUP_SIZE, Design, continuous_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import elbo
@@ -51,7 +54,7 @@ class BitsPerDim:
     @property
     def terms(self) -> dict[str, float]:
         """The three parts of `total`, by name."""
-        between = "diffusion" if self.sigma2 == "continuous" else "kl_sum"
+        between = "diffusion" if self.sigma2.split(".")[-1] == "continuous" else "kl_sum"
         return {"prior": self.prior, between: self.kl_sum, "decoder": self.decoder}
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +80,8 @@ def validate(
     ranks: Ranks,
     hold_out: HoldOut | None = None,
 ) -> BitsPerDim:
-    """Estimate the bound of `config.num_images` images with stratified times (unbiased).
+    """Estimate the bound of `config.num_images` images, given their labels where the model has classes, with stratified
+    times (unbiased).
 
     They are the first of `dataset`, or evenly spread over the rows that `hold_out` names of it.
     """
@@ -89,15 +93,21 @@ def validate(
     for start in starts[ranks.rank :: ranks.world_size]:
         stop = min(start + config.batch_size, num_images)
         ids = chosen[start:stop]
-        images, _ = dataset.read_rows(ids)
+        images, labels = dataset.read_rows(ids)
+        label = torch.tensor(labels).to(device)
+        if denoiser.num_classes is None:
+            label = torch.full_like(label, NO_LABEL)
         levels = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
         design, of_rows = _design(bound, torch.arange(start, stop), seed, config), torch.tensor(ids).to(device)
-        found = elbo(bound.denoiser, levels, of_rows, design, seed, bound.variance, config.batch_size)
+        found = elbo(bound.denoiser, levels, of_rows, design, seed, bound.variance, config.batch_size, label)
         total, decoder, kl_sum = found.parts()
-        rows.append((start, torch.stack([total, found.prior, kl_sum, decoder, *found.replicates.unbind(1)], 1)))
+        columns = [total, found.prior, kl_sum, decoder, (label != NO_LABEL).to(total), *found.replicates.unbind(1)]
+        rows.append((start, torch.stack(columns, 1)))
     table = torch.cat(ranks.gather_in_order(rows))
+    if table[:, 4].any():
+        bound = bound.given_label
     total, prior, kl_sum, decoder = table[:, :4].mean(0).tolist()
-    statistics = MeanStatistics.of(table[:, 4:], GROUP_SIZE)
+    statistics = MeanStatistics.of(table[:, 5:], GROUP_SIZE)
     error = statistics.population.standard_error if num_images > 1 else None
     return BitsPerDim(total, error, prior, kl_sum, decoder, num_images, bound.name)
 

@@ -4,6 +4,7 @@ from ddpm_core.kind import kind_of
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.training.config import OptimizationConfig, TrainJob
 
+_GIVEN_LABEL = "given_label."
 _LOSSES = {"simple": "L_simple", "vlb": "L_vlb", "min_snr": "min-SNR", "hybrid": "L_hybrid"}
 _TIMES = {"uniform": "uniform t", "even": "even t", "importance": "t by importance", "log_normal": "log-normal σ"}
 
@@ -16,7 +17,11 @@ def bound_in_words(bound: str, num_timesteps: int | None) -> str:
     ('σ² = beta_tilde, T = 1,000, discretised Gaussian', 'σ² = learned, T = 50, discretised Gaussian')
     >>> bound_in_words("continuous", None), bound_in_words("steps_50", None)
     ('continuous time, softmax decoder', 'T = 50, softmax decoder')
+    >>> bound_in_words("given_label.beta", 1000)
+    'given the label, σ² = beta, T = 1,000, discretised Gaussian'
     """
+    if bound.startswith(_GIVEN_LABEL):
+        return f"given the label, {bound_in_words(bound.removeprefix(_GIVEN_LABEL), num_timesteps)}"
     *steps, last = bound.split(".")
     if last == "continuous":
         return "continuous time, softmax decoder"

@@ -110,14 +110,14 @@ class Worker:
         if job.validation is not None:
             images, averaged = PreparedDataset.open(job.validation), self.learner.averaged
             self.validation = Validation(images, config, hold_out, averaged, device, ranks, reports)
-        self.grid = Grid(self.run_directory, config, self.learner.averaged, device, ranks, reports)
+        names = label_names(self.dataset, config.network.num_classes)
+        self.grid = Grid(self.run_directory, config, names, self.learner.averaged, device, ranks, reports)
         self.noise_schedule = None
         if config.diffusion.schedule == "gamma_learned":
             self.noise_schedule = NoiseSchedule(self.run_directory, config, self.learner.averaged, ranks, reports)
         observers = (self.validation, self.grid, self.noise_schedule)
         self.observers: list[Observer] = [each for each in observers if each is not None]
         trained_on = {"id": self.dataset.dataset_id, "uri": job.train, "num_rows": self.dataset.num_rows}
-        names = label_names(self.dataset, config.network.num_classes)
         self.checkpoints = Checkpoints(job, trained_on, names, self.learner, ranks)
         self.done = self.saved = 0  # steps; those of the newest checkpoint
 

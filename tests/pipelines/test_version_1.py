@@ -19,6 +19,8 @@ from ddpm_core.model import load_model
 from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process import process_from_config
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.epochs import Epochs
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.ingest.decode import decode_image
 from pipelines.data.ledger import Ledger
 from pipelines.data.stream import StreamPlan, read_here
@@ -135,7 +137,9 @@ def test_a_training_goes_on(tmp_path: Path) -> None:
     assert checkpoint.state["config"] == config.semantic()
     data = PreparedDataset.open(V1 / "data")
     assert checkpoint.state["dataset"]["id"] == data.dataset_id
-    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(data.num_rows, 10, config.batch_size, 20)
+    Ledger.from_bytes(checkpoint.read("ledger.parquet")).check(
+        Epochs(HoldOut(data.num_rows, 20)), 10, config.batch_size
+    )
     shape, process = config.network.unet_config(data.image_shape), config.diffusion.process()
     learner = Learner(lambda: EpsDenoiser.build(shape, process), config, torch.device("cpu"))
     names = ("weights.safetensors", "optimizer.safetensors", "model/ema.safetensors")
