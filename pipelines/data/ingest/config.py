@@ -34,7 +34,9 @@ class IngestConfig:
     label_column: str | None = None
     """Parquet: the column of labels, integers or words; null takes `label`, `labels`, or the only one that is called
     ..._label or is a ClassLabel. tar: the field of key.json; null takes key.cls, or `label`. none: no labels, of any
-    format. Labels are stored, and not used by training."""
+    format."""
+    label_names: tuple[str, ...] | None = None
+    """Names of the labels 0, 1, ..., of a source whose labels are numbers without names, as those of IDX files are."""
     image_size: int | None = None
     """Side in pixels: the centred square is resized to it (antialiased). Null keeps the source's one size."""
     channels: Literal[1, 3] | None = None
@@ -53,6 +55,9 @@ class IngestConfig:
     def __post_init__(self) -> None:
         require(bool(self.source), "source", self.source, "must be a path, a URI or a glob")
         require_place("output", self.output)
+        names, rule = self.label_names, "must be different names that are not empty, one for each label 0, 1, ..."
+        named = names is None or (len(names) > 0 and all(names) and len(set(names)) == len(names))
+        require(named, "label_names", names, rule)
         size_holds = self.image_size is None or 1 <= self.image_size <= 4096
         require(size_holds, "image_size", self.image_size, "must be in 1..4096, or null to keep the size")
         _ = self.rules  # checks `background`

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.cli.console import Interrupted, event
-from pipelines.cli.errors import DataError, StorageError
+from pipelines.cli.errors import ConfigError, DataError, StorageError
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.data.dataset import (
     PreparedDataset,
@@ -158,6 +158,10 @@ def _prepare(
     if total == 0:
         told = f" but {scan.left_out}" if scan.left_out.count else ""
         raise DataError(f"source = {config.source}: holds no images{told}; check the path and `format`")
+    if scan.label_names is not None and config.label_names is not None:
+        own = ", ".join(scan.label_names[:5])
+        raise ConfigError(f"label_names = {', '.join(config.label_names)}: the source names them itself, {own}, ...")
+    names = scan.label_names or config.label_names
     content = source_content(source, scan)
     if lost and content != lost[0].get("source_content"):
         raise DataError(f"source = {config.source}: has changed since; restore it, or the shard, or ingest it anew")
@@ -174,7 +178,6 @@ def _prepare(
     output.begin(source_content=content, decoding=_DECODING)
 
     num_units = _write_units(output.work / "units.parquet", items, unit_rows)
-    names = scan.label_names
     decoder = DecodeUnits(images, output.work, config.image_size, probed, config.channels, config.rules, names)
     units = output.compute(
         decoder,
@@ -188,6 +191,7 @@ def _prepare(
     if not lost:
         _write_rejected(output, units)
         _require_few_rejected(config, output, total - num_rows, total, probed)
+        _require_named(config, units)
     elif num_rows != lost[0]["num_rows"]:
         then = f"{lost[0]['num_rows']:,} when it was made, by {lost[0]['decoded_by']}, code {lost[0]['code_version']}"
         raise DataError(f"source = {config.source}: {num_rows:,} of its images can be used, {then}; use those versions")
@@ -213,7 +217,7 @@ def _prepare(
         "dataset_id": dataset_id(shape, shards),
         "num_rows": num_rows,
         "image_shape": list(shape),
-        "label_names": None if scan.label_names is None else list(scan.label_names),
+        "label_names": None if names is None else list(names),
         "rows_per_group": group,
         "rejected": total - num_rows,
         "adapted": dict(sum((Counter(record.extra["adapted"]) for record in units), Counter())),
@@ -228,13 +232,24 @@ def _prepare(
     output.commit(fields, shards)
 
 
+def _require_named(config: IngestConfig, units: Sequence[ShardRecord]) -> None:
+    """Refuse names that are fewer than the labels."""
+    if config.label_names is None:
+        return
+    largest, last = max(record.extra["largest_label"] for record in units), len(config.label_names) - 1
+    if largest > last:
+        given = f"label_names = {', '.join(config.label_names)}"
+        raise ConfigError(f"{given}: names 0..{last}, the source has a label {largest}; name them all")
+
+
 @dataclass(frozen=True)
 class DecodeUnits:
     """First pass: decode unit `index` of the source into a work object.
 
     The object is Parquet: image (fixed-size binary), label, source, reason; first the rows of usable images,
     in order, then those of rejected ones, without image. Its record says how many are `accepted`, how many of those
-    are `unlabelled`, how many `channels` they have, and how many of them were `adapted` in which way.
+    are `unlabelled`, their `largest_label`, how many `channels` they have, and how many of them were `adapted` in which
+    way.
     """
 
     images: Format
@@ -278,8 +293,14 @@ class DecodeUnits:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
-        unlabelled = sum(label is None or label < 0 for label in labels)
-        extra = {"accepted": len(accepted), "channels": channels, "adapted": dict(adapted), "unlabelled": unlabelled}
+        known = [label for label in labels if label is not None and label >= 0]
+        extra = {
+            "accepted": len(accepted),
+            "channels": channels,
+            "adapted": dict(adapted),
+            "unlabelled": len(labels) - len(known),
+            "largest_label": max(known, default=-1),
+        }
         return ShardOutput(sink.getvalue(), len(accepted) + len(rejected), extra)
 
 

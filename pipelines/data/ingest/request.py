@@ -24,6 +24,7 @@ class IngestRequest(Request):
         label_column: See `IngestConfig`.
         background: #rrggbb, where it is not the default.
         sixteen_bit: Where it is not the default.
+        label_names: See `IngestConfig`.
     """
 
     source: str
@@ -36,6 +37,7 @@ class IngestRequest(Request):
     label_column: str | None = None
     background: str | None = None
     sixteen_bit: Literal["scale", "refuse"] | None = None
+    label_names: list[str] | None = None
 
 
 def request_of(config: IngestConfig) -> IngestRequest:
@@ -53,4 +55,5 @@ def request_of(config: IngestConfig) -> IngestRequest:
         label_column=config.label_column,
         background=None if usual_background else "#{:02x}{:02x}{:02x}".format(*rules.background),
         sixteen_bit=None if config.sixteen_bit == PixelRules.sixteen_bit else config.sixteen_bit,
+        label_names=None if config.label_names is None else list(config.label_names),
     )

@@ -20,8 +20,13 @@ from PIL import Image
 from support.source_reading import labels_of, read, scan
 
 from pipelines.cli.errors import ConfigError, DataError
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.ingest.config import IngestConfig
 from pipelines.data.ingest.formats import Item
+from pipelines.data.ingest.job import ingest
 from pipelines.data.ingest.sources import open_source, split_units
+from pipelines.outputs.manifest import read_manifest
+from pipelines.storage.location import Location
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (10, 6, 6, 3), np.uint8)
@@ -134,6 +139,35 @@ def test_idx_with_and_without_labels(tmp_path: Path, suffix: str) -> None:
     images, _ = read(labelled)
     assert labels_of(images) == list(range(10))
     assert images[7].source == f"train-images-idx3-ubyte{suffix}#7"
+
+
+def test_numbers_get_names(tmp_path: Path) -> None:
+    source, names = tmp_path / "source", tuple(f"class {n}" for n in range(10))
+    source.mkdir()
+    (source / "train-images-idx3-ubyte").write_bytes(idx(PIXELS[..., 0]))
+    (source / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(10, dtype=np.uint8)))
+
+    def made(output: str, given: tuple[str, ...] | None) -> PreparedDataset:
+        return ingest(IngestConfig(str(source), str(tmp_path / output), label_names=given)).dataset
+
+    assert made("unnamed", None).label_names is None
+    assert made("named", names).label_names == names
+    assert PreparedDataset.open(str(tmp_path / "named")).read_images(0, 10)[2].tolist() == list(range(10))
+    assert read_manifest(Location.parse(str(tmp_path / "named")))["request"]["label_names"] == list(names)
+    assert "label_names" not in read_manifest(Location.parse(str(tmp_path / "unnamed")))["request"]
+    with pytest.raises(ConfigError, match=r"label_names = .*: names 0\.\.8, the source has a label 9; name them all"):
+        made("few", names[:9])
+    assert not (tmp_path / "few" / "manifest.json").exists()
+    for wrong in (("a", "a"), ("a", ""), ()):
+        with pytest.raises(ConfigError, match="label_names"):
+            IngestConfig(str(source), str(tmp_path / "wrong"), label_names=wrong)
+    folders = tmp_path / "folders"
+    for index, name in enumerate(("cat", "dog")):
+        (folders / name).mkdir(parents=True)
+        Image.fromarray(PIXELS[index]).save(folders / name / "0.png")
+    with pytest.raises(ConfigError, match="label_names = a, b: the source names them itself, cat, dog"):
+        ingest(IngestConfig(str(folders), str(tmp_path / "twice"), label_names=("a", "b")))
+    assert not (tmp_path / "twice").exists()
 
 
 @pytest.mark.parametrize(
