@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,21 +55,27 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., "PreparedDataset"]:
-    """Commits a prepared data set of random images through the real shard engine and opens it."""
+    """Commits a prepared data set of random images through the real shard engine and opens it; `labels` may be None for
+    some images, or for all."""
     from pipelines.data.dataset import FORMAT, FORMAT_VERSION, PreparedDataset, dataset_id, encode_shard, rows_per_group
     from pipelines.outputs.shards import ShardedOutput, ShardOutput
     from pipelines.storage.location import Location
 
     def make(
-        num_rows: int = 100, shape: tuple[int, int, int] = (8, 8, 1), shard_rows: int = 64, name: str = "data-set"
+        num_rows: int = 100,
+        shape: tuple[int, int, int] = (8, 8, 1),
+        shard_rows: int = 64,
+        name: str = "data-set",
+        labels: Sequence[int | None] | None = None,
+        label_names: Sequence[str] | None = None,
     ) -> PreparedDataset:
         images = np.random.default_rng(num_rows).integers(0, 256, (num_rows, *shape), np.uint8)
 
         def compute(index: int) -> ShardOutput:
             start, stop = index * shard_rows, min((index + 1) * shard_rows, num_rows)
-            labels = pa.array([None] * (stop - start), pa.int64())
+            own = pa.array([None] * (stop - start) if labels is None else list(labels[start:stop]), pa.int64())
             sources = pa.array([f"image {i}" for i in range(start, stop)])
-            return ShardOutput(encode_shard(start, images[start:stop], labels, sources), stop - start)
+            return ShardOutput(encode_shard(start, images[start:stop], own, sources), stop - start)
 
         output = ShardedOutput(Location.parse(tmp_path / name), {"rows": num_rows, "shape": list(shape)})
         output.begin()
@@ -80,7 +86,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., "PreparedDataset"]:
             "dataset_id": dataset_id(shape, records),
             "num_rows": num_rows,
             "image_shape": list(shape),
-            "label_names": None,
+            "label_names": None if label_names is None else list(label_names),
             "rows_per_group": rows_per_group(shape),
             "rejected": 0,
         }

@@ -71,6 +71,22 @@ def test_check_proves_that_no_held_out_row_was_used() -> None:
         ledger_of(rows).check(Epochs(HoldOut(10, 5)), 2, 4)
 
 
+def test_check_proves_that_balanced_classes_repeat_the_rows_that_are_due() -> None:
+    """Rows 0..4 are of one class, 5..7 of another: 5 places each, so an epoch of two passes takes 6 and 7 twice."""
+    epochs = Epochs(HoldOut(8), np.array([0, 0, 0, 0, 0, 1, 1, 1]))
+    rows = [(0, i) for i in range(8)] + [(1, 6), (1, 7)] + [(2, 0), (3, 5)]
+    ledger_of(rows).check(epochs, 3, 4)
+    assert ledger_of(rows).repeats(epochs) == 3
+    with pytest.raises(LedgerError, match=r"epoch 0 used 1 row\(s\) more often than was due, 2 times"):
+        ledger_of([(1, 5) if row == (1, 6) else row for row in rows]).check(epochs, 3, 4)
+    with pytest.raises(LedgerError, match=r"epoch 1 used 1 row\(s\) more often than was due, 2 times"):
+        ledger_of([(3, 7) if row == (3, 5) else row for row in rows]).check(epochs, 3, 4)
+    with pytest.raises(LedgerError, match="epoch 0 used 9 rows"):
+        ledger_of([row for row in rows if row != (0, 3)]).check(epochs, 3, 4)
+    with pytest.raises(LedgerError, match="pass 1 over the data"):
+        ledger_of(rows).add(np.array([1]), np.array([6]))
+
+
 def test_a_finished_epoch_takes_a_few_bytes() -> None:
     full = Ledger()
     full.add(np.zeros(100_000, np.int64), np.random.default_rng(0).permutation(100_000))

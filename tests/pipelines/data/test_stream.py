@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.epochs import epochs_of
+from pipelines.data.ledger import Ledger
 from pipelines.data.stream import (
     MicroBatch,
     StreamPlan,
@@ -55,6 +57,34 @@ def test_every_row_exactly_once_per_epoch(
     finished = steps * batch_size // num_rows
     assert sum(epoch < finished for epoch, _ in rows) == finished * num_rows
     assert all(epoch <= finished and 0 <= row < num_rows for epoch, row in rows)
+
+
+BALANCED = np.random.default_rng(0).choice([-1, 0, 1, 2], 100, p=[0.1, 0.6, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("hold_out", [0, 7])
+@pytest.mark.parametrize("window_steps", [1, 3, 50])
+def test_balanced_epochs_take_each_row_as_often_as_they_must_on_any_windows(
+    make_dataset, window_steps: int, hold_out: int
+) -> None:
+    labels = [None if label < 0 else int(label) for label in BALANCED]
+    dataset = make_dataset(num_rows=100, shape=(64, 64, 3), shard_rows=48, labels=labels)
+    assert dataset.num_groups == 3
+    epochs = epochs_of(dataset, hold_out, balanced=True)
+    plan = StreamPlan.of(dataset, 3, 16, 30, window_steps * 16 * 64 * 64 * 3, hold_out, balanced=True, labelled=True)
+    assert (plan.num_rows, plan.window_steps) == (epochs.length, window_steps)
+    used, images = Ledger(), dataset.read_images(0, 100)[1]
+    for window in range(plan.num_windows):
+        read = read_window(plan, dataset, window)
+        used.add(read.passes, read.ids)
+        np.testing.assert_array_equal(read.images, images[read.ids])
+        np.testing.assert_array_equal(read.labels, BALANCED[read.ids])
+        position = np.arange(*plan.window_range(window))[:, None] * 16 + np.arange(16)
+        np.testing.assert_array_equal(read.passes // epochs.passes, position.reshape(-1) // epochs.length)
+    used.check(epochs, 30, 16)
+    for epoch in range(30 * 16 // epochs.length):
+        counts = sum(np.bincount(used.ids(epoch * epochs.passes + k), minlength=100) for k in range(epochs.passes))
+        np.testing.assert_array_equal(counts, epochs.multiplicities(epoch))
 
 
 @given(st.integers(1, 50), sizes, st.integers(1, 40), st.integers(1, 40), st.integers(1, 30))
@@ -135,6 +165,25 @@ def test_a_worker_that_reads_itself_gets_its_share_of_every_step(
         for share in parts:
             np.testing.assert_array_equal(share.rows.images, images[share.rows.ids])
     assert [batch.step for batch in ranks[0]] == list(range(start, 23))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_ray_gives_the_labels_and_the_repeats_that_a_worker_reads_itself(
+    ray_cluster, make_dataset, world_size: int
+) -> None:
+    labels = [None if label < 0 else int(label) for label in BALANCED]
+    dataset = make_dataset(num_rows=100, shape=(8, 8, 1), shard_rows=48, labels=labels)
+    plan = StreamPlan.of(dataset, 5, 16, 23, 64 * 16 * 4, hold_out=7, balanced=True, labelled=True)
+    assert plan.num_windows == 6
+    steps = consume(plan, dataset.image_shape, 2, world_size)
+    for alone in read_here(plan, dataset, 0, 1, 2):
+        parts = [part.rows for part in steps.pop(alone.step)]
+        for name in ("images", "ids", "passes", "labels"):
+            found = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(found, getattr(alone.rows, name))
+        np.testing.assert_array_equal(alone.rows.labels, BALANCED[alone.rows.ids])
+    assert steps == {}
 
 
 @pytest.mark.ray
