@@ -1,6 +1,7 @@
 """What the tests of the training job share: tiny real runs, and how their traces are read."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ def prepare_images(directory: Path, name: str, count: int, side: int = 32) -> st
     source.mkdir()
     for index, pixels in enumerate(np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)):
         Image.fromarray(pixels).save(source / f"{index:04d}.png")
+    ingest(IngestConfig(str(source), str(output)))
+    return str(output)
+
+
+def prepare_classes(directory: Path, name: str, counts: Mapping[str, int], side: int = 16) -> str:
+    """Ingest so many random grey images of each class, in folders of their names; returns the data set's path."""
+    source, output, rng = directory / f"{name}-images", directory / name, np.random.default_rng(len(counts))
+    for label, count in counts.items():
+        (source / label).mkdir(parents=True)
+        for index, pixels in enumerate(rng.integers(0, 256, (count, side, side), np.uint8)):
+            Image.fromarray(pixels).save(source / label / f"{index:04d}.png")
     ingest(IngestConfig(str(source), str(output)))
     return str(output)
 

@@ -23,6 +23,7 @@ from support.train_runs import (
     final_state,
     ledger,
     mlflow_run,
+    prepare_classes,
     run_directory,
     tiny,
 )
@@ -30,6 +31,7 @@ from support.train_runs import (
 from ddpm_core.model import load_model
 from ddpm_core.process.continuous import continuous
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.epochs import Epochs, epochs_of
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.stream import StreamPlan, read_here
 from pipelines.evaluation.config import EvaluateConfig
@@ -131,7 +133,7 @@ def test_images_of_any_size_are_enough(ray_cluster: None, make_dataset: Callable
     assert settled["network"]["attention_resolutions"] == [5]  # of 9 pixels, padded to 10
     (held_out,) = HoldOut(39, 20).ids.tolist()
     used = ledger(config)
-    used.check(39, 6, BATCH, hold_out=20)
+    used.check(Epochs(HoldOut(39, 20)), 6, BATCH)
     assert [used.rows(epoch) for epoch in used.passes] == [38, 38, 20]
     assert all(held_out not in used.ids(epoch) for epoch in used.passes)
     # one image has no standard error, and JSON no infinity
@@ -224,6 +226,45 @@ def test_what_two_workers_remember_of_the_losses_one_worker_goes_on_with(
         kept = load_tensors(checkpoints(more).load(step).read("objective.safetensors"))
         assert kept["times.count"].tolist() == [10, 10, 10]
         torch.testing.assert_close(kept, drawn[step], rtol=1e-4, atol=0)
+
+
+def test_two_workers_with_balanced_classes_and_one_that_goes_on_tell_the_rows_what_one_alone_does(
+    ray_cluster: None, training_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels, null classes and repeats are functions of step and row: the losses are those of a learner on its own."""
+    data = prepare_classes(training_root, "classes", {"bag": 30, "coat": 18, "shirt": 7})
+    config = tiny(
+        training_root,
+        "labels-resized",
+        num_workers=2,
+        data={"train": data, "validation": "held-out", "hold_out": 5, "balance_classes": True},
+        network={"num_classes": "auto", "attention_resolutions": (8,)},
+        train={"steps": 8, "label_dropout": 0.3},
+        checkpoint={"every_steps": 8},
+        validation={"every_steps": 100},
+        grid={"every_steps": 100, "num_images": 7, "sampler_steps": 2},
+    )
+    train(config)
+    more = changed(config, train={"steps": 11}, cluster={"num_workers": 1})
+    summary = train(more)
+    said = capsys.readouterr().err
+    assert "classes: 3 (bag, coat, shirt)" in said
+    assert "resumed at step 8 on 1 worker(s)" in said
+    dataset = PreparedDataset.open(data)
+    epochs, settled = epochs_of(dataset, 5, True), changed(more, network={"num_classes": 3})
+    plan = StreamPlan.of(dataset, config.seed, BATCH, 11, 1 << 20, 5, balanced=True, labelled=True)
+    alone = Learner(lambda: build(settled, dataset.image_shape), settled, torch.device("cpu"))
+    losses = [float(alone.step(batch).loss) for batch in read_here(plan, dataset, 0, 1, 0)]
+    np.testing.assert_allclose([loss for _, loss in curve(more)], losses, rtol=1e-4)
+    used = ledger(more)
+    used.check(epochs, 11, BATCH)
+    rows = dict(summary.rows)
+    assert rows["ledger"].startswith(f"{11 * BATCH} rows used, {used.repeats(epochs)} of them repeats")
+    assert "given the label" in rows["bits/dim"]
+    _, run = mlflow_run(more)
+    assert run.data.metrics["repeated_rows"] == used.repeats(epochs)
+    assert "validation/given_label.beta_tilde/bits_per_dim" in run.data.metrics
+    assert load_model(checkpoints(more).load(11).model.path).label_names == ("bag", "coat", "shirt")
 
 
 def test_a_run_goes_on_past_a_corrupt_checkpoint_when_steps_are_raised_and_then_rests(

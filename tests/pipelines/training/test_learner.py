@@ -17,7 +17,7 @@ from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.errors import CheckpointError
 from pipelines.cluster.precision import PrecisionField
-from pipelines.data.stream import MicroBatch, Rows
+from pipelines.data.stream import MicroBatch, Rows, shares
 from pipelines.training.config import DataConfig, OptimizationConfig, TrainConfig
 from pipelines.training.learner import Learner
 
@@ -66,6 +66,59 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+LABELLED = replace(UNET, num_classes=3)
+
+
+def labelled(label_dropout: float, batch_size: int = 12, **train: Any) -> Learner:
+    config = replace(configured(batch_size, **train), network=replace(CONFIG.network, num_classes=3))
+    return learner(replace(config, train=replace(config.train, label_dropout=label_dropout)), LABELLED)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_labels_are_dropped_with_the_probability_asked_for_by_row_and_pass(p: float) -> None:
+    """c -> null with probability p (Ho and Salimans 2021, algorithm 1)."""
+    trained, n = labelled(p), 20_000
+    ids, labels = torch.arange(n), np.arange(n, dtype=np.int64) % 4 - 1
+    passes = [trained._label(labels, ids, torch.full_like(ids, number)) for number in (0, 1)]
+    drops = []
+    for told in passes:
+        assert told is not None
+        dropped = (told == -1).numpy()
+        assert dropped[labels == -1].all()
+        np.testing.assert_array_equal(told.numpy()[~dropped], labels[~dropped])
+        for label in range(3):
+            of_class = dropped[labels == label]
+            assert abs(of_class.mean() - p) < 4 * np.sqrt(p * (1 - p) / len(of_class))
+        drops.append(dropped[labels >= 0])
+    both, expected = (drops[0] & drops[1]).mean(), p**2  # two passes drop independently
+    assert abs(both - expected) < 4 * np.sqrt(expected * (1 - expected) / len(drops[0]))
+
+
+@pytest.mark.parametrize(("p", "told"), [(0.0, [0, 1, 2, -1]), (1.0, [-1] * 4)])
+def test_no_label_is_dropped_or_all_are(p: float, told: list[int]) -> None:
+    trained, ids = labelled(p), torch.arange(4)
+    assert trained._label(np.array([0, 1, 2, -1]), ids, ids).tolist() == told
+
+
+def test_a_row_is_told_the_same_label_however_its_batch_is_divided() -> None:
+    labels = np.random.default_rng(0).integers(-1, 3, 12)
+    whole = replace(batch(0), rows=replace(batch(0).rows, labels=labels))
+    told: list[torch.Tensor] = []
+
+    def all_told(world_size: int, accumulate: int) -> list[int]:
+        told.clear()
+        for low, high in shares(12, world_size):
+            trained = labelled(0.3, high - low, accumulate=accumulate)
+            trained.denoiser.network.register_forward_pre_hook(lambda module, args: told.append(args[2]))
+            trained.step(MicroBatch(0, whole.rows[low:high]))
+        assert len(told) == world_size * accumulate
+        return torch.cat(told).tolist()
+
+    alone = all_told(1, 1)
+    assert -1 in np.array(alone)[labels >= 0]
+    assert [all_told(*divided) for divided in [(1, 3), (2, 1), (3, 2)]] == [alone] * 3
 
 
 @pytest.mark.parametrize("loss", ["simple", "vlb", "min_snr"])

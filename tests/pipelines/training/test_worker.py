@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 from support.board_in_memory import Entries
 
+from ddpm_core.model import load_model
+from ddpm_core.objectives import Losses
 from pipelines.cli.errors import NonFiniteLossError
 from pipelines.data.epochs import Epochs
 from pipelines.data.hold_out import HoldOut
@@ -36,6 +39,7 @@ from pipelines.training.preemption import Preemption
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
 from pipelines.training.worker import Worker
+from pipelines.verify.run import check_run
 
 torch.set_num_threads(1)
 BATCH, STEPS = 8, 12
@@ -198,6 +202,81 @@ def test_a_training_that_was_asked_to_stop_saves_its_step_and_resumes_to_the_sam
     assert run.said[0] == f"resumed at step {worker.done} on 1 worker(s)"
     assert before | run.losses == losses  # JSON keeps floats exactly
     assert run.weights() == weights
+
+
+LABELLED = replace(
+    CONFIG,
+    data=replace(CONFIG.data, balance_classes=True),
+    network=replace(CONFIG.network, num_classes=3),
+    train=replace(CONFIG.train, label_dropout=0.3),
+)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, make_dataset, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """50 rows of three classes, one of every ten without a label."""
+    monkeypatch.setattr(stop, "POLL_S", 0.001)
+    labels = [None if row % 10 == 3 else (0, 0, 0, 1, 1, 2)[row % 6] for row in range(50)]
+    names = ("ankle boot", "bag", "coat")
+    return Run(tmp_path, make_dataset(50, name="labelled", labels=labels, label_names=names).location.uri)
+
+
+def watch_labels(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[int, int, int]]]:
+    """What each step that is trained tells the network of its rows: (id, pass, label)."""
+    told: dict[int, list[tuple[int, int, int]]] = {}
+    step, losses = Learner.step, Learner._losses
+
+    def watched_step(learner: Learner, batch: MicroBatch) -> StepResult:
+        told[batch.step] = []
+        return step(learner, batch)
+
+    def watched_losses(learner: Learner, x_0: Any, uniforms: Any, ids: Any, passes: Any, label: Any = None) -> Losses:
+        told[max(told)] += zip(ids.tolist(), passes.tolist(), label.tolist(), strict=True)
+        return losses(learner, x_0, uniforms, ids, passes, label)
+
+    monkeypatch.setattr(Learner, "step", watched_step)
+    monkeypatch.setattr(Learner, "_losses", watched_losses)
+    return told
+
+
+def test_a_killed_training_with_labels_tells_every_row_the_same_again(
+    labelled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = watch_labels(monkeypatch)
+    labelled.work(LABELLED)
+    first, losses, weights = {step: list(rows) for step, rows in told.items()}, labelled.losses, labelled.weights()
+    assert sorted(first) == list(range(STEPS))
+    _, labels = labelled.worker.dataset.read_rows(np.arange(50))
+    dropped = [label == -1 for rows in first.values() for row, _, label in rows if labels[row] >= 0]
+    assert 0 < sum(dropped) < len(dropped)
+    for path in (labelled.location / "result.json", labelled.store.directory(STEPS) / "state.json"):
+        path.delete()
+    told.clear()
+    labelled.work(LABELLED)
+    assert labelled.said[0] == "resumed at step 10 on 1 worker(s)"
+    assert told == {step: first[step] for step in (10, 11)}
+    assert {step: losses[step] for step in (11, 12)} == {step: labelled.losses[step] for step in (11, 12)}
+    assert labelled.weights() == weights
+
+
+def test_a_training_with_labels_leaves_their_names_its_repeats_and_a_bound_given_the_label(labelled: Run) -> None:
+    worker = labelled.work(LABELLED)
+    epochs = worker.rows._epochs
+    assert (epochs.length, epochs.passes) == (68, 3)  # three classes of 21, 12 and 7 trained rows; 5 without a label
+    checkpoint = labelled.store.load(STEPS)
+    model = load_model(checkpoint.model.path)
+    assert model.label_names == ("ankle boot", "bag", "coat")
+    assert model.denoiser.num_classes == 3
+    ledger = Ledger.from_bytes(checkpoint.read("ledger.parquet"))
+    ledger.check(epochs, STEPS, BATCH)
+    result = json.loads((labelled.location / "result.json").read_bytes())
+    assert result["rows"] == {"used": STEPS * BATCH, "repeats": ledger.repeats(epochs)}
+    assert result["validation"]["sigma2"] == "given_label.beta_tilde"
+    (line,) = [line for line in labelled.said if line.startswith(f"step {STEPS}: validation ")]
+    assert line.endswith("(4 images; given the label, σ² = beta_tilde, T = 20, discretised Gaussian)")
+    rows, problems = check_run(labelled.location)
+    assert [problem for problem in problems if "config" not in problem] == []
+    assert f"{ledger.repeats(epochs)} of them repeats that balance the classes" in dict(rows)["ledger"]
 
 
 UNVALIDATED = replace(CONFIG, data=DataConfig(validation=None, hold_out=0), grid=GridConfig(50, 1, 1))
