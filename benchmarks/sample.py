@@ -30,7 +30,7 @@ from pipelines.cluster.precision import PrecisionField
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 from pipelines.sampling.request import request_of
-from pipelines.sampling.shard import sample_batch
+from pipelines.sampling.shard import Source, sample_batch
 from pipelines.tracking.spool import iter_records
 
 PRECISIONS: tuple[PrecisionField, ...] = ("fp32", "bf16")
@@ -51,7 +51,7 @@ def ours(directory: Path, args: argparse.Namespace, precision: PrecisionField) -
     )
     request = request_of(config, model)
     return model.denoiser.network, lambda turn: sample_batch(
-        request, model, torch.arange(args.batch) + turn * args.batch
+        request, Source(model), torch.arange(args.batch) + turn * args.batch
     )
 
 

@@ -73,6 +73,15 @@ class Guided:
             led = torch.where(guided.to(led.device)[:, None, None, None], led, told.held)
         return replace(told, held=led)
 
+    def calls(self, times: Time) -> tuple[int, int]:
+        """How often a sampler that steps through `times` [K] has the denoiser called with the label, and how often
+        something for eps_0."""
+        num_times = len(times)
+        inside = num_times if self.interval is None else int(within(self.process.at(times), self.interval).sum())
+        if self.scale == 1.0:
+            return num_times, 0
+        return (num_times - inside, inside) if self.scale == 0.0 else (num_times, inside)
+
     def _without(self, z_t: Images, time: Time, label: Labels | None) -> Prediction:
         return self.denoiser(z_t, time) if self.weaker is None else self.weaker(z_t, time, label)
 

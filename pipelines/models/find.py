@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _REFERENCE = re.compile(r"models:/[^/@]+([@/][^/@]+)?|runs:/[^/]+(/.+)?")
 
 
-def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundModel:
+def find_model(reference: str, tracking_uri: str | None, root: Path, field: str = "model") -> FoundModel:
     """Look a model up and read it.
 
     Args:
@@ -30,19 +30,20 @@ def find_model(reference: str, tracking_uri: str | None, root: Path) -> FoundMod
             `runs:/RUN_ID/PATH`.
         tracking_uri: Of MLflow, see `pipelines.tracking.tracker.resolve_tracking_uri`.
         root: Directory of the local MLflow database.
+        field: Whose value the reference is, for messages.
 
     Raises:
         ModelError: There is no such model, or MLflow does not answer.
         StorageError: The directory cannot be read.
     """
     if is_registry_reference(reference):
-        return _from_mlflow(reference, resolve_tracking_uri(tracking_uri, root))
+        return _from_mlflow(reference, resolve_tracking_uri(tracking_uri, root), field)
     directory, run = Location.parse(reference), None
     if not (directory / WEIGHTS_FILE).exists():
         checkpoint = _checkpoint(directory)
         if checkpoint is None:
             raise ModelError(
-                f"model = {reference}: holds neither a model ({CONFIG_FILE}, {WEIGHTS_FILE}) nor the checkpoints "
+                f"{field} = {reference}: holds neither a model ({CONFIG_FILE}, {WEIGHTS_FILE}) nor the checkpoints "
                 "of a training; check the spelling, or name a registered model as models:/NAME@champion"
             )
         directory = checkpoint.model
@@ -75,7 +76,7 @@ def _score_in(run: Location, model_id: str) -> str | None:
     return str(found) if found else None
 
 
-def model_for(kept: Location, reference: str, tracking_uri: str | None, root: Path) -> FoundModel:
+def model_for(kept: Location, reference: str, tracking_uri: str | None, root: Path, field: str = "model") -> FoundModel:
     """The model of an output that keeps a copy in `kept`, see `find_model`.
 
     One named in MLflow is looked up once: an alias that has moved since changes nothing of an output begun before.
@@ -83,24 +84,25 @@ def model_for(kept: Location, reference: str, tracking_uri: str | None, root: Pa
     stored = stored_model(kept)
     if stored is not None and stored.reference == reference and is_registry_reference(reference):
         return stored
-    return find_model(reference, tracking_uri, root)
+    return find_model(reference, tracking_uri, root, field)
 
 
-def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
+def _from_mlflow(reference: str, tracking_uri: str, field: str) -> FoundModel:
     if not _REFERENCE.fullmatch(reference):
         raise ModelError(
-            f"model = {reference}: is none of models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID, runs:/RUN_ID"
+            f"{field} = {reference}: is none of models:/NAME@ALIAS, models:/NAME/VERSION, models:/MODEL_ID, "
+            "runs:/RUN_ID"
         )
     database = sqlite_path(tracking_uri)
     if database is not None and not database.exists():
         raise ModelError(
-            f"model = {reference}: there is no MLflow database at {database}; set MLFLOW_TRACKING_URI, or train first"
+            f"{field} = {reference}: there is no MLflow database at {database}; set MLFLOW_TRACKING_URI, or train first"
         )
     try:
         client = mlflow_client(tracking_uri)
         import mlflow.artifacts
 
-        uri, name, run_id, score = _resolve(client, reference)
+        uri, name, run_id, score = _resolve(client, reference, field)
         with tempfile.TemporaryDirectory(prefix="ddpm-model-") as scratch:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri)
             files = read_files(Location.parse(local))
@@ -108,12 +110,12 @@ def _from_mlflow(reference: str, tracking_uri: str) -> FoundModel:
         raise
     except Exception as error:  # MLflow passes on what its database's and its artifact store's libraries raise
         raise ModelError(
-            f"model = {reference}: MLflow does not give it ({reason(error)}); check name and server"
+            f"{field} = {reference}: MLflow does not give it ({reason(error)}); check name and server"
         ) from error
     return FoundModel(reference, uri, name, model_id_of(files), run_id, files, score)
 
 
-def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | None, str | None]:
+def _resolve(client: "MlflowClient", reference: str, field: str) -> tuple[str, str, str | None, str | None]:
     """(immutable URI, name, id of the run that made it, score) of a models:/ or runs:/ reference."""
     if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([^/@]+))", reference):
         version: Any
@@ -122,7 +124,7 @@ def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | No
         elif match[3] == "latest":
             versions = client.search_model_versions(f"name='{match[1]}'")
             if not versions:
-                raise ModelError(f"model = {reference}: no version of {match[1]} is registered; train one first")
+                raise ModelError(f"{field} = {reference}: no version of {match[1]} is registered; train one first")
             version = max(versions, key=lambda found: int(found.version))
         else:
             version = client.get_model_version(match[1], match[3])
@@ -136,7 +138,7 @@ def _resolve(client: "MlflowClient", reference: str) -> tuple[str, str, str | No
         outputs = client.get_run(match[1]).outputs
         models = outputs.model_outputs if outputs else []
         if not models:
-            raise ModelError(f"model = {reference}: the run has no model (yet); see its page for its state")
+            raise ModelError(f"{field} = {reference}: the run has no model (yet); see its page for its state")
         newest = max(models, key=lambda output: output.step)
         return f"models:/{newest.model_id}", client.get_logged_model(newest.model_id).name, match[1], None
     run_id, path = reference.removeprefix("runs:/").split("/", 1)

@@ -19,9 +19,18 @@ class UsedModel:
     model: Model
 
     @classmethod
-    def read(cls, output: Location, reference: str, tracking_uri: str | None, root: Path) -> "UsedModel":
-        """The model of the job that makes `output`; the other arguments and the errors are those of `find_model`."""
-        found = model_for(output / "model", reference, tracking_uri, root)
+    def read(
+        cls,
+        output: Location,
+        reference: str,
+        tracking_uri: str | None,
+        root: Path,
+        field: str = "model",
+        directory: str = "model",
+    ) -> "UsedModel":
+        """The model of the job that makes `output`, which keeps it in `directory`; the other arguments and the errors
+        are those of `find_model`."""
+        found = model_for(output / directory, reference, tracking_uri, root, field)
         return cls(found, model_from_bytes(found.files, where=found.uri))
 
     @property

@@ -37,7 +37,7 @@ class Attempt:
         job: Names the key, the tags and the metrics.
         output: What is made; its request becomes the run's parameters.
         experiment: Name of the MLflow experiment.
-        name: Name of the MLflow run; None takes the last part of the output.
+        name: Name of the MLflow run.
         root: See `Tracker`.
         tracking_uri: See `Tracker`.
     """
@@ -48,7 +48,7 @@ class Attempt:
         output: ShardedOutput,
         *,
         experiment: str,
-        name: str | None,
+        name: str,
         root: Path,
         tracking_uri: str | None,
     ) -> None:
@@ -63,7 +63,7 @@ class Attempt:
                 root / "spool" / digest(key)[:16] / "spool.jsonl",
                 run_key=key,
                 experiment=experiment,
-                run_name=name or output.location.name,
+                run_name=name,
                 root=root,
                 tracking_uri=tracking_uri,
                 notify=event,

@@ -103,6 +103,11 @@ class BulkJob(ABC):
         return Location.parse(self.config.output)
 
     @property
+    def run_name(self) -> str:
+        """Of the MLflow run."""
+        return self.config.name or self.location.name
+
+    @property
     @abstractmethod
     def experiment(self) -> str:
         """Name of the MLflow experiment."""
@@ -129,6 +134,10 @@ class BulkJob(ABC):
     @abstractmethod
     def weights(self, shards: Sequence[int]) -> float:
         """What making these shards takes: evaluations of a network times its `pixel_weights`."""
+
+    def further_models(self) -> Mapping[str, UsedModel]:
+        """Other models that it uses, and that the output keeps copies of, by the directory that takes one."""
+        return {}
 
     def tags(self) -> Mapping[str, Any]:
         """Further tags of the MLflow run; None leaves one out."""

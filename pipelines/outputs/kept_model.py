@@ -10,22 +10,28 @@ from pipelines.storage.location import Location
 
 def check_model(location: Location, model_id: str, manifest: Manifest, found: Findings) -> list[tuple[str, str]]:
     """Whether the model that the output keeps is the request's `model_id`; rows that say where it came from."""
-    lineage, kind = manifest["lineage"], ""
+    lineage = manifest["lineage"]
+    data = lineage["dataset"] or {}
+    return [
+        ("model", check_kept(location / "model", model_id, manifest["model"]["uri"], lineage["step"], found)),
+        ("trained on", f"data set {data.get('id')} ({data.get('uri')})"),
+        ("code", f"{manifest['code_version']}; the model was trained by {lineage['code_version']}"),
+    ]
+
+
+def check_kept(directory: Location, model_id: str, uri: str, step: int | None, found: Findings) -> str:
+    """Whether `directory` holds the model `model_id`; says what it is, and the `uri` and training `step` it came of."""
+    kind = ""
     try:
-        stored = stored_model(location / "model")
+        stored = stored_model(directory)
         stored_id = stored.model_id if stored else "missing"
     except DDPMError as error:
         stored, stored_id = None, str(error)
     if stored is None or stored_id != model_id:
-        found.problems.append(f"{location / 'model'}: is not the model {model_id[:12]} of the request ({stored_id})")
+        found.problems.append(f"{directory}: is not the model {model_id[:12]} of the request ({stored_id})")
     else:
         try:
-            kind = f", {kind_of(model_from_bytes(stored.files, where=str(location / 'model')).config)}"
+            kind = f", {kind_of(model_from_bytes(stored.files, where=str(directory)).config)}"
         except DDPMError as error:
             found.problems.append(str(error))
-    data = lineage["dataset"] or {}
-    return [
-        ("model", f"{model_id} ({manifest['model']['uri']}, step {lineage['step']}){kind}"),
-        ("trained on", f"data set {data.get('id')} ({data.get('uri')})"),
-        ("code", f"{manifest['code_version']}; the model was trained by {lineage['code_version']}"),
-    ]
+    return f"{model_id} ({uri}, step {step}){kind}"

@@ -107,11 +107,13 @@ def _make(standing: Standing) -> tuple[dict[str, Any], Rows]:
     output.begin()
     if job.model is not None:
         job.model.found.keep(output.location / "model")
+    for directory, used in job.further_models().items():
+        used.found.keep(output.location / directory)
     attempt = Attempt(
         job.job,
         output,
         experiment=job.experiment,
-        name=job.config.name,
+        name=job.run_name,
         root=Location.parse(job.config.root).local_path,
         tracking_uri=job.config.tracking.uri,
     )

@@ -1,5 +1,6 @@
 """Configuration of the sampling job; every field is documented and checked before anything is started."""
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Literal
@@ -9,9 +10,38 @@ from pipelines.cli.config import require, require_local, require_place
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField
 from pipelines.outputs.shards import MAX_SHARDS
+from pipelines.sampling.labels import AskedLabels
 from pipelines.tracking.config import TrackingConfig
 
 _SHARDS, _MAX_SHARD = 16, 1024
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Leads images towards their class, or away from a weaker model."""
+
+    scale: float = 1.0
+    """w of ε = ε_0 + w (ε_c - ε_0), ε_c being predicted with the label and ε_0 without it, or by the weaker model:
+    w = 0 is ε_0 alone, 1 ε_c alone, above 1 guided (the w of Ho and Salimans 2021 is this one minus 1)."""
+    interval: tuple[float, float] | None = None
+    """[low, high] in noise levels σ/α: guides only where low < σ/α <= high, elsewhere w is 1 (Kynkäänniemi 2024).
+    Null guides everywhere."""
+    model: str | None = None
+    """Autoguidance: a weaker model for ε_0, with the same label, such as an earlier checkpoint of the run (Karras
+    2024); named as `model` is. It needs no labels."""
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.scale), "guidance.scale", self.scale, "must be finite; 1 does not guide")
+        low, high = self.interval or (0.0, 1.0)
+        holds = 0.0 <= low < high < math.inf
+        require(holds, "guidance.interval", self.interval, "must be two noise levels σ/α, 0 <= low < high, finite")
+        named = self.model is None or bool(self.model)
+        require(named, "guidance.model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing is asked for."""
+        return self == GuidanceConfig()
 
 
 @dataclass(frozen=True)
@@ -23,8 +53,8 @@ class SampleConfig:
     output: str
     """Directory or s3:// prefix of the sample set; {date} in it becomes `date`;
     must be empty, or hold a run of the same request."""
-    num_images: int
-    """How many images; their ids are 0..num_images-1."""
+    num_images: int | None = None
+    """How many images; their ids are 0..num_images-1. Null where `labels` tells."""
     seed: int | str = 0
     """Of all noise: an image depends on (model, seed, id). '{date}' takes `date` as a number, such as 20261121."""
     sampler: Literal["ddpm", "ddim"] = "ddpm"
@@ -39,6 +69,13 @@ class SampleConfig:
     one of continuous time."""
     clip_x_0: bool = True
     """Clamp every predicted x_0 to the range of pixels."""
+    labels: str | None = None
+    """Classes of a model that was trained with labels. all: num_images divided among them, one class after another;
+    all:100: so many of each; 3,5 or 3:100,5:50: these, by name or index; balanced: in turn, 0, 1, ..., K-1, 0, ...;
+    from:DATASET: the labels of the first rows of a prepared data set. Null: images of no class. A recipe needs quotes
+    around numbers."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Leads images towards their class, or away from a weaker model."""
     precision: PrecisionField = "auto"
     """Of the network, bf16 by autocast; the sampler's own arithmetic is float32.
     auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
@@ -66,13 +103,20 @@ class SampleConfig:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "must be a directory, a URI or models:/NAME@ALIAS")
         require_place("output", self.output)
-        for name in ("num_images", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        asked = self.asked_labels
+        told = self.num_images is not None or (asked is not None and asked.tells_number)
+        require(told, "num_images", self.num_images, "must be given; only labels with counts, or from:DATASET, tell it")
+        require(self.num_images is None or self.num_images >= 1, "num_images", self.num_images, "must be at least 1")
+        guided = asked is not None or self.guidance.model is not None or self.guidance.is_default
+        rule = "needs labels, or a weaker model (guidance.model)"
+        field_given = "scale" if self.guidance.scale != 1.0 else "interval"
+        require(guided, f"guidance.{field_given}", getattr(self.guidance, field_given), rule)
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
         require(self.batch_size <= 2**16, "batch_size", self.batch_size, f"must be at most {2**16}")
         if self.shard_size is not None:
             require(self.shard_size >= 1, "shard_size", self.shard_size, "must be at least 1")
             require(self.shard_size <= 2**20, "shard_size", self.shard_size, f"must be at most {2**20}")
-        shards_hold = self.num_images <= MAX_SHARDS * self.chosen_shard_size
+        shards_hold = self.num_images is None or self.num_images <= MAX_SHARDS * self.chosen_shard_size
         require(shards_hold, "num_images", self.num_images, f"must be at most {MAX_SHARDS} x shard_size")
         require_local(self.root)
         seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
@@ -98,9 +142,15 @@ class SampleConfig:
         return replace(self, output=self.output.replace("{date}", day.isoformat()), seed=seed, date=day.isoformat())
 
     @property
+    def asked_labels(self) -> AskedLabels | None:
+        """`labels`, taken apart."""
+        return None if self.labels is None else AskedLabels.parse(self.labels)
+
+    @property
     def chosen_shard_size(self) -> int:
         """`shard_size`, or what null stands for: shards of whole batches, for all workers to have some of a request."""
         if self.shard_size is not None:
             return self.shard_size
+        assert self.num_images is not None, "settled"
         batches = -(-self.num_images // self.batch_size)
         return max(self.batch_size, min(-(-batches // _SHARDS), _MAX_SHARD // self.batch_size) * self.batch_size)

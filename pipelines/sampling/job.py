@@ -8,9 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from ddpm_core.denoiser import NO_LABEL
 from pipelines.cli.console import event, waiting
+from pipelines.data.dataset import PreparedDataset
 from pipelines.data.ingest.decode import decode_image
+from pipelines.data.opening import open_dataset
 from pipelines.models.kept import source_of
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
@@ -21,13 +25,15 @@ from pipelines.outputs.run_bulk import look, run_bulk, settled_precision
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.kind import SAMPLE_SET
+from pipelines.sampling.labels import SampleLabels, settle
 from pipelines.sampling.plan import plan, work_of
 from pipelines.sampling.request import SampleRequest, request_of
-from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
+from pipelines.sampling.shard import GUIDANCE_MODEL, SUFFIXES, SampleShards, decode_rows
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
 
 _PREVIEW_IMAGES = 64
+_PREVIEW_CLASSES, _PREVIEW_COLUMNS = 16, 8
 
 
 @dataclass(frozen=True)
@@ -44,25 +50,40 @@ def sample(config: SampleConfig) -> SampleSummary:
     Raises:
         ConfigError: A field does not fit the model; the output overlaps it, or holds other files.
         ModelError: There is no such model.
+        DataError: The data set whose labels are asked for does not fit the model.
         RequestMismatchError: The output holds samples of another request.
         StorageError: The output cannot be read or written.
         ClusterError: Ray is out of reach, or gave up.
     """
     config = config.with_date()
-    location = Location.parse(config.output)
-    begun = begun_request(location)
-    config = _with_shard_size(config, begun)
+    location, root = Location.parse(config.output), Location.parse(config.root)
+    begun, weaker = begun_request(location), None
     with waiting("reading the model"):
-        model = UsedModel.read(location, config.model, config.tracking.uri, Location.parse(config.root).local_path)
+        model = UsedModel.read(location, config.model, config.tracking.uri, root.local_path)
+        if (second := config.guidance.model) is not None:
+            where = "guidance.model", GUIDANCE_MODEL
+            weaker = UsedModel.read(location, second, config.tracking.uri, root.local_path, *where)
     require_apart(location, source_of(model.found), "the model")
+    if weaker is not None:
+        require_apart(location, source_of(weaker.found), "the weaker model")
+    asked, labels, data = config.asked_labels, None, None
+    if asked is not None:
+        if asked.dataset is not None:
+            data = open_dataset(root, "labels", asked.dataset)
+            require_apart(location, data.location, "the data set")
+        labels = settle(asked, config.num_images, model.label_names, data)
+        config = replace(config, num_images=labels.num_images)
+    config = _with_shard_size(config, begun)
     event(f"model {model.described}")
+    if weaker is not None:
+        event(f"guided by the weaker model {weaker.described}")
     config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus_per_worker))
-    job = Sampling(config, request_of(config, model.model), model)
+    request = request_of(config, model.model, labels, weaker.model if weaker else None)
+    job = Sampling(config, request, model, weaker, labels, data)
     standing = look(job)
     if config.dry_run:
-        return SampleSummary(
-            "Plan; nothing was written", plan(location, job.request, model, standing.left, config.cluster)
-        )
+        rows = plan(location, request, model, weaker, standing.left, config.cluster)
+        return SampleSummary("Plan; nothing was written", rows)
     result = run_bulk(standing)
     return SampleSummary(result.title, result.rows)
 
@@ -76,13 +97,22 @@ def _with_shard_size(config: SampleConfig, begun: Mapping[str, Any]) -> SampleCo
 
 @dataclass
 class Sampling(BulkJob):
-    """See `BulkJob`."""
+    """See `BulkJob`; the images are guided by `weaker`, and have `labels`, which `data` may have given."""
 
     config: SampleConfig
     request: SampleRequest
     model: UsedModel
+    weaker: UsedModel | None = None
+    labels: SampleLabels | None = None
+    data: PreparedDataset | None = None
 
     kind, job, doing, counted = SAMPLE_SET, "sample", "sampling", "samples"
+
+    @property
+    def run_name(self) -> str:
+        """See `BulkJob`; runs of a sweep over w are told apart by it."""
+        scale = self.request.guidance_scale
+        return super().run_name if scale is None else f"{super().run_name}, w = {scale:g}"
 
     @property
     def experiment(self) -> str:
@@ -106,23 +136,44 @@ class Sampling(BulkJob):
 
     def factory(self) -> SampleShards:
         """See `BulkJob`."""
-        return SampleShards(self.location, self.request, self.config.cluster.threads)
+        return SampleShards(self.location, self.request, self.config.cluster.threads, self.data)
 
     def weights(self, shards: Sequence[int]) -> float:
         """See `BulkJob`."""
-        return work_of(self.request, self.model.model, shards).weights
+        return work_of(self.request, self.model, self.weaker, shards).weights
+
+    def further_models(self) -> Mapping[str, UsedModel]:
+        """The weaker one."""
+        return {GUIDANCE_MODEL: self.weaker} if self.weaker else {}
 
     def tags(self) -> Mapping[str, Any]:
-        """The data set that the model was trained on."""
-        return {"ddpm.dataset_id": self.model.trained_on.get("id")}
+        """The data set that the model was trained on, and the weaker model."""
+        weaker = self.weaker.found if self.weaker else None
+        return {
+            "ddpm.dataset_id": self.model.trained_on.get("id"),
+            "ddpm.guidance_model_id": weaker.model_id if weaker else None,
+            "ddpm.guidance_model": weaker.uri if weaker else None,
+        }
+
+    def reads(self) -> Sequence[Record]:
+        """What was asked of labels and of which weaker model, in its user's words, and the data set of the labels."""
+        params = {"labels": self.config.labels, "guidance_model": self.config.guidance.model}
+        given = {name: value for name, value in params.items() if value is not None}
+        records = [Record("params", {"values": given})] if given else []
+        if self.data is not None:
+            uri = self.data.location.uri
+            records.append(
+                Record("dataset", {"name": uri, "digest": self.data.dataset_id, "uri": uri, "context": "labels"})
+            )
+        return records
 
     def finish(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> Finished:
         """The preview, for the output and for MLflow."""
-        preview, request, found = output.location / "preview", self.request, self.model.found
+        preview, found = output.location / "preview", self.model.found
         (preview / "grid.png").write_bytes(self._grid(output, records))
         num_images = sum(record.rows for record in records)
         note = (
-            f"**{num_images:,} images** ({request.described_sampler}, seed {request.seed}) at "
+            f"**{num_images:,} images** ({self._described}) at "
             f"`{output.location}`, by model `{found.model_id[:12]}` (`{found.uri}`).\n\n"
             "![samples](get-artifact?path=preview/grid.png&run_uuid={run_id})\n\n"
             "From noise to image: x_t above the predicted x_0.\n\n"
@@ -132,15 +183,48 @@ class Sampling(BulkJob):
             Record("artifact", {"path": (preview / name).uri, "artifact_path": "preview"})
             for name in ("grid.png", "trajectory.png")
         ]
-        return Finished({"image_shape": list(self.model.image_shape)}, [*pictures, Record("note", {"markdown": note})])
+        fields: dict[str, Any] = {"image_shape": list(self.model.image_shape)}
+        if self.data is not None:
+            fields["label_data"] = self.data.location.uri
+        if self.weaker is not None:
+            fields["guidance_model"] = {**self.weaker.found.origin, "lineage": self.weaker.lineage}
+        return Finished(fields, [*pictures, Record("note", {"markdown": note})])
+
+    @property
+    def _described(self) -> str:
+        """How the images are made."""
+        parts = [self.request.described_sampler]
+        if self.labels is not None:
+            parts.append(f"labels {self.config.labels}")
+        if self.request.described_guidance:
+            weaker = f" (`{self.weaker.found.uri}`)" if self.weaker else ""
+            parts.append(f"{self.request.described_guidance}{weaker}")
+        return f"{', '.join(parts)}, seed {self.request.seed}"
 
     def _grid(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> bytes:
-        """The first images, from the stored shards."""
-        pngs: list[bytes] = []
-        for record in records[: -(-_PREVIEW_IMAGES // self.request.shard_size)]:
-            content = (output.shards / record.name).read_bytes()
-            pngs += [png for _, png in decode_shard(content, self.request.format)]
-        return grid_png(np.stack([decode_image(png, None, None) for png in pngs[:_PREVIEW_IMAGES]]))
+        """The first images, from the stored shards; with labels the first of each class, in a row with its name."""
+        size, names = self.request.shard_size, None
+        ids = list(range(min(_PREVIEW_IMAGES, self.request.num_images)))
+        if self.labels is not None:
+            first = self.labels.first_ids(_PREVIEW_COLUMNS)
+            chosen = np.linspace(0, len(first) - 1, min(len(first), _PREVIEW_CLASSES)).round().astype(int)
+            classes = [sorted(first)[place] for place in chosen]
+            known = {NO_LABEL: "no label", **dict(enumerate(self.model.label_names))}
+            names = [known[label] for label in classes]
+            columns = max(len(first[label]) for label in classes)
+            ids = [
+                index
+                for label in classes
+                for index in [*first[label].tolist(), *[None] * (columns - len(first[label]))]
+            ]
+        pictures: dict[int | None, npt.NDArray[np.uint8]] = {None: np.zeros(self.model.image_shape, np.uint8)}
+        wanted = {index for index in ids if index is not None}
+        for shard in sorted({index // size for index in wanted}):
+            content = (output.shards / records[shard].name).read_bytes()
+            rows = (row for row in decode_rows(content, self.request.format) if row.id in wanted)
+            pictures |= {row.id: decode_image(row.png, None, None) for row in rows}
+        images = np.stack([pictures[index] for index in ids])
+        return grid_png(images, len(ids) // len(names) if names else None, row_names=names)
 
     def rows(self, manifest: Manifest) -> Rows:
         """See `BulkJob`."""
@@ -149,7 +233,10 @@ class Sampling(BulkJob):
         shape = f"{height}x{width}x{channels} (H x W x C)"
         return [
             ("images", f"{manifest['num_rows']:,} of {shape}, seed {self.request.seed}"),
+            *([("labels", self.config.labels)] if self.config.labels is not None else []),
+            *([("guidance", self.request.described_guidance)] if self.request.described_guidance else []),
             ("shards", f"{len(manifest['shards']):,} in {self.location / 'data'}, {size / 2**20:,.1f} MiB"),
             ("model", self.model.described),
+            *([("weaker model", self.weaker.described)] if self.weaker else []),
             ("preview", (self.location / "preview" / "grid.png").uri),
         ]

@@ -91,6 +91,8 @@ PAGES = {
             "metrics images_per_second",
             "params sampler",
             "params steps",
+            "params labels",
+            "params guidance_scale",
             "params seed",
             "tags ddpm.model",
         ),

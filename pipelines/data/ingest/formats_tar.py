@@ -35,6 +35,8 @@ from pipelines.storage.location import Location
 _MAX_LABEL_BYTES = 2**24
 _MAX_WORD = 200
 _ZEROS_AT_ONCE = 2**16
+LABEL_NAMES = "DDPM.label_names"
+"""The key of an archive's global header (pax) that has the names of labels 0, 1, ..., as a JSON list."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class TarArchives:
     The key is WebDataset's: the path up to the first dot of its last part. Of several images of one key, `key.png` is
     the sample and `key.mask.png` is left out; both `key.jpg` and `key.png` are refused unless `image_column` says
     which. Where no image is plainly `key.SUFFIX`, all are samples.
+
+    Labels that are numbers may have names, as a JSON list in the archive's global header (`LABEL_NAMES`).
     """
 
     base: Location
@@ -75,7 +79,7 @@ class TarArchives:
         ]
         return Scan(
             labelled,
-            tuple(words) or None,
+            tuple(words) or _one_list(scans),
             NOT_WANTED if self.options.no_labels else labels_from,
             label_files,
             left_out,
@@ -106,6 +110,7 @@ class _ArchiveScan:
     labels: list[int | str | None] = field(default_factory=list)
     label_files: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
+    names: tuple[str, ...] | None = None
     # Keys of samples with images and of labels alone; the plain image of each key.
     _keys: dict[bool, set[str]] = field(default_factory=lambda: {True: set(), False: set()})
     _plain: dict[str, str] = field(default_factory=dict)
@@ -117,7 +122,9 @@ class _ArchiveScan:
         try:
             # Small blocks: a scan jumps from header to header.
             with self.location.open("rb", block_size=2**16) as stream:
-                for member in _members(stream):
+                for header, member in _members(stream):
+                    if self.options.label_column in (None, "cls", "label"):
+                        self.names = self.names or _names_in(header.get(LABEL_NAMES))
                     if (reason := self._unused(stream, member)) is not None:
                         self.left_out.add(reason, self._path(member))
                         continue
@@ -224,13 +231,32 @@ class _ArchiveScan:
         return f"{self.file}/{member.name}"
 
 
-def _members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Every member that is no directory, also of archives that were appended to each other, as `tar -i` reads them."""
+def _names_in(text: str | None) -> tuple[str, ...] | None:
+    """The names in a header's value; None where it is no list of names."""
+    try:
+        names = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    plain = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
+    return tuple(names) if plain and names else None
+
+
+def _one_list(scans: Sequence["_ArchiveScan"]) -> tuple[str, ...] | None:
+    """The names that all archives give which give any."""
+    named = [scan for scan in scans if scan.names is not None]
+    if other := next((scan for scan in named if scan.names != named[0].names), None):
+        raise DataError(f"{other.location}: names other classes than {named[0].file}; ingest it alone")
+    return named[0].names if named else None
+
+
+def _members(stream: IO[bytes]) -> Iterator[tuple[dict[str, str], tarfile.TarInfo]]:
+    """Every member that is no directory, with its archive's global header; also of archives that were appended to each
+    other, as `tar -i` reads them."""
     while True:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 if not member.isdir():
-                    yield member
+                    yield archive.pax_headers, member
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for it
             raise tarfile.ReadError(f"no end mark, or a damaged header, at byte {archive.offset:,}")

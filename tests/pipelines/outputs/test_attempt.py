@@ -28,7 +28,7 @@ def test_what_mlflow_has_not_got_goes_on_from_another_machine(s3_prefix: str, tm
     output = ShardedOutput(Location.parse(f"{s3_prefix}/samples"), {"seed": 1})
 
     def attempt(machine: str, root: Path, tracking_uri: str | None) -> dict[str, int]:
-        run = Attempt("sample", output, experiment="e", name=None, root=root, tracking_uri=tracking_uri)
+        run = Attempt("sample", output, experiment="e", name="samples", root=root, tracking_uri=tracking_uri)
         run.record("metrics", step=1, values={machine: 1.0})
         return run.run(lambda: {"rows": 1})[0]
 
@@ -59,7 +59,7 @@ def test_an_interrupted_attempt_is_killed_in_mlflow_and_says_what_is_kept(tmp_pa
     for seed in (1, 1, 2):
         output = ShardedOutput(Location.parse(tmp_path / "samples"), {"seed": seed})
         output.begin()
-        attempt = Attempt("sample", output, experiment="e", name=None, root=tmp_path, tracking_uri=database).run
+        attempt = Attempt("sample", output, experiment="e", name="samples", root=tmp_path, tracking_uri=database).run
 
         def compute(output: ShardedOutput = output) -> dict[str, object]:
             return dict.fromkeys(map(str, output.compute(lambda: shards, 9, on_progress=stop_at_two)))

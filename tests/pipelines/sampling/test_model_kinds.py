@@ -26,7 +26,7 @@ from pipelines.models.find import find_model
 from pipelines.models.used import UsedModel
 from pipelines.sampling.job import sample as sample_job
 from pipelines.sampling.request import SampleRequest, request_of
-from pipelines.sampling.shard import SampleShards, decode_shard, sample_batch
+from pipelines.sampling.shard import SampleShards, Source, decode_shard, sample_batch
 from pipelines.storage.location import Location
 
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def test_the_noise_of_a_step_is_keyed_by_its_time_or_in_continuous_time_by_its_n
     """Ho 2020, algorithm 2, on a sub-sequence: z of every step from the one before, with the page's counters."""
     request = request_for(tmp_path, kind, steps=4, clip_x_0=False)
     model, ids, seen = load_model(tmp_path / "model"), torch.tensor([3, 4, 5]), []
-    images = sample_batch(request, model, ids, lambda k, z, x_0: seen.append(z.clone()))
+    images = sample_batch(request, Source(model), ids, lambda k, z, x_0: seen.append(z.clone()))
     process = model.denoiser.process
     assert isinstance(request.sampler, DDPM)
     times = request.sampler.times(process)
@@ -98,7 +98,7 @@ def test_samples_in_continuous_time_end_in_the_most_probable_level(tmp_path: Pat
     """Kingma 2021, VDM: the k that maximises p(k | z_0), in proportion exp(-(z_0 / alpha_0 - x_k)^2 e^-gamma_0 / 2)."""
     request = request_for(tmp_path, kind, steps=3)
     model, ids, seen = load_model(tmp_path / "model"), torch.arange(3), []
-    images = sample_batch(request, model, ids, lambda k, z, x_0: seen.append(z))
+    images = sample_batch(request, Source(model), ids, lambda k, z, x_0: seen.append(z))
     process = model.denoiser.process
     assert isinstance(process, ContinuousProcess)
     times = request.sampler.times(process)
@@ -172,7 +172,7 @@ def test_all_steps_are_the_same_whether_they_are_named_or_not(tmp_path: Path) ->
     assert request == request_for(tmp_path, "eps")
     model, ids = load_model(tmp_path / "model"), torch.arange(3)
     images = to_uint8(sample(model.denoiser, DDPM(request.sampler.variance), ids, 3)).numpy()
-    np.testing.assert_array_equal(images, sample_batch(request, model, ids))
+    np.testing.assert_array_equal(images, sample_batch(request, Source(model), ids))
 
 
 @pytest.mark.parametrize("kind", ["learned variances", "v, zero terminal SNR", "vdm", "edm"])

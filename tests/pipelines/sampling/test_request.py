@@ -18,7 +18,7 @@ from pipelines.cluster.config import GpuClusterConfig
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.request import SampleRequest, request_of
 from pipelines.sampling.samplers import SAMPLERS, SamplerKind
-from pipelines.sampling.shard import sample_batch
+from pipelines.sampling.shard import Source, sample_batch
 from pipelines.storage.location import Location
 
 PATH = Location.parse("/out/manifest.json")
@@ -123,7 +123,7 @@ def test_a_further_sampler_is_an_entry_and_its_options_are_keys_of_their_own(
     }
     assert SampleRequest.from_json(request.to_json(), PATH) == request
     assert request.described_sampler == "multistep of order 3, 5 steps"
-    images = sample_batch(request, load_model(tmp_path / "model"), torch.arange(3))
+    images = sample_batch(request, Source(load_model(tmp_path / "model")), torch.arange(3))
     assert images.shape == (3, 8, 8, 1)
     with pytest.raises(DataError, match=r"request\.order = None: must be a whole number"):
         SampleRequest.from_json({**request.to_json(), "order": None}, PATH)
