@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -249,7 +249,7 @@ def _one_list(scans: Sequence["_ArchiveScan"]) -> tuple[str, ...] | None:
     return named[0].names if named else None
 
 
-def _members(stream: IO[bytes]) -> Iterator[tuple[dict[str, str], tarfile.TarInfo]]:
+def _members(stream: IO[bytes]) -> Iterator[tuple[Mapping[str, str], tarfile.TarInfo]]:
     """Every member that is no directory, with its archive's global header; also of archives that were appended to each
     other, as `tar -i` reads them."""
     while True:
