@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from bad_inputs import archives, datasets, fields, folders, models, recipes, runs, tables
+from bad_inputs import archives, datasets, fields, folders, models, recipes, runs, sample_labels, tables
 from bad_inputs.files import prepared
 from bad_inputs.harness import MEMORY_BYTES, REPOSITORY, SECONDS, Case, Outcome, run
 from bad_inputs.model_files import model_files
 
 CASES: list[Case] = [
-    case for area in (recipes, fields, folders, archives, tables, datasets, models, runs) for case in area.CASES
+    case
+    for area in (recipes, fields, folders, archives, tables, datasets, models, sample_labels, runs)
+    for case in area.CASES
 ]
 TABLE = REPOSITORY / "docs" / "bad_inputs.md"
 HEAD = """# Bad inputs

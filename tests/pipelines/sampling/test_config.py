@@ -1,5 +1,6 @@
 """The sampling job's configuration: what is refused, and dates."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from pipelines.cli.config import parse
 from pipelines.cli.errors import ConfigError
 from pipelines.cluster.actor_pool import ActorPool
-from pipelines.sampling.config import SampleConfig
+from pipelines.sampling.config import GuidanceConfig, SampleConfig
 
 GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]
 
@@ -28,11 +29,63 @@ GIVEN = ["--model", "m", "--output", "o", "--num_images", "5"]
         ("date", "21.11.2026", "2026-11-21"),
         ("model", "", "must be a directory"),
         ("output", "", "must be a path"),
+        ("num_images", None, "must be given; only labels with counts"),
+        ("labels", "3:0", "the count of 3 must be a whole number"),
     ],
 )
 def test_bad_values_are_refused_by_name(field: str, value: Any, rule: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{field} = .*{rule}"):
         SampleConfig(**{"model": "m", "output": "o", "num_images": 5, field: value})
+
+
+@pytest.mark.parametrize(
+    ("guidance", "told"),
+    [
+        ({"scale": float("nan")}, r"guidance\.scale = nan: must be finite"),
+        ({"scale": float("inf")}, r"guidance\.scale = inf: must be finite"),
+        ({"interval": (1.0, 1.0)}, r"guidance\.interval = \(1\.0, 1\.0\): must be two noise levels"),
+        ({"interval": (-1.0, 1.0)}, r"guidance\.interval = .*0 <= low < high"),
+        ({"interval": (0.0, float("inf"))}, r"guidance\.interval = .*finite"),
+        ({"interval": (float("nan"), 1.0)}, r"guidance\.interval = .*0 <= low < high"),
+        ({"model": ""}, r"guidance\.model = '': must be a directory"),
+        ({"scale": 2.0}, r"guidance\.scale = 2\.0: needs labels, or a weaker model"),
+        ({"interval": (0.0, 1.0)}, r"guidance\.interval = .*needs labels, or a weaker model"),
+    ],
+)
+def test_bad_guidance_is_refused(guidance: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        SampleConfig("m", "o", 5, guidance=GuidanceConfig(**guidance))
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--labels", "all:3"], None),
+        (["--labels", "0:3,1:2"], None),
+        (["--labels", "from:data"], None),
+        (["--labels", "all", "--num_images", "30"], None),
+        (["--labels", "all"], "^num_images = None: must be given"),
+        (["--labels", "balanced"], "^num_images = None: must be given"),
+        ([], "^num_images = None: must be given"),
+    ],
+)
+def test_labels_with_counts_tell_how_many_images(argv: list[str], told: str | None) -> None:
+    argv = ["--model", "m", "--output", "o", *argv]
+    if told is None:
+        assert parse(SampleConfig, argv, "").num_images in (None, 30)
+        return
+    with pytest.raises(ConfigError, match=told):
+        parse(SampleConfig, argv, "")
+
+
+def test_labels_and_guidance_in_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "sweep.yaml"
+    recipe.write_text('model: m\nlabels: "3:50"\nguidance: {scale: 2, interval: [0.3, 5]}\n')
+    config = parse(SampleConfig, ["--config", str(recipe), "--output", "o", "--guidance.scale", "3"], "")
+    assert (config.labels, config.guidance) == ("3:50", GuidanceConfig(3.0, (0.3, 5.0)))
+    recipe.write_text("model: m\nlabels: 3:50\n")  # by the rules of YAML the number 230
+    with pytest.raises(ConfigError, match=r"labels: .*Expected a str"):
+        parse(SampleConfig, ["--config", str(recipe), "--output", "o"], "")
 
 
 def test_learned_variances_are_ddpms() -> None:
