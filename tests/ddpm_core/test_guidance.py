@@ -185,3 +185,15 @@ def test_what_guidance_refuses() -> None:
             check_label(denoiser, torch.tensor([0, wrong]) if wrong else torch.tensor([0]))
     check_label(world, torch.tensor([0, 1, -1]))
     check_label(unconditional, torch.tensor([-1]))
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("interval", [None, (0.3, 3.0), (1e9, 1e10)])
+def test_the_calls_of_a_sampler_are_foretold(
+    process: Process, scale: float, interval: tuple[float, float] | None
+) -> None:
+    told, weaker = GaussianClasses(process), GaussianClasses(process)
+    guided = Guided(told, scale, interval, weaker)
+    sample(guided, DDIM(20), torch.arange(2), 3, label=torch.tensor([0, 1]))
+    assert guided.calls(DDIM(20).times(process)) == (len(told.calls), len(weaker.calls))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -22,14 +23,16 @@ from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.errors import ConfigError, DataError, RequestMismatchError
 from pipelines.cluster.actor_pool import ActorPool
 from pipelines.cluster.config import CpuClusterConfig, GpuClusterConfig
+from pipelines.data.ingest.decode import decode_image
 from pipelines.outputs.manifest import MANIFEST
+from pipelines.outputs.pictures import grid_png
 from pipelines.sampling.config import GuidanceConfig, SampleConfig
 from pipelines.sampling.job import sample as sample_job
 from pipelines.sampling.kind import SAMPLE_SET
 from pipelines.sampling.labels import SampleLabels
 from pipelines.sampling.plan import work_of
 from pipelines.sampling.request import SampleRequest, request_of
-from pipelines.sampling.shard import SampleShards, Source, denoiser_of, sample_batch
+from pipelines.sampling.shard import SampleShards, Source, decode_rows, denoiser_of, sample_batch
 from pipelines.storage.location import Location
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
@@ -282,6 +285,26 @@ def test_what_guidance_takes_is_in_the_work_of_a_job(tmp_path: Path) -> None:
     assert (twice.calls, twice.weaker_calls, twice.weights) == (40, 0, 2 * once.weights)
     by_weaker = work_of(replace(request, guidance_scale=2.0, guidance_model_id="w"), used, second, [0, 1])
     assert (by_weaker.calls, by_weaker.weaker_calls, by_weaker.weights) == (20, 20, 2 * once.weights)
+
+
+def test_the_preview_has_a_row_for_each_class_with_its_name(tmp_path: Path, make_dataset: Any) -> None:
+    data = make_dataset(12, labels=[2, None, 0, 1, 1, 2, None, 0, 0, 1, 2, 2], label_names=NAMES)
+    config = config_of(tmp_path, "eps, labels", labels=f"from:{data.location}", num_images=11)
+    sample_job(config)
+    plain = replace(config, labels=None, num_images=10, output=str(tmp_path / "plain"))
+    sample_job(plain)
+    blank, rows = np.zeros((8, 8, 1), np.uint8), [[1, 6, None], [2, 7, 8], [3, 4, 9], [0, 5, 10]]
+    for made, ids, columns, names in (
+        (config, [index for row in rows for index in row], 3, ["no label", *NAMES]),
+        (plain, list(range(10)), None, None),
+    ):
+        stored = {
+            row.id: decode_image(row.png, None, None)
+            for file in sorted((Path(made.output) / "data").iterdir())
+            for row in decode_rows(file.read_bytes(), "parquet")
+        }
+        expected = grid_png(np.stack([stored.get(index, blank) for index in ids]), columns, row_names=names)
+        assert (Path(made.output) / "preview" / "grid.png").read_bytes() == expected
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from support.image_files import png, write_tar
 from support.source_reading import labels_of, read, scan
 
 from pipelines.cli.errors import DataError
+from pipelines.data.ingest.formats_tar import LABEL_NAMES
 
 
-def archive(members: list[tuple[str, bytes]]) -> bytes:
+def archive(members: list[tuple[str, bytes]], header: dict[str, str] | None = None) -> bytes:
     sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as tar:
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header) as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -194,3 +196,27 @@ def test_compressed_archives_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(gzip.compress(archive([("a.png", png(0))])))
     with pytest.raises(DataError, match=r"a.tar: not a readable uncompressed tar"):
         read(tmp_path)
+
+
+LABELLED = [("a.png", png(0)), ("a.cls", b"2"), ("b.png", png(1)), ("b.cls", b"-1")]
+
+
+def test_numbers_have_the_names_of_the_archives_header(tmp_path: Path) -> None:
+    names = ("cat", "große Ente", "T-shirt/top")
+    (tmp_path / "0.tar").write_bytes(archive(LABELLED, {LABEL_NAMES: json.dumps(names)}))
+    (tmp_path / "1.tar").write_bytes(archive([("c.png", png(3)), ("c.cls", b"0")]))
+    images, found = read(tmp_path)
+    assert (labels_of(images), found) == ([2, -1, 0], names)
+    assert read(tmp_path, label_column="none")[1] is None
+    (tmp_path / "2.tar").write_bytes(archive([("d.png", png(4))], {LABEL_NAMES: '["cat", "dog"]'}))
+    with pytest.raises(DataError, match=r"2\.tar: names other classes than 0\.tar; ingest it alone"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "no JSON", "[" * 10_000, '{"0": "cat"}', "[1, 2, 3]", '["\\u001b[2J", "b"]', "[]"]
+)
+def test_a_header_that_lists_no_names_is_none(tmp_path: Path, value: str) -> None:
+    (tmp_path / "0.tar").write_bytes(archive(LABELLED, {LABEL_NAMES: value}))
+    images, names = read(tmp_path)
+    assert (labels_of(images), names) == ([2, -1], None)
