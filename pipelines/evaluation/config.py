@@ -30,6 +30,31 @@ class OdeConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """Classification by likelihood: how classes are compared, and with how much effort."""
+
+    classes: str | None = None
+    """Which classes there are to choose from: names or numbers, as `3,5` or `Shirt,Coat`; null takes all."""
+    prior: str = "uniform"
+    """Probability of each class before the image is seen: `uniform`; `train_data`, the classes' shares of the images of
+    the training data; or a number for each class, as `0.9,0.1`, which sum to 1."""
+    timesteps_per_round: int = 8
+    """Time steps at which each class is compared in one round, an even number; L_0 costs two evaluations more."""
+    rounds: int = 16
+    """Rounds of draws for an image, at most."""
+    separation: float | None = 3.0
+    """Standard errors by which an image's best class must lead another one for that one to be given up; null gives up
+    none: every class gets all rounds."""
+
+    def __post_init__(self) -> None:
+        k, separation = self.timesteps_per_round, self.separation
+        require(k >= 2 and k % 2 == 0, "classifier.timesteps_per_round", k, "must be an even number, at least 2")
+        require(1 <= self.rounds <= 10_000, "classifier.rounds", self.rounds, "must be in 1..10000")
+        positive = separation is None or 0 < separation < inf
+        require(positive, "classifier.separation", separation, "must be above 0 and finite, or null")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a model's bits per dimension on a data set."""
 
@@ -62,8 +87,16 @@ class EvaluateConfig:
     """Of the network, bf16 by autocast; everything else is float64.
     auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
     fp32; an output that is continued keeps its own."""
+    labels: Literal["auto", "given", "null", "both"] = "auto"
+    """Which bound of a model that was trained with labels: given each image's label, of the null class, or both on the
+    same noise, with what the label tells of the image in bits/dim. auto: given, where the data have labels, else
+    null."""
     by_label: bool = False
     """Also report each label's mean."""
+    classify: bool = False
+    """Also classify each image by its bound under every class."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Of `classify`."""
     held_out: bool = False
     """Evaluate only the rows that the model's training held out; `data` must be the data set that it was trained on."""
     train_data: str | None = None

@@ -95,12 +95,13 @@ def measured_proposal(model: Model, data: PreparedDataset, request: EvaluateRequ
     pilot, bound = replace(request, seed=request.seed + _PILOT_SEED_OFFSET), bound_for(request, model)
     process = bound.denoiser.process
     ids = permutation(0, "first-pass", 0, data.num_rows)[:_PILOT_IMAGES]
-    images, _ = data.read_rows(ids)
+    images, labels = data.read_rows(ids)
+    label = torch.tensor(labels) if request.told_labels else None
     k = _PILOT_TIMESTEPS
     if isinstance(process, DiscreteProcess):
         k = min(k, (process.num_timesteps - 1) // 2 * 2)
     design = stratified_over(process, torch.arange(len(ids)), pilot.seed, k)
-    found = evaluate_images(bound, images, torch.tensor(ids), design, pilot)
+    found = evaluate_images(bound, images, torch.tensor(ids), design, pilot, label)
     if isinstance(process, DiscreteProcess):
         return np.asarray(importance_proposal(process, design.t.reshape(-1), found.terms.reshape(-1)).numpy())
     gamma, terms = (values[:, ~design.first].reshape(-1) for values in (design.t, found.terms))

@@ -14,6 +14,7 @@ from pipelines.data.dataset import PreparedDataset
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.labels import asked_of_labels
 from pipelines.evaluation.request import EvaluateRequest, Sigma2
 from pipelines.models.used import UsedModel
 from pipelines.storage.location import Location
@@ -144,10 +145,14 @@ def bound_asked(config: EvaluateConfig, model: UsedModel) -> Bound:
 
 
 def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
-    """The request that a job's fields make of what they name; `precision` has been settled, sigma2 is here."""
+    """The request that a job's fields make of what they name; `precision` has been settled, sigma2 and labels are here.
+
+    Raises ConfigError and DataError for labels, see `asked_of_labels`.
+    """
     by_all, bound = config.estimator == "all", bound_asked(config, inputs.model)
     whole = bound.denoiser is inputs.model.model.denoiser  # also where its own T is given
     assert config.precision != "auto"
+    labels, classifier = asked_of_labels(config, inputs.model, inputs.data, inputs.train)
     return EvaluateRequest(
         model_id=inputs.model.found.model_id,
         dataset_id=inputs.data.dataset_id,
@@ -167,4 +172,6 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
         shard_size=config.shard_size,
         hold_out=inputs.hold_out,
         num_timesteps=None if whole else config.num_timesteps,
+        labels=labels,
+        classifier=classifier,
     )

@@ -129,6 +129,7 @@ class Evaluation(BulkJob):
         num_images = min(len(shards) * request.shard_size, self.num_images)
         process = self.bound.denoiser.process
         each = request.evaluations_per_image(process.num_timesteps if isinstance(process, DiscreteProcess) else None)
+        each += request.classifier.evaluations_per_image if request.classifier else 0
         of_ode = 3 * ode.steps * (1 + 2 * ode.probes) * min(ode.num_images, num_images)
         of_first_pass = first_pass.PILOT_EVALUATIONS if request.estimator == "importance" else 0
         return float(num_images * each + of_ode + of_first_pass) * pixel_weights(denoiser.network)
@@ -175,6 +176,8 @@ class Evaluation(BulkJob):
         with waiting("making the report"):
             names, own = [record.name for record in records], self.model.model.denoiser.process
             evaluation = results(output.location, request, names, self.bound, inputs.num_rows)
+            if request.by_label or request.classifier is not None:
+                evaluation.summary["label_names"] = list(data.label_names or self.model.label_names)
             notes = calibration_notes(request, evaluation.summary, own)
             made_with = provenance(self.model, data, inputs.train)
             title = f"{self.model.found.name}: {output.location.name}"

@@ -40,6 +40,8 @@ def _check(location: Location, request: EvaluateRequest, manifest: Manifest, fou
         bound = bound_for(request, model_from_bytes(kept.files))
         again = results(location, request, names, bound, recorded["data_set_size"]).summary
         different = _differing_means(recorded["means"], again["means"])
+        if not _equal(recorded.get("classification"), again.get("classification")):
+            different.append("classification")
         found.problems += [f"{location / MANIFEST}: {name} is not what the rows give" for name in different]
         rows.append(("means", f"{len(again['means'])} with their intervals, computed again from the rows"))
     data = f"{request.dataset_id} ({manifest['data']})"
@@ -58,6 +60,17 @@ def _differing_means(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> l
         return len(old) == len(new) and all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(old, new, strict=True))
 
     return sorted(name for name in recorded.keys() | again.keys() if not equal(name))
+
+
+def _equal(recorded: Any, again: Any) -> bool:
+    """Whether two JSON values are the same, numbers up to rounding."""
+    if isinstance(recorded, dict) and isinstance(again, dict):
+        return recorded.keys() == again.keys() and all(_equal(recorded[name], again[name]) for name in recorded)
+    if isinstance(recorded, list) and isinstance(again, list):
+        return len(recorded) == len(again) and all(_equal(a, b) for a, b in zip(recorded, again, strict=True))
+    if isinstance(recorded, float) and isinstance(again, float):
+        return math.isclose(recorded, again, rel_tol=1e-9)
+    return bool(recorded == again)
 
 
 def _factory(location: Location, request: EvaluateRequest, manifest: Manifest, threads: int) -> TermShards:

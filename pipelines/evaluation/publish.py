@@ -7,9 +7,10 @@ from typing import Any
 from ddpm_core.process.base import Process
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.dataset import PreparedDataset
-from pipelines.evaluation.names import BOUND_METRIC, label_of, metric_of
+from pipelines.evaluation.class_report import class_metrics, classification_of, label_rows
+from pipelines.evaluation.names import BOUND_METRIC, label_name, label_of, metric_of
 from pipelines.evaluation.report import headline_of, table_rows
-from pipelines.evaluation.request import EvaluateRequest
+from pipelines.evaluation.request import ClassifierRequest, EvaluateRequest
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
@@ -20,6 +21,12 @@ from pipelines.tracking.champion import IMAGES_METRIC, interval_metrics
 _BASELINES = ("png", "webp", "histogram")
 # MLflow cuts a description at 8,000 characters.
 _NOTE_ROWS = 40
+_SHOWN_LABELS = 20
+_BOUNDS_TOLD = {
+    "given": " The model is told each image's label; an image without one has the null class.",
+    "null": " The model is told no label.",
+    "both": " With each image's label and, on the same noise, without: what the label tells is their difference.",
+}
 
 
 def records_of(
@@ -28,11 +35,15 @@ def records_of(
     """Metrics, curves, report, description, and the links to model and data set, for MLflow."""
     summary, found, curve = evaluation.summary, model.found, evaluation.curve
     bound, headline = summary["headline"].removeprefix("bits_per_dim."), summary["means"][summary["headline"]]
-    scalars = {metric_of(name, bound): measured["mean"] for name, measured in summary["means"].items()}
+    names = summary.get("label_names") or ()
+    scalars = {metric_of(name, bound, names): measured["mean"] for name, measured in summary["means"].items()}
     scalars[BOUND_METRIC] = headline["mean"]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
             scalars |= dict(zip(interval_metrics(kind, bound), headline[kind], strict=True))
+    if tells := summary["means"].get(f"label_tells.{bound.removeprefix('given_label.')}"):
+        scalars |= dict(zip(("tells/low", "tells/high"), tells["data_set"] or (), strict=False))
+    scalars |= class_metrics(summary)
     scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
     records = [Record("metrics", {"step": 0, "values": scalars})]
     if curve.t is not None:
@@ -48,6 +59,8 @@ def records_of(
     records.append(Record("evaluated", evaluated))
     columns = ("label", "mean", "data_set", "population")
     lines = [f"| {' | '.join(row[name] for name in columns)} |" for row in table_rows(summary)[:_NOTE_ROWS]]
+    columns = ("label", "num_images", "mean", "population")
+    by_label = [f"| {' | '.join(row[name] for name in columns)} |" for row in label_rows(summary)[:_NOTE_ROWS]]
     note = (
         f"**{headline_of(summary)}**\n\nModel `{found.model_id[:12]}` (`{found.uri}`, step {model.step}) on "
         f"`{data.location}`. The whole report: artifact `report/index.html`.\n\n"
@@ -56,6 +69,12 @@ def records_of(
         "![images](get-artifact?path=report/extremes.png&run_uuid={run_id})\n\n"
         "| What | Mean | ± data set | ± population |\n|---|---|---|---|\n" + "\n".join(lines)
     )
+    if by_label:
+        note += "\n\n| Label | Images | Mean | ± population |\n|---|---|---|---|\n" + "\n".join(by_label)
+    if "classification" in summary:
+        picture = "get-artifact?path=report/{}.png&run_uuid={{run_id}}"
+        note += f"\n\n**{classification_of(summary)}**\n\n![confusion]({picture.format('confusion')})\n\n"
+        note += f"![calibration]({picture.format('calibration')})"
     return [*records, Record("note", {"markdown": note})]
 
 
@@ -69,6 +88,7 @@ def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], proc
         "importance": f"{k} time steps per image, by importance (root mean square of the term in a first pass with "
         f"noise of its own) and {spread}",
     }[request.estimator]
+    how += _BOUNDS_TOLD.get(request.labels or "", "")
     whole = request.num_images is None and target is None
     which = f"the {'rows that the training held out' if request.hold_out else 'images'} of the data set"
     notes = [
@@ -89,6 +109,8 @@ def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], proc
             else f"; the images are used up, raise timesteps_per_image about {(half / target) ** 2:.1f} times"
         )
         notes.append(f"Target half-width {target}: {'reached' if reached else f'not reached ({half:.4f})'}{advice}.")
+    if request.classifier is not None:
+        notes.append(_about_classes(request.classifier, summary))
     if request.ode.num_images:
         of_what = (
             "exact likelihood of uniformly dequantised images"
@@ -101,6 +123,27 @@ def calibration_notes(request: EvaluateRequest, summary: Mapping[str, Any], proc
             "images; step error: difference to half as many steps (bits/dim is too low by about a third of it)."
         )
     return notes
+
+
+def _about_classes(asked: ClassifierRequest, summary: Mapping[str, Any]) -> str:
+    found = summary["classification"]
+    names = {label: label_name(str(label), summary).removeprefix("label ") for label in asked.classes}
+    prior = (
+        "the same for all"
+        if asked.prior is None
+        else ", ".join(f"{names[label]} {share:.3g}" for label, share in zip(asked.classes, asked.prior, strict=True))
+    )
+    given_up = (
+        "no class is given up"
+        if asked.separation is None
+        else f"a class is given up when the best one leads it by {asked.separation:g} standard errors, and "
+        f"{found['undecided']:,} images were not decided at the end"
+    )
+    return (
+        f"Classification: argmax of -ELBO(x | c) + ln prior(c) over {len(asked.classes)} classes, all on the same "
+        f"noise; prior: {prior}. At most {asked.rounds} rounds of {asked.timesteps_per_round} time steps, and L_0 "
+        f"twice, for each class; {given_up}."
+    )
 
 
 def _evaluations(summary: Mapping[str, Any]) -> str:
@@ -128,7 +171,7 @@ def _about_the_bound(summary: Mapping[str, Any]) -> list[str]:
 def _what_follows(request: EvaluateRequest, summary: Mapping[str, Any], process: Process) -> list[str]:
     """Which other bounds there are without another call of the network, and why there are no more."""
     means, notes = summary["means"], []
-    bound = summary["headline"].removeprefix("bits_per_dim.")
+    bound = summary["headline"].removeprefix("bits_per_dim.").removeprefix("given_label.")
     averaged = f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."
     if any(name.endswith(".optimal") for name in means):
         notes.append(
@@ -182,8 +225,21 @@ def summary_rows(location: Location, model: str, manifest: Mapping[str, Any]) ->
     parts = [(label_of(name, summary), means[name]["mean"]) for name in ("L_T", f"L_t_sum.{bound}", f"L_0.{bound}")]
     baselines = {name: means.get(f"bits_per_dim.{name}") for name in _BASELINES}
     known = [f"{name} {baseline['mean']:.4f}" for name, baseline in baselines.items() if baseline]
+    more = []
+    if tells := means.get(f"label_tells.{bound.removeprefix('given_label.')}"):
+        half = "" if tells["data_set"] is None else f" ± {tells['data_set'][1] - tells['mean']:.4f}"
+        null = means[f"bits_per_dim.{bound.removeprefix('given_label.')}"]["mean"]
+        more.append(("labels", f"tell {tells['mean']:.4f}{half} bits/dim; of the null class {null:.4f}"))
+    if labels := label_rows(summary):
+        by_mean = sorted(labels, key=lambda row: float(row["mean"]))
+        shown = labels if len(labels) <= _SHOWN_LABELS else [by_mean[0], by_mean[-1]]
+        told = ", ".join(f"{row['label']} {row['mean']} ± {row['population']}" for row in shown)
+        more.append(("by label", told if shown is labels else f"{len(labels)}, lowest and highest: {told}"))
+    if "classification" in summary:
+        more.append(("classes", classification_of(summary)))
     return [
         ("result", headline_of(summary)),
+        *more,
         ("terms", ", ".join(f"{label.split(',')[0]} {value:.4f}" for label, value in parts)),
         ("baselines", ", ".join(known)),
         ("evaluations", f"{done:,} of the network{every_t}"),

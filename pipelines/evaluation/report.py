@@ -1,7 +1,6 @@
 """The evaluation's report: one HTML file without links to elsewhere, and the pictures for MLflow's page of the run."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from ddpm_core.process.continuous import continuous
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.gamma import LearnedGamma
 from pipelines.data.dataset import PreparedDataset
+from pipelines.evaluation.class_report import class_files, classification_of, label_rows, labels_csv
+from pipelines.evaluation.figures import figure_files, new_figure
 from pipelines.evaluation.names import BASELINES, label_of
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import Evaluation
@@ -30,7 +31,8 @@ _CURVES = {
 
 @dataclass(frozen=True)
 class Report:
-    """Files by name: `index.html`, `by_t.png`, `histogram.png`, `extremes.png`."""
+    """Files by name: `index.html`, `by_t.png`, `histogram.png`, `extremes.png`; `by_label.csv`, `confusion.png` and
+    `calibration.png` where they are asked for."""
 
     files: dict[str, bytes]
 
@@ -47,12 +49,15 @@ def headline_of(summary: Mapping[str, Any]) -> str:
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The table of terms: the headline first, then its parts, then what else is known."""
+    """The table of terms: the headline first, then its parts, then what else is known, without the labels' means."""
     means, headline = summary["means"], summary["headline"]
     bound = headline.removeprefix("bits_per_dim.")
-    first = [headline, "L_T", f"L_t_sum.{bound}", f"L_0.{bound}"]
+    untold = bound.removeprefix("given_label.")
+    beside = (f"bits_per_dim.{untold}", f"label_tells.{untold}") if summary.get("labels") == "both" else ()
+    first = [headline, *beside, "L_T", f"L_t_sum.{bound}", f"L_0.{bound}"]
     first += [f"{name}.clipped" for name in (headline, f"L_t_sum.{bound}", f"L_0.{bound}")]
-    names = [*first, *sorted((name for name in means if name not in first), key=_order)]
+    others = (name for name in means if name not in first and not name.startswith("by_label."))
+    names = [*first, *sorted(others, key=_order)]
     rows = []
     for name in names:
         found = means[name]
@@ -103,6 +108,17 @@ def make_report(
             f"{_ids(evaluation, order[::-1][:count])}).",
         },
     ]
+    class_figures = []
+    if found := evaluation.summary.get("classification"):
+        drawn = class_files(found, evaluation.summary["label_names"])
+        files |= {name: content for name, content in drawn.items() if name.endswith(".png")}
+        class_figures = [
+            {"content": drawn["confusion.svg"].decode(), "caption": "Images of each class, by the class predicted."},
+            {"content": drawn["calibration.svg"].decode(), "caption": "Accuracy of predictions, by their confidence."},
+        ]
+    labels = label_rows(evaluation.summary)
+    if labels:
+        files["by_label.csv"] = labels_csv(evaluation.summary)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("report.html.j2").read_text()
     )
@@ -113,6 +129,9 @@ def make_report(
         data=f"{data.location} ({data.dataset_id[:12]})",
         rows=table_rows(evaluation.summary),
         summary=evaluation.summary,
+        labels=labels,
+        classification=classification_of(evaluation.summary) if class_figures else None,
+        class_figures=class_figures,
         figures=figures,
         notes=notes,
         provenance=provenance,
@@ -126,10 +145,10 @@ def _half(mean: float, interval: Sequence[float] | None) -> str:
 
 
 def _order(name: str) -> tuple[int, Any]:
-    """Bounds of as many steps, bounds of fewer, the ODE, baselines, labels."""
-    what, *rest = name.split(".")
-    if what in ("ode", "by_label"):
-        return {"ode": 2, "by_label": 4}[what], [int(part) if part.isdigit() else part for part in rest[:1]]
+    """Bounds of as many steps, bounds of fewer, the ODE, baselines."""
+    what, *rest = (part for part in name.split(".") if part != "given_label")
+    if what == "ode":
+        return 2, rest[:1]
     if rest[0] in BASELINES:
         return 3, name
     steps = int(rest[0].removeprefix("steps_")) if rest[0].startswith("steps_") else 0
@@ -141,7 +160,7 @@ def _ids(evaluation: Evaluation, places: Any) -> str:
 
 
 def _draw_curve(evaluation: Evaluation) -> dict[str, bytes]:
-    figure, curve = _figure(), evaluation.curve
+    figure, curve = new_figure(), evaluation.curve
     axes = figure.add_subplot()
     axes.plot(curve.log_snr if curve.t is None else curve.t, curve.kl, ".", markersize=3)
     axes.set_yscale("log" if (curve.kl > 0).all() else "symlog")
@@ -150,11 +169,11 @@ def _draw_curve(evaluation: Evaluation) -> dict[str, bytes]:
     axes.set_xlabel("t" if curve.t is not None else "log-SNR")
     variances = label_of(evaluation.summary["headline"], evaluation.summary).split(", ")[1]
     axes.set_ylabel(f"bits/dim, {variances}" if curve.t is not None else "bits/dim for each unit of log-SNR")
-    return _files(figure)
+    return figure_files(figure)
 
 
 def _draw_schedule(process: Process) -> dict[str, bytes]:
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     if isinstance(process, DiscreteProcess):
         axes.plot(process.timesteps, process.log_snr)
@@ -165,7 +184,7 @@ def _draw_schedule(process: Process) -> dict[str, bytes]:
         axes.plot([0.0, 1.0], continuous(process).ends, "--", linewidth=1, color="0.6")
         axes.set_ylabel("γ = -log-SNR")
     axes.set_xlabel("t")
-    return _files(figure, ["svg"])
+    return figure_files(figure, ["svg"])
 
 
 def _caption_of_schedule(process: Process) -> str:
@@ -178,7 +197,7 @@ def _caption_of_schedule(process: Process) -> str:
 
 
 def _draw_histogram(evaluation: Evaluation) -> dict[str, bytes]:
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     axes.hist(evaluation.bits_per_dim, bins="auto", color="tab:blue", alpha=0.7)
     for color, (baseline, label) in zip(("tab:orange", "tab:green", "tab:red"), BASELINES.items(), strict=True):
@@ -188,23 +207,4 @@ def _draw_histogram(evaluation: Evaluation) -> dict[str, bytes]:
     axes.set_xlabel("bits/dim")
     axes.set_ylabel("images")
     axes.legend(fontsize=7)
-    return _files(figure)
-
-
-def _figure() -> Any:
-    from matplotlib.figure import Figure  # half a second, and only at the end of a job
-
-    return Figure(figsize=(5.2, 3.4), layout="constrained")
-
-
-def _files(figure: Any, kinds: Sequence[str] = ("svg", "png")) -> dict[str, bytes]:
-    import matplotlib
-
-    files = {}
-    with matplotlib.rc_context({"svg.hashsalt": "ddpm", "svg.fonttype": "none"}):
-        for kind in kinds:
-            sink = io.BytesIO()
-            figure.savefig(sink, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
-            files[kind] = sink.getvalue()
-    files["svg"] = files["svg"][files["svg"].index(b"<svg") :]
-    return files
+    return figure_files(figure)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ddpm_core.counter_random import permutation
 from ddpm_core.likelihood.designs import GROUP_SIZE
@@ -15,6 +16,44 @@ from pipelines.evaluation.config import OdeConfig
 from pipelines.outputs.request import Request
 
 Sigma2 = Literal["beta", "beta_tilde", "learned"]
+LabelsTold = Literal["given", "null", "both"]
+
+
+@dataclass(frozen=True)
+class ClassifierRequest:
+    """How each image is classified.
+
+    Attributes:
+        classes: Their numbers in the model, ascending; two or more.
+        prior: Of each of them; None: equal ones.
+        timesteps_per_round: Even; L_0 is evaluated twice besides.
+        rounds: For an image, at most.
+        separation: Standard errors by which a class must be led to be given up; None: never.
+    """
+
+    classes: tuple[int, ...]
+    timesteps_per_round: int
+    rounds: int
+    separation: float | None
+    prior: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < 2 or tuple(sorted(set(self.classes))) != self.classes:
+            raise ConfigError(f"classes = {list(self.classes)}: must be two or more, ascending")
+        if self.prior is not None and (len(self.prior) != len(self.classes) or min(self.prior) <= 0):
+            raise ConfigError(f"prior = {list(self.prior)}: must have a positive number for each class")
+
+    @property
+    def log_prior(self) -> npt.NDArray[np.float64]:
+        """ln of each class's prior probability, float64 [K]."""
+        classes = len(self.classes)
+        prior = np.full(classes, 1.0 / classes) if self.prior is None else np.array(self.prior, np.float64)
+        return np.asarray(np.log(prior))
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Calls of the network where no class is given up."""
+        return self.rounds * len(self.classes) * (self.timesteps_per_round + 2)
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,8 @@ class EvaluateRequest(Request):
         shard_size: Images in one object.
         hold_out: Which rows of the data set the model's training held out, if only they are evaluated.
         num_timesteps: T of the bound; null for all steps of the model, or continuous time.
+        labels: What a model that was trained with labels is told; null of one that was not.
+        classifier: How each image is classified; null where none is.
     """
 
     model_id: str
@@ -60,6 +101,8 @@ class EvaluateRequest(Request):
     shard_size: int
     hold_out: HoldOut | None = None
     num_timesteps: int | None = None
+    labels: LabelsTold | None = None
+    classifier: ClassifierRequest | None = None
 
     def __post_init__(self) -> None:
         by_all = self.estimator == "all"
@@ -70,6 +113,16 @@ class EvaluateRequest(Request):
     def on_gpu(self) -> bool:
         """See `Request`."""
         return self.device == "cuda"
+
+    @property
+    def told_labels(self) -> bool:
+        """Whether the headline is given each image's label."""
+        return self.labels in ("given", "both")
+
+    @property
+    def num_bounds(self) -> int:
+        """How many bounds are evaluated, with and without the label."""
+        return 2 if self.labels == "both" else 1
 
     @property
     def group_size(self) -> int:
@@ -97,6 +150,6 @@ class EvaluateRequest(Request):
         None for continuous time."""
         if self.draws is not None:
             assert num_times is not None, "by what the inputs check"
-            return num_times * self.draws
+            return self.num_bounds * num_times * self.draws
         assert self.timesteps_per_image is not None, "see __post_init__"
-        return self.timesteps_per_image + 2  # L_0, once in each replicate
+        return self.num_bounds * (self.timesteps_per_image + 2)  # L_0, once in each replicate

@@ -28,6 +28,7 @@ from ddpm_core.process.base import Process
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import DiscreteProcess, discrete
 from ddpm_core.process.variances import variance_named
+from pipelines.evaluation.classified import class_rows, classification
 from pipelines.evaluation.curves import Curve, Floats, OverTime
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.shard import DIRECTORY, read_terms, suffix_of
@@ -85,12 +86,13 @@ def results(
     """
     size, process = request.group_size, bound.denoiser.process
     means, over_time = _Means(size), OverTime(process)
-    ids, headline, evaluations = [], [], 0
+    ids, headline, evaluations, classified = [], [], 0, []
+    untold = bound.name.removeprefix("given_label.")
     decoders: list[Tensor] = []
     for rows in _read(location, shards):
         design, mse, prior = rows.design, rows.lists("eps_mse"), rows.tensor("L_T")
         first, nothing = design.first, torch.zeros(len(prior), dtype=torch.float64)
-        evaluations += design.t.numel()
+        evaluations += design.t.numel() * request.num_bounds
         ids.append(rows.table["id"].to_numpy())
         headline.append(rows.table[f"bits_per_dim{suffix_of(bound.name)}"].to_numpy())
         means.add("L_T", prior[:, None].expand(-1, design.num_replicates))
@@ -100,6 +102,10 @@ def results(
             means.add(f"bits_per_dim.{name}", design.replicate_values(prior, terms))
             means.add(f"L_0.{name}", design.replicate_values(nothing, terms * first))
             means.add(f"L_t_sum.{name}", design.replicate_values(nothing, terms * ~first))
+        if request.labels == "both":
+            told, null = (rows.lists(f"term{suffix_of(name)}") for name in (bound.name, untold))
+            means.add(f"bits_per_dim.{untold}", design.replicate_values(prior, null))
+            means.add(f"label_tells.{untold}", design.replicate_values(nothing, null - told))
         for name, terms in _following(rows, bound, 0.0 if request.estimator == "all" else BANDWIDTH):
             means.add(f"bits_per_dim.{name}", design.replicate_values(prior, terms))
         for baseline in _BASELINES:
@@ -112,6 +118,8 @@ def results(
             values = torch.tensor(headline[-1])
             for label in np.unique(labels):
                 means.add(f"by_label.{label}.bits_per_dim.{bound.name}", values[torch.tensor(labels == label)][:, None])
+        if request.classifier is not None:
+            classified.append(class_rows(rows.table))
         half = rows.half(size)
         over_time.add(half, design.t, first, rows.lists(f"term{suffix_of(bound.name)}"), mse)
         draws = [rows.decoder_draws[half == index].sum((0, 1)) for index in (0, 1)]
@@ -126,10 +134,14 @@ def results(
         "data_set_size": num_rows,
         "network_evaluations": evaluations,
         "network_evaluations_of_full_sum": (
-            num_images * process.num_timesteps if isinstance(process, DiscreteProcess) else None
+            num_images * process.num_timesteps * request.num_bounds if isinstance(process, DiscreteProcess) else None
         ),
         "means": {name: _intervals(found, num_rows) for name, found in means.by_name.items()},
     }
+    if request.labels is not None:
+        summary["labels"] = request.labels
+    if request.classifier is not None:
+        summary["classification"] = classification(classified, request.classifier)
     return Evaluation(summary, np.concatenate(ids), np.concatenate(headline), over_time.curve)
 
 
@@ -144,8 +156,8 @@ def fixed_variances_follow(process: Process) -> bool:
 
 def _under(bound: Bound, sigma2: str) -> str:
     """The name of the same bound under other variances."""
-    steps, dot, _ = bound.name.rpartition(".")
-    return f"{steps}{dot}{sigma2}"
+    before, dot, _ = bound.name.rpartition(".")
+    return f"{before}{dot}{sigma2}"
 
 
 def _following(rows: "_Rows", bound: Bound, bandwidth: float) -> Iterator[tuple[str, Tensor]]:
@@ -155,18 +167,19 @@ def _following(rows: "_Rows", bound: Bound, bandwidth: float) -> Iterator[tuple[
     Fewer steps are evenly spaced over those of the whole model; of a part of its steps a part would not be.
     """
     process, design, mse = bound.denoiser.process, rows.design, rows.lists("eps_mse")
+    told = "given_label." if bound.name.startswith("given_label.") else ""
     if isinstance(process, ContinuousProcess):
         for k in _NUMBERS_OF_STEPS:
             kl = steps_from_continuous(process, k, design.t, mse, BANDWIDTH)
-            yield f"steps_{k}", torch.where(design.first, rows.decoder(0), kl)
+            yield f"{told}steps_{k}", torch.where(design.first, rows.decoder(0), kl)
     elif isinstance(process, DiscreteProcess) and fixed_variances_follow(process):
         for other in DECODERS:
             if _under(bound, other) != bound.name:
                 yield _under(bound, other), rows.terms_under(process, other)
         for k in SUBSEQUENCES:
-            if k < process.num_timesteps and "." not in bound.name:
+            if k < process.num_timesteps and "steps_" not in bound.name:
                 kl = subsequence_kl(process, process.grid(k).flip(0).tolist(), design.t, mse, bandwidth)
-                yield f"steps_{k}.beta_tilde", torch.where(design.first, rows.decoder(DECODERS["beta_tilde"]), kl)
+                yield f"{told}steps_{k}.beta_tilde", torch.where(design.first, rows.decoder(DECODERS["beta_tilde"]), kl)
 
 
 def half_width(variance: Variance | None) -> float | None:

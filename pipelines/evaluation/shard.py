@@ -6,8 +6,9 @@ OUTPUT/model/                     the model evaluated
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ddpm_core.likelihood.classify import Classification
 from ddpm_core.likelihood.designs import Design, full_design
 from ddpm_core.likelihood.elbo import Elbo
 from ddpm_core.likelihood.intervals import MeanStatistics
@@ -29,9 +31,10 @@ from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.baselines import coded_bpd, histogram_bpd
 from pipelines.data.dataset import Int64s, PreparedDataset, UInt8s
 from pipelines.evaluation.first_pass import read_first_pass
-from pipelines.evaluation.request import EvaluateRequest
-from pipelines.evaluation.terms import bound_for, evaluate_images, levels_of, stratified_over
+from pipelines.evaluation.request import ClassifierRequest, EvaluateRequest
+from pipelines.evaluation.terms import bound_for, classify_images, evaluate_images, levels_of, stratified_over
 from pipelines.models.kept import load_kept
+from pipelines.outputs.progress import made
 from pipelines.outputs.shards import ShardOutput
 from pipelines.storage.location import Location
 
@@ -90,14 +93,23 @@ class TermShards:
         positions = torch.arange(start, start + len(ids))
         bound = bound_for(request, model)
         design = design_of(request, bound.denoiser.process, positions, proposal)
-        found = evaluate_images(bound, images, torch.tensor(ids), design, request)
+        rows, label = torch.tensor(ids), torch.tensor(labels) if request.told_labels else None
+        stages = _stages(request, len(ids), design.t.shape[1])
+        found = evaluate_images(bound, images, rows, design, request, label, next(stages))
         columns: dict[str, Any] = {"id": ids, "position": positions.numpy(), "label": labels}
         columns |= term_columns(bound.name, found)
+        finite = found.replicates.isfinite().all(1)
+        if request.labels == "both":
+            untold = evaluate_images(bound, images, rows, design, request, None, next(stages))
+            columns |= null_columns(bound.name, untold)
+            finite &= untold.replicates.isfinite().all(1)
+        if request.classifier is not None:
+            classified = classify_images(bound, images, rows, positions, request, next(stages))
+            columns |= class_columns(request.classifier, classified)
+            finite &= classified.posterior.isfinite().all(1)
         columns |= baseline_columns(images, counts)
-        columns |= self._ode(model, images, ids, start)
-        values = found.replicates
-        bad = ids[~values.isfinite().all(1).numpy()]
-        if len(bad):
+        columns |= self._ode(model, images, ids, start, label)
+        if len(bad := ids[~finite.numpy()]):
             raise ModelError(
                 f"model: gives no finite bits/dim (NaN or infinite) for {len(bad)} of {len(ids)} images (first ids "
                 f"{', '.join(map(str, bad[:3].tolist()))}) in {PRECISION_OF[request.dtype]}; "
@@ -105,12 +117,12 @@ class TermShards:
             )
         extra = {
             "first_position": start,
-            "evaluations": design.t.numel(),
-            "bits_per_dim": asdict(MeanStatistics.of(values, request.group_size)),
+            "evaluations": design.t.numel() * request.num_bounds,
+            "bits_per_dim": asdict(MeanStatistics.of(found.replicates, request.group_size)),
         }
         return ShardOutput(_encode(columns), len(ids), extra)
 
-    def _ode(self, model: Model, images: UInt8s, ids: Int64s, start: int) -> dict[str, Any]:
+    def _ode(self, model: Model, images: UInt8s, ids: Int64s, start: int, label: Tensor | None) -> dict[str, Any]:
         """The ODE's columns: of the images at the first `ode.num_images` positions, null for the others."""
         ode, chosen = self.request.ode, max(0, min(len(ids), self.request.ode.num_images - start))
         names = ("bits_per_dim", "trace_error", "step_error")
@@ -124,6 +136,7 @@ class TermShards:
                 self.request.seed,
                 ode.steps,
                 ode.probes,
+                None if label is None else label[row : row + 1].to(denoiser.device),
             )
             for name in names:
                 columns[f"ode_{name}"][row] = float(getattr(found, name))
@@ -163,6 +176,41 @@ def term_columns(bound: str, found: Elbo) -> dict[str, Any]:
     # number of a softmax decoder.
     columns["L_0_draws"] = _lists(found.decoder_draws.flatten(1))
     return columns
+
+
+def null_columns(bound: str, found: Elbo) -> dict[str, Any]:
+    """The same images' bound by the same evaluations, where the model is not told the label; `bound` is the name of the
+    one where it is."""
+    suffix = suffix_of(bound.removeprefix("given_label."))
+    return {f"bits_per_dim{suffix}": found.parts()[0].numpy(), f"term{suffix}": _lists(found.terms)}
+
+
+def class_columns(asked: ClassifierRequest, found: Classification) -> dict[str, Any]:
+    """How each image is classified: the class that is predicted, by its number, the lists in the order of
+    `asked.classes`."""
+    return {
+        "class_bits_per_dim": _lists(found.bits_per_dim),
+        "posterior": _lists(found.posterior),
+        "predicted": torch.tensor(asked.classes)[found.predicted].numpy(),
+        "margin": found.margin.numpy(),
+        "margin_error": found.margin_error.numpy(),
+        "class_evaluations": found.evaluations.numpy(),
+    }
+
+
+def _stages(request: EvaluateRequest, num_images: int, each: int) -> Iterator[Callable[[float], None]]:
+    """What tells how far each part of a shard's work is, which has `each` evaluations of an image for its bound."""
+    parts = [each] * request.num_bounds
+    parts += [request.classifier.evaluations_per_image] if request.classifier else []
+    done = 0.0
+    for part in parts:
+        share = part / sum(parts)
+        yield partial(_tell, done * num_images, share)
+        done += share
+
+
+def _tell(before: float, share: float, images: float) -> None:
+    made(before + share * images)
 
 
 def baseline_columns(images: UInt8s, counts: npt.NDArray[np.uint32]) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """Scoring images: the ELBO's terms of every evaluation, as a request asks for them."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from ddpm_core.denoiser import Labels
 from ddpm_core.likelihood.bounds import Bound, bound_of
+from ddpm_core.likelihood.classify import Classification, Effort, classify
 from ddpm_core.likelihood.designs import Design, continuous_design, stratified_design, timestep_proposal
 from ddpm_core.likelihood.elbo import Elbo, elbo
 from ddpm_core.model import Model
@@ -25,7 +29,8 @@ def levels_of(images: UInt8s) -> Tensor:
 def bound_for(request: EvaluateRequest, model: Model) -> Bound:
     """The bound that is asked for, of the model in the precision that is asked for. Raises ConfigError."""
     denoiser = model.denoiser.in_precision(PRECISION_OF[request.dtype])
-    return bound_of(denoiser, request.sigma2, request.num_timesteps)
+    bound = bound_of(denoiser, request.sigma2, request.num_timesteps)
+    return bound.given_label if request.told_labels else bound
 
 
 def stratified_over(
@@ -40,9 +45,15 @@ def stratified_over(
 
 
 def evaluate_images(
-    bound: Bound, images: UInt8s, ids: Int64[Tensor, " n"], design: Design, request: EvaluateRequest
+    bound: Bound,
+    images: UInt8s,
+    ids: Int64[Tensor, " n"],
+    design: Design,
+    request: EvaluateRequest,
+    label: Labels | None = None,
+    on_images: Callable[[float], None] = made,
 ) -> Elbo:
-    """Every evaluation of the design; tells how many images are made.
+    """Every evaluation of the design.
 
     Args:
         bound: As of `bound_for`, of a model on the request's device.
@@ -50,6 +61,37 @@ def evaluate_images(
         ids: int64 [n].
         design: Of n images with E evaluations each.
         request: Its seed, device and batch size are taken.
+        label: int64 [n], what the model is told of each image; None: nothing.
+        on_images: Is told how many images are done.
     """
     levels, ids = levels_of(images).to(request.device), ids.to(request.device)
-    return elbo(bound.denoiser, levels, ids, design, request.seed, bound.variance, request.batch_size, on_images=made)
+    label = None if label is None else label.to(request.device)
+    seed, size = request.seed, request.batch_size
+    return elbo(bound.denoiser, levels, ids, design, seed, bound.variance, size, label, on_images)
+
+
+def classify_images(
+    bound: Bound,
+    images: UInt8s,
+    ids: Int64[Tensor, " n"],
+    positions: Int64[Tensor, " n"],
+    request: EvaluateRequest,
+    on_images: Callable[[float], None] = made,
+) -> Classification:
+    """Each image's bound under every class that the request's classifier has; arguments as of `evaluate_images`,
+    `positions` int64 [n] being the images' places in the order."""
+    asked, process = request.classifier, bound.denoiser.process
+    assert asked is not None, "by the caller"
+    return classify(
+        bound,
+        levels_of(images).to(request.device),
+        ids.to(request.device),
+        positions,
+        torch.tensor(asked.classes),
+        torch.tensor(asked.log_prior),
+        lambda places, seed: stratified_over(process, places, seed, asked.timesteps_per_round),
+        Effort(asked.rounds, asked.separation),
+        request.seed,
+        request.batch_size,
+        on_images,
+    )

@@ -128,7 +128,7 @@ def test_metrics_in_mlflow_are_the_aggregates_of_the_rows(made: EvaluateConfig, 
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == images.dataset_id[:36]
     assert {file.path for file in client.list_artifacts(run.info.run_id, "report")} == {
-        f"report/{name}" for name in ("index.html", "by_t.png", "histogram.png", "extremes.png")
+        f"report/{name}" for name in ("index.html", "by_t.png", "histogram.png", "extremes.png", "by_label.csv")
     }
     assert min(metrics) == "bits_per_dim/beta_tilde"  # MLflow shows them in this order
     bars = [name for name in metrics if not name.startswith("eval_by_")]
@@ -146,7 +146,11 @@ def test_the_report_stands_alone(made: EvaluateConfig) -> None:
     assert page.count("<svg") == 3
     assert "data:image/png;base64," in page
     assert f"{manifest_of(made)['results']['means']['bits_per_dim.beta_tilde']['mean']:.4f} ±" in page
-    assert "label 2 bits/dim, σ² = β̃, T = 20, discretised Gaussian" in page
+    found = manifest_of(made)["results"]["means"]["by_label.2.bits_per_dim.beta_tilde"]
+    half = found["population"][1] - found["mean"]
+    cells = "".join(f"<td>{text}</td>" for text in ("2", "23", f"{found['mean']:.4f}", f"{half:.4f}"))
+    assert cells in page
+    assert f"2,23,{found['mean']:.4f},{half:.4f}\n" in (Path(made.output) / "report" / "by_label.csv").read_text()
 
 
 @pytest.mark.ray
