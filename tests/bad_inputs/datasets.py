@@ -69,7 +69,9 @@ def _field(key: str, value: object) -> Build:
     return _train(lambda manifest: manifest.update({key: value}))
 
 
-def _with_shard(make: Callable[[pa.Table], pa.Table], **options: Any) -> Callable[[Path], None]:
+def _with_shard(
+    make: Callable[[pa.Table], pa.Table], label_names: list[str] | None = None, **options: Any
+) -> Callable[[Path], None]:
     """A data set whose one shard was rewritten, with every digest and size as it must be."""
 
     def build(at: Path) -> None:
@@ -82,10 +84,27 @@ def _with_shard(make: Callable[[pa.Table], pa.Table], **options: Any) -> Callabl
 
         def change(manifest: dict[str, Any]) -> None:
             manifest["shards"][0].update(bytes=len(content), sha256=digest)
+            manifest["label_names"] = label_names
             shard = Shard("part-00000.parquet", 20, 0, len(content), digest)
             manifest["dataset_id"] = dataset_id(tuple(manifest["image_shape"]), [shard])
 
         data_set(at, change, {SHARD: content})
+
+    return build
+
+
+def labelled(labels: list[int | None], names: list[str] | None = None) -> Callable[[Path], None]:
+    """A data set of 20 images with these labels, which are repeated."""
+    column = pa.array((labels * 20)[:20], pa.int64())
+    return _with_shard(_as("label", column), names)
+
+
+def _train_on(make: Callable[[Path], None], *options: str, validation: Callable[[Path], None] | None = None) -> Build:
+    def build(at: Path) -> list[str]:
+        make(at / "data")
+        if validation is not None:
+            validation(at / "test")
+        return ["train.py", "--root", "root", "--data.train", "data", *options]
 
     return build
 
@@ -239,6 +258,59 @@ CASES = [
     ),
     _case(
         "labels asked for where there are none", _evaluate(data_set, "--by_label", "true"), "has no labels", "by_label"
+    ),
+    _case(
+        "classes of data without labels",
+        _train_on(data_set, "--network.num_classes", "auto"),
+        "network.num_classes = 'auto': needs labels, which data has none of",
+        code=2,
+    ),
+    _case(
+        "balanced classes of data without labels",
+        _train_on(data_set, "--data.balance_classes"),
+        "data.balance_classes = True: needs labels, which data has none of",
+        code=2,
+    ),
+    _case(
+        "a label without a name",
+        _train_on(labelled([0, 1, 2], ["cat", "dog"]), "--network.num_classes", "auto"),
+        "data.train = data: has the label 2, and names of 2 classes only; ingest it again",
+    ),
+    _case(
+        "fewer classes than are named",
+        _train_on(labelled([0, 1], ["cat", "dog"]), "--network.num_classes", "1"),
+        "network.num_classes = 1: must be auto, or 2: so many classes are named in data",
+        code=2,
+    ),
+    _case(
+        "fewer classes than labels",
+        _train_on(labelled([0, 1, 2]), "--network.num_classes", "2"),
+        "network.num_classes = 2: must be auto, or at least 3: data has the label 2",
+        code=2,
+    ),
+    _case(
+        "a label of a million millions",
+        _train_on(labelled([0, 10**12]), "--network.num_classes", "auto"),
+        "network.num_classes: 1000000000001 is not a whole number in 1..1,000,000",
+        code=2,
+    ),
+    _case(
+        "validation with other classes than the training",
+        _train_on(
+            labelled([0, 1], ["cat", "dog"]),
+            *("--network.num_classes", "auto", "--data.validation", "test"),
+            validation=labelled([0, 1], ["dog", "cat"]),
+        ),
+        "data.validation = test: calls class 0 'dog', the model 'cat'",
+    ),
+    _case(
+        "validation with a label that the training has not",
+        _train_on(
+            labelled([0, 1]),
+            *("--network.num_classes", "auto", "--data.validation", "test"),
+            validation=labelled([0, 1, 2]),
+        ),
+        "data.validation = test: has the label 2, the model classes 0..1",
     ),
     _case(
         "more time steps than the model has",

@@ -89,6 +89,23 @@ CASES = [
     ),
     _case("train.py", "diffusion.gamma_min", "5", "diffusion.gamma_min = 5.0: must be below gamma_max = 5.0"),
     _case("train.py", "network.fourier_features", "[6, 17]", "network.fourier_features: (6, 17) are not rising whole"),
+    _case("train.py", "network.num_classes", "0", "network.num_classes: 0 is not a whole number in 1..1,000,000"),
+    _case("train.py", "network.num_classes", "many", "network.num_classes"),
+    _network("network.num_classes", "9", "network.num_classes = 9: must be auto, or 10: so many classes are named in"),
+    _together(
+        "network.num_classes auto",
+        "train.label_dropout 1.1",
+        says="train.label_dropout = 1.1: must be in [0, 1]",
+    ),
+    _together(
+        "network.num_classes auto", "train.label_dropout .nan", says="train.label_dropout = nan: must be in [0, 1]"
+    ),
+    _case(
+        "train.py",
+        "train.label_dropout",
+        "0.2",
+        "train.label_dropout = 0.2: must be left out without network.num_classes",
+    ),
     _case("train.py", "network.base_channels", "1000000", "network.base_channels", "1000000"),
     _case("train.py", "network.num_res_blocks", "1000000000", "network.num_res_blocks", "1000000000"),
     _network("network.channel_multipliers", "[1, 2, 2, 2, 2, 2, 2, 2]", "network.image_size", "use fewer"),

@@ -25,15 +25,20 @@ def checkpoint(
     change: Callable[[Json], object] = lambda state: None,
     ledger: bytes | None = None,
     dataset: Json | None = None,
+    labels: bytes | None = None,
 ) -> None:
-    """A run whose one checkpoint, of step 4, has used 16 of 20 rows; `change` alters its commit."""
+    """A run whose one checkpoint, of step 4, has used 16 of 20 rows; `change` alters its commit. With `labels`, its
+    classes are balanced."""
     from pipelines.data.ledger import Ledger
     from pipelines.models.checkpoints import CheckpointStore
 
     used = Ledger()
     used.add(np.zeros(16, np.int64), np.arange(16))
     files = {"ledger.parquet": used.to_bytes() if ledger is None else ledger, "weights.safetensors": b"weights"}
-    state = {"dataset": dataset or {"id": "d" * 64, "num_rows": 20}, "config": {"train": {"batch_size": 4}}}
+    state: Json = {"dataset": dataset or {"id": "d" * 64, "num_rows": 20}, "config": {"train": {"batch_size": 4}}}
+    if labels is not None:
+        files["labels.parquet"] = labels
+        state["config"]["data"] = {"balance_classes": True}
     CheckpointStore.open(str(run)).save(4, files, state)
     content = json.loads((run / STATE).read_bytes())
     change(content)
@@ -50,6 +55,15 @@ def _ledger(name: str, make: Callable[[Path], object], *says: str) -> Case:
 
 def _state(name: str, change: Callable[[Json], object], *says: str) -> Case:
     return _ledger(name, lambda run: checkpoint(run, change), *says)
+
+
+def _ledger_of(used: list[tuple[int, int]]) -> bytes:
+    """A ledger of (pass, id) pairs."""
+    from pipelines.data.ledger import Ledger
+
+    ledger = Ledger()
+    ledger.add(*np.array(used, np.int64).T)
+    return ledger.to_bytes()
 
 
 def _table(**columns: Any) -> bytes:
@@ -205,6 +219,31 @@ CASES = [
         "ledger with null bitmaps",
         lambda run: checkpoint(run, ledger=_table(**_ONE_EPOCH, bitmap=pa.array([None], pa.binary()))),
         _NO_LEDGER,
+    ),
+    _ledger(
+        "balanced classes without the labels",
+        lambda run: checkpoint(run, lambda state: state["config"].update(data={"balance_classes": True})),
+        "its newest run/checkpoints/step-00000004/labels.parquet: is missing",
+    ),
+    _ledger(
+        "labels that are no Parquet",
+        lambda run: checkpoint(run, labels=b"x" * 99),
+        "its newest labels.parquet: cannot be read (",
+        "restore",
+    ),
+    _ledger(
+        "labels of other rows",
+        lambda run: checkpoint(run, labels=_table(label=[0] * 19)),
+        "its newest labels.parquet: has 19 labels, of 20 rows",
+    ),
+    _ledger(
+        "a row that balanced classes take once, used twice",
+        lambda run: checkpoint(
+            run,
+            ledger=_ledger_of([(0, row) for row in range(14)] + [(1, 0), (1, 10)]),
+            labels=_table(label=[0] * 10 + [1] * 5 + [-1] * 5),
+        ),
+        "run: epoch 0 used 1 row(s) more often than was due, 2 times",
     ),
     Case(
         "Training run",
