@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.denoisers import FunctionDenoiser
 
+from ddpm_core.denoiser import Prediction
 from ddpm_core.images import to_uint8
 from ddpm_core.likelihood.bounds import Respaced
 from ddpm_core.likelihood.designs import GROUP_SIZE, Design, continuous_design, stratified_design, timestep_proposal
@@ -25,7 +26,7 @@ from ddpm_core.samplers.ddim import DDIM
 from ddpm_core.samplers.ddpm import DDPM
 from pipelines.storage.location import json_bytes
 from pipelines.training.config import GridConfig, ValidationConfig
-from pipelines.training.grid import sample_images
+from pipelines.training.grid import Layout, sample_images
 from pipelines.training.ranks import Ranks
 from pipelines.training.validation import BitsPerDim, validate
 
@@ -187,6 +188,52 @@ def test_one_image_has_no_standard_error(make_dataset) -> None:
     result = validate(denoiser(), make_dataset(num_rows=1), CONFIG, 7, CPU, Ranks(0, 1))
     assert json.loads(json_bytes(asdict(result)), parse_constant=pytest.fail)["standard_error"] is None
     assert (result.num_images, result.standard_error) == (1, None)
+
+
+class Conditional(FunctionDenoiser):
+    """Three classes, and the null class, each with an ε of its own."""
+
+    def __init__(self, process: Process = PROCESS) -> None:
+        super().__init__(Network(), process, num_classes=3)
+
+    def __call__(self, z_t: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None) -> Prediction:
+        share = 0.0 if label is None else (label + 1).to(z_t)[:, None, None, None] / 4
+        return Prediction.of_eps(z_t, self.process.at(time), share * super().__call__(z_t.float(), time).eps.to(z_t))
+
+
+@pytest.mark.parametrize(("labels", "name"), [([0, 1, 2, None], "given_label.continuous"), ([None] * 4, "continuous")])
+def test_a_model_with_classes_is_told_the_labels_that_there_are(make_dataset, labels: list, name: str) -> None:
+    """-log2 p(x | c), and of an image without a label -log2 p(x); the name says which."""
+    dataset = make_dataset(num_rows=40, labels=labels * 10)
+    model = Conditional(CONTINUOUS)
+
+    def work(ranks: Ranks) -> BitsPerDim:
+        return validate(model, dataset, CONFIG, 7, CPU, ranks)
+
+    found = work(Ranks(0, 1))
+    ids, images, given = dataset.read_images(0, 40)
+    levels, rows = torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(ids)
+    design = continuous_design(rows, 7, CONTINUOUS, 4, 2)
+    wanted = elbo(model, levels, rows, design, 7, BetaTilde(), label=torch.tensor(given))
+    assert found.total == pytest.approx(float(wanted.parts()[0].mean()), rel=1e-9)
+    assert found.sigma2 == name
+    assert set(found.terms) == {"prior", "diffusion", "decoder"}
+    assert on_ranks(3, work) == [found] * 3
+
+
+@pytest.mark.parametrize(("num_images", "drawn", "columns"), [(7, 6, 2), (8, 9, 3), (100, 99, 33), (2, 2, 1)])
+def test_a_grid_has_a_row_for_each_class(num_images: int, drawn: int, columns: int) -> None:
+    config, model = GridConfig(num_images=num_images, sampler_steps=3), Conditional()
+    layout = Layout.of(num_images, 3)
+    assert (layout.num_images, layout.columns) == (drawn, columns)
+    alone = sample_images(model, config, 3, CPU, Ranks(0, 1))
+    assert len(alone) == drawn
+    for row, label in enumerate(layout.classes):
+        ids = torch.arange(row * columns, (row + 1) * columns)
+        of_class = sample(model, DDIM(3), ids, 3, label=torch.full_like(ids, label))
+        np.testing.assert_array_equal(alone[row * columns : (row + 1) * columns], to_uint8(of_class).numpy())
+    for samples in on_ranks(2, lambda ranks: sample_images(model, config, 3, CPU, ranks)):
+        np.testing.assert_array_equal(samples, alone)
 
 
 @pytest.mark.parametrize("process", [PROCESS, CONTINUOUS])
