@@ -69,7 +69,7 @@ def _field(key: str, value: object) -> Build:
     return _train(lambda manifest: manifest.update({key: value}))
 
 
-def _with_shard(
+def with_shard(
     make: Callable[[pa.Table], pa.Table], label_names: list[str] | None = None, **options: Any
 ) -> Callable[[Path], None]:
     """A data set whose one shard was rewritten, with every digest and size as it must be."""
@@ -96,7 +96,7 @@ def _with_shard(
 def labelled(labels: list[int | None], names: list[str] | None = None) -> Callable[[Path], None]:
     """A data set of 20 images with these labels, which are repeated."""
     column = pa.array((labels * 20)[:20], pa.int64())
-    return _with_shard(_as("label", column), names)
+    return with_shard(as_column("label", column), names)
 
 
 def _train_on(make: Callable[[Path], None], *options: str, validation: Callable[[Path], None] | None = None) -> Build:
@@ -125,7 +125,7 @@ def _with_shape(height: int, width: int) -> Callable[[Path], None]:
     return build
 
 
-def _as(column: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
+def as_column(column: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.set_column(table.schema.get_field_index(column), column, values)
 
 
@@ -199,28 +199,28 @@ CASES = [
     _case("shard of zeros", _evaluate(_binary), f"data/{SHARD}: cannot read row groups [0]", "restore the file"),
     _case(
         "shard with images of another size",
-        _evaluate(_with_shard(_as("image", pa.array([bytes(32)] * 20, pa.binary(32))))),
+        _evaluate(with_shard(as_column("image", pa.array([bytes(32)] * 20, pa.binary(32))))),
         f"data/{SHARD}: column image is fixed_size_binary[32], not fixed_size_binary[64]",
     ),
     _case(
         "shard with images of any length",
-        _evaluate(_with_shard(_as("image", pa.array([b"x"] * 20, pa.binary())))),
+        _evaluate(with_shard(as_column("image", pa.array([b"x"] * 20, pa.binary())))),
         f"data/{SHARD}: column image is binary, not fixed_size_binary[64]",
     ),
     _case(
         "shard with an image that is null",
-        _evaluate(_with_shard(_as("image", pa.array([None] + [bytes(64)] * 19, pa.binary(64))))),
+        _evaluate(with_shard(as_column("image", pa.array([None] + [bytes(64)] * 19, pa.binary(64))))),
         "part-00000.parquet: 1 of 20 images are null; restore",
     ),
-    _case("shard without images", _evaluate(_with_shard(lambda table: table.drop(["image"]))), "column image is None"),
+    _case("shard without images", _evaluate(with_shard(lambda table: table.drop(["image"]))), "column image is None"),
     _case(
         "shard with more rows than recorded",
-        _evaluate(_with_shard(lambda table: pa.concat_tables([table, table]))),
+        _evaluate(with_shard(lambda table: pa.concat_tables([table, table]))),
         "40 rows in 1 groups, the manifest says 20 in 1; restore the file",
     ),
     _case(
         "shard with smaller row groups",
-        _evaluate(_with_shard(lambda table: table, row_group_size=5)),
+        _evaluate(with_shard(lambda table: table, row_group_size=5)),
         "20 rows in 4 groups, the manifest says 20 in 1",
     ),
     Case(

@@ -13,14 +13,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from bad_inputs import archives, datasets, fields, folders, models, recipes, runs, sample_labels, tables
+from bad_inputs import (
+    archives,
+    datasets,
+    evaluation_labels,
+    fields,
+    folders,
+    models,
+    recipes,
+    runs,
+    sample_labels,
+    tables,
+)
 from bad_inputs.files import prepared
 from bad_inputs.harness import MEMORY_BYTES, REPOSITORY, SECONDS, Case, Outcome, run
 from bad_inputs.model_files import model_files
 
 CASES: list[Case] = [
     case
-    for area in (recipes, fields, folders, archives, tables, datasets, models, sample_labels, runs)
+    for area in (recipes, fields, folders, archives, tables, datasets, models, sample_labels, evaluation_labels, runs)
     for case in area.CASES
 ]
 TABLE = REPOSITORY / "docs" / "bad_inputs.md"
