@@ -25,8 +25,8 @@ _WHAT = {
     "L_0": "L_0",
     "L_t_sum": "sum of the L_{t-1}",
 }
-# The bits/dim of the bound that is asked for, by one name for models of every kind.
-BOUND_METRIC = "bpd/bound"
+# The bits/dim of the bound that is asked for, by one name for models of every kind: of -log2 p(x), of -log2 p(x | c).
+BOUND_METRIC, GIVEN_LABEL_METRIC = "bpd/bound", "bpd/given_label"
 
 
 def label_of(name: str, summary: Mapping[str, Any]) -> str:
@@ -102,7 +102,7 @@ def metric_of(name: str, bound: str, label_names: Sequence[str] = ()) -> str:
     'bpd/1k_steps'
     >>> told = "given_label.continuous"
     >>> [metric_of(f"bits_per_dim.{name}", told) for name in (told, "continuous", "given_label.steps_50", "png")]
-    ['bits_per_dim/given_label.continuous', 'bpd/null', 'bpd/50_steps', 'bpd/png']
+    ['bits_per_dim/given_label.continuous', 'bpd/bound', 'bpd/50_steps_given_label', 'bpd/png']
     >>> metric_of("label_tells.continuous", told), metric_of(f"by_label.1.L_0.{told}", told, ["Bag", "T-shirt/top"])
     ('tells/bpd', 'label/1_T-shirt_top')
     """
@@ -117,7 +117,8 @@ def metric_of(name: str, bound: str, label_names: Sequence[str] = ()) -> str:
     if what == "label_tells":
         return "tells/bpd"
     if what == "bits_per_dim" and f"given_label.{'.'.join(rest)}" == bound:
-        return "bpd/null"
+        return BOUND_METRIC
+    told = "_given_label" if "given_label" in rest else ""
     rest, bound = [part for part in rest if part != "given_label"], bound.removeprefix("given_label.")
     term = {"L_T": "prior", "L_t_sum": "kl_sum", "L_0": "decoder", "bits_per_dim": "bpd"}[what]
     if rest[-1:] == ["clipped"]:
@@ -126,5 +127,5 @@ def metric_of(name: str, bound: str, label_names: Sequence[str] = ()) -> str:
         return f"terms/{term}"
     steps = re.fullmatch(r"steps_(\d+)", rest[0])
     if steps and not bound.startswith(f"{rest[0]}."):
-        return f"bpd/{steps[1].removesuffix('000') + 'k' if steps[1].endswith('000') else steps[1]}_steps"
-    return f"bpd/{rest[-1]}"
+        return f"bpd/{steps[1].removesuffix('000') + 'k' if steps[1].endswith('000') else steps[1]}_steps{told}"
+    return f"bpd/{rest[-1]}{told}"

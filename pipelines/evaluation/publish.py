@@ -8,7 +8,7 @@ from ddpm_core.process.base import Process
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.class_report import class_metrics, classification_of, label_rows
-from pipelines.evaluation.names import BOUND_METRIC, label_name, label_of, metric_of
+from pipelines.evaluation.names import BOUND_METRIC, GIVEN_LABEL_METRIC, label_name, label_of, metric_of
 from pipelines.evaluation.report import headline_of, table_rows
 from pipelines.evaluation.request import ClassifierRequest, EvaluateRequest
 from pipelines.evaluation.results import BANDWIDTH, Evaluation
@@ -37,7 +37,7 @@ def records_of(
     bound, headline = summary["headline"].removeprefix("bits_per_dim."), summary["means"][summary["headline"]]
     names = summary.get("label_names") or ()
     scalars = {metric_of(name, bound, names): measured["mean"] for name, measured in summary["means"].items()}
-    scalars[BOUND_METRIC] = headline["mean"]
+    scalars[GIVEN_LABEL_METRIC if bound.startswith("given_label.") else BOUND_METRIC] = headline["mean"]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
             scalars |= dict(zip(interval_metrics(kind, bound), headline[kind], strict=True))

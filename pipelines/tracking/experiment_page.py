@@ -63,13 +63,15 @@ PAGES = {
     ),
     "evaluate": ExperimentPage(
         "Evaluations of models of **{name}** (`jobs/evaluate.py`), one run each. [Their table]({runs}) shows bits/dim "
-        "(lower is better; `bpd/bound` is that of whichever bound was asked for), the step of the model, how many "
-        "images, images/s, and what the same images take without a model: as PNG files and as independent pixels "
-        "(histogram). A run's description and its artifact `report/index.html` have the whole result. Models of "
-        "different names or kinds: select their experiments, then their runs, and compare the charts `bpd/...`, which "
-        "all have.",
+        "(lower is better; `bpd/bound` is that of whichever bound was asked for, `bpd/given_label` the same given the "
+        "images' labels), the step of the model, how many images, images/s, and what the same images take without a "
+        "model: as PNG files and as independent pixels (histogram). A run's description and its artifact "
+        "`report/index.html` have the whole result. Models of different names or kinds: select their experiments, then "
+        "their runs, and compare the charts `bpd/...`, which all have.",
         (
             "metrics bpd/bound",
+            "metrics bpd/given_label",
+            "metrics class/accuracy",
             "metrics bits_per_dim/continuous",
             "metrics bits_per_dim/learned",
             "metrics bits_per_dim/beta_tilde",

@@ -67,8 +67,9 @@ def test_rows_report_records_and_verification_agree(
     assert metrics["bits_per_dim/given_label.continuous"] == pytest.approx(
         rows["bits_per_dim_given_label_continuous"].mean()
     )
-    assert metrics["bpd/null"] == pytest.approx(rows["bits_per_dim_continuous"].mean())
-    difference = metrics["bpd/null"] - metrics["bits_per_dim/given_label.continuous"]
+    assert metrics["bpd/given_label"] == metrics["bits_per_dim/given_label.continuous"]
+    assert metrics["bpd/bound"] == pytest.approx(rows["bits_per_dim_continuous"].mean())
+    difference = metrics["bpd/bound"] - metrics["bits_per_dim/given_label.continuous"]
     assert metrics["tells/bpd"] == pytest.approx(difference)
     assert metrics["tells/low"] < metrics["tells/bpd"] < metrics["tells/high"]
     accuracy = (known["label"] == known["predicted"]).mean()
