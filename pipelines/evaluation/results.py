@@ -114,7 +114,7 @@ def results(
         for column in ("bits_per_dim", "trace_error", "step_error"):
             means.add(f"ode.{column}", rows.known(f"ode_{column}"))
         if request.by_label:
-            labels = rows.table["label"].to_numpy()
+            labels = rows.table["label"].fill_null(-1).to_numpy()
             values = torch.tensor(headline[-1])
             for label in np.unique(labels):
                 means.add(f"by_label.{label}.bits_per_dim.{bound.name}", values[torch.tensor(labels == label)][:, None])

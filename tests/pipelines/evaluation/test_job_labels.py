@@ -6,25 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from support.evaluate_runs import ROWS, tiny_evaluation
 from support.model_kinds import KINDS
 
-from pipelines.cluster.actor_pool import ActorPool
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.config import ClassifierConfig, EvaluateConfig
 from pipelines.evaluation.job import evaluate
 from pipelines.outputs.manifest import MANIFEST
-from pipelines.outputs.shards import ShardedOutput
 from pipelines.storage.location import Location
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
 
-pytestmark = pytest.mark.ray
 FIELDS: dict[str, Any] = {
     "labels": "both",
     "by_label": True,
@@ -35,15 +31,17 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture
 def made(
-    ray_cluster: None, make_dataset: Callable[..., PreparedDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_dataset: Callable[..., PreparedDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> EvaluateConfig:
-    """By two actors, of a VDM with three classes."""
+    """By this process, of a VDM with three classes."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     data = make_dataset(ROWS, labels=[None if index == 5 else index % 3 for index in range(ROWS)])
     KINDS["vdm, labels"].save(tmp_path / "model", scale=0.2)
-    config = tiny_evaluation(tmp_path, data, cluster=GpuClusterConfig(num_workers=2), **FIELDS)
-    evaluate(config)
+    config = tiny_evaluation(tmp_path, data, cluster=GpuClusterConfig(), **FIELDS)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.cluster.connection.connect", None)
+        evaluate(config)
     return config
 
 
@@ -51,9 +49,7 @@ def manifest_of(config: EvaluateConfig) -> dict[str, Any]:
     return json.loads((Path(config.output) / MANIFEST).read_text())
 
 
-def test_rows_report_records_and_verification_agree(
-    made: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_report_records_and_verification_agree(made: EvaluateConfig, tmp_path: Path) -> None:
     rows, manifest = pd.read_parquet(Path(made.output) / "terms"), manifest_of(made)
     means, found = manifest["results"]["means"], manifest["results"]["classification"]
     assert manifest["request"]["labels"] == "both"
@@ -98,12 +94,8 @@ def test_rows_report_records_and_verification_agree(
     assert summary["labels"].startswith(f"tell {means['label_tells.continuous']['mean']:.4f} ± ")
     assert summary["classes"].startswith(f"accuracy {accuracy:.2%} ")
 
-    # verification, which finds what the rows do not give, and makes the rows again by this process
-    real = ShardedOutput.recompute
-    monkeypatch.setattr(ShardedOutput, "recompute", lambda *given, pool=None, **more: real(*given[:4], **more))
-    again = verify(VerifyConfig(made.output, recompute=1.0))
-    assert again.problems == []
-    assert dict(again.rows)["made again"].startswith("5 shard(s), 5 bit-equal")
+    # verification, which finds what the rows do not give
+    assert verify(VerifyConfig(made.output)).problems == []
     copy = tmp_path / "copy"
     Location.parse(copy).upload_directory(made.output)
     changed = json.loads((copy / MANIFEST).read_text())
@@ -114,12 +106,14 @@ def test_rows_report_records_and_verification_agree(
     assert problems == [f"{name} is not what the rows give" for name in ("label_tells.continuous", "classification")]
 
 
-def test_this_process_and_two_actors_make_the_same_rows(
-    made: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.ray
+def test_two_actors_make_the_same_rows_and_verification_makes_them_again(
+    made: EvaluateConfig, ray_cluster: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
-    one = replace(made, output=str(tmp_path / "one"), cluster=GpuClusterConfig())
-    evaluate(one)
-    digests = [[shard["sha256"] for shard in manifest_of(config)["shards"]] for config in (made, one)]
+    two = replace(made, output=str(tmp_path / "two"), cluster=GpuClusterConfig(num_workers=2))
+    evaluate(two)
+    digests = [[shard["sha256"] for shard in manifest_of(config)["shards"]] for config in (made, two)]
     assert digests[0] == digests[1]
-    assert np.isfinite(pd.read_parquet(tmp_path / "one" / "terms")["margin"]).all()
+    again = verify(VerifyConfig(made.output, recompute=1.0))
+    assert again.problems == []
+    assert dict(again.rows)["made again"].startswith("5 shard(s), 5 bit-equal")
