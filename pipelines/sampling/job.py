@@ -7,33 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ddpm_core.denoiser import NO_LABEL
 from pipelines.cli.console import event, waiting
 from pipelines.data.dataset import PreparedDataset
-from pipelines.data.ingest.decode import decode_image
 from pipelines.data.opening import open_dataset
 from pipelines.models.kept import source_of
 from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
 from pipelines.outputs.bulk_job import BulkJob, Finished, Rows
 from pipelines.outputs.kind import Manifest
-from pipelines.outputs.pictures import grid_png
 from pipelines.outputs.run_bulk import look, run_bulk, settled_precision
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.kind import SAMPLE_SET
 from pipelines.sampling.labels import SampleLabels, settle
 from pipelines.sampling.plan import plan, work_of
+from pipelines.sampling.preview import preview_png
 from pipelines.sampling.request import SampleRequest, request_of
-from pipelines.sampling.shard import GUIDANCE_MODEL, SUFFIXES, SampleShards, decode_rows
+from pipelines.sampling.shard import GUIDANCE_MODEL, SUFFIXES, SampleShards
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
-
-_PREVIEW_IMAGES = 64
-_PREVIEW_CLASSES, _PREVIEW_COLUMNS = 16, 8
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,10 @@ def sample(config: SampleConfig) -> SampleSummary:
     if weaker is not None:
         require_apart(location, source_of(weaker.found), "the weaker model")
     asked, labels, data = config.asked_labels, None, None
+    if asked is not None and asked.dataset is not None:
+        data = open_dataset(root, "labels", asked.dataset)
+        require_apart(location, data.location, "the data set")
     if asked is not None:
-        if asked.dataset is not None:
-            data = open_dataset(root, "labels", asked.dataset)
-            require_apart(location, data.location, "the data set")
         labels = settle(asked, config.num_images, model.label_names, data)
         config = replace(config, num_images=labels.num_images)
     config = _with_shard_size(config, begun)
@@ -170,7 +162,8 @@ class Sampling(BulkJob):
     def finish(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> Finished:
         """The preview, for the output and for MLflow."""
         preview, found = output.location / "preview", self.model.found
-        (preview / "grid.png").write_bytes(self._grid(output, records))
+        names = self.model.label_names
+        (preview / "grid.png").write_bytes(preview_png(output.shards, records, self.request, self.labels, names))
         num_images = sum(record.rows for record in records)
         note = (
             f"**{num_images:,} images** ({self._described}) at "
@@ -200,31 +193,6 @@ class Sampling(BulkJob):
             weaker = f" (`{self.weaker.found.uri}`)" if self.weaker else ""
             parts.append(f"{self.request.described_guidance}{weaker}")
         return f"{', '.join(parts)}, seed {self.request.seed}"
-
-    def _grid(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> bytes:
-        """The first images, from the stored shards; with labels the first of each class, in a row with its name."""
-        size, names = self.request.shard_size, None
-        ids = list(range(min(_PREVIEW_IMAGES, self.request.num_images)))
-        if self.labels is not None:
-            first = self.labels.first_ids(_PREVIEW_COLUMNS)
-            chosen = np.linspace(0, len(first) - 1, min(len(first), _PREVIEW_CLASSES)).round().astype(int)
-            classes = [sorted(first)[place] for place in chosen]
-            known = {NO_LABEL: "no label", **dict(enumerate(self.model.label_names))}
-            names = [known[label] for label in classes]
-            columns = max(len(first[label]) for label in classes)
-            ids = [
-                index
-                for label in classes
-                for index in [*first[label].tolist(), *[None] * (columns - len(first[label]))]
-            ]
-        pictures: dict[int | None, npt.NDArray[np.uint8]] = {None: np.zeros(self.model.image_shape, np.uint8)}
-        wanted = {index for index in ids if index is not None}
-        for shard in sorted({index // size for index in wanted}):
-            content = (output.shards / records[shard].name).read_bytes()
-            rows = (row for row in decode_rows(content, self.request.format) if row.id in wanted)
-            pictures |= {row.id: decode_image(row.png, None, None) for row in rows}
-        images = np.stack([pictures[index] for index in ids])
-        return grid_png(images, len(ids) // len(names) if names else None, row_names=names)
 
     def rows(self, manifest: Manifest) -> Rows:
         """See `BulkJob`."""
