@@ -38,7 +38,7 @@ def shuffled(dataset: PreparedDataset, plan: StreamPlan) -> float:
     """Rows/s of reading windows in training order in this process."""
     start, rows = time.perf_counter(), 0
     for window in range(plan.num_windows):
-        rows += len(read_window(plan, dataset, window)[1])
+        rows += len(read_window(plan, dataset, window).ids)
     return rows / (time.perf_counter() - start)
 
 
@@ -49,7 +49,7 @@ def streamed(dataset: PreparedDataset, plan: StreamPlan) -> tuple[float, float]:
     for batch in micro_batches(start_stream(plan, 0, 1)[0], 0, 0, dataset.image_shape):
         if not first:
             first = time.perf_counter()
-        rows += len(batch.ids)
+        rows += len(batch.rows.ids)
     return first - start, (rows - plan.batch_size) / (time.perf_counter() - first)
 
 

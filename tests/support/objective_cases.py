@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from pipelines.data.stream import MicroBatch, shares
+from pipelines.data.stream import MicroBatch, Rows, shares
 from pipelines.training.config import GridConfig, OptimizationConfig, TrainConfig, ValidationConfig
 from pipelines.training.diffusion import DiffusionConfig
 from pipelines.training.learner import Learner, StepResult, build
@@ -62,7 +62,7 @@ def batch(step: int, ranks: Ranks = ALONE) -> MicroBatch:
     low, high = shares(BATCH, ranks.world_size)[ranks.rank]
     ids = np.arange(step * BATCH, (step + 1) * BATCH, dtype=np.int64)
     images = np.random.default_rng(step).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)
-    return MicroBatch(step, images[low:high], ids[low:high], np.zeros(high - low, np.int64))
+    return MicroBatch(step, Rows(images[low:high], ids[low:high], np.zeros(high - low, np.int64)))
 
 
 def train(trained: Learner, first: int, stop: int) -> list[StepResult]:
