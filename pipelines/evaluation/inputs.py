@@ -85,7 +85,7 @@ def check_fit(config: EvaluateConfig, model: UsedModel, data: PreparedDataset, n
             f"data = {config.data}: levels are 0..1, the model's are 0..255; were images in [0, 1] cast to integers? "
             "Multiply by 255 and ingest again"
         )
-    if config.by_label and (data.read_images(0, 1)[2] < 0).any():
+    if config.by_label and (data.read_labels() < 0).all():
         raise DataError(
             f"data = {config.data}: has no labels, which by_label needs; leave it out, or ingest with labels"
         )
