@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bad_inputs.files import source_case
+from bad_inputs.files import ingest, source_case
 from bad_inputs.harness import Case
 from support.image_files import png, write
 
@@ -34,6 +34,16 @@ def bomb(head: bytes, mebibytes: int) -> bytes:
 
 def _idx(name: str, files: dict[str, bytes], *says: str) -> Case:
     return source_case("IDX file", name, lambda source: write(source, files), *says)
+
+
+def _named(name: str, names: str, says: str, *options: str) -> Case:
+    """Names for the labels 0..2 of an IDX file."""
+
+    def build(at: Path) -> list[str]:
+        write(at / "source", {IMAGES: idx(3, 8, 8), LABELS: idx(3, data=bytes(range(3)))})
+        return ingest("source", "--label_names", names, *options)
+
+    return Case("IDX file", name, build, (says,), code=2)
 
 
 def _good() -> dict[str, list[Any]]:
@@ -143,6 +153,15 @@ CASES = [
         f"{LABELS}.gz: holds more bytes of data, its header promises 4 = 4",
     ),
     _idx("as many labels as not images", {IMAGES: idx(4, 8, 8), LABELS: idx(3)}, "has 4 images and 3 labels"),
+    _named(
+        "fewer names than labels", "[cat,dog]", "label_names = cat, dog: names 0..1, the source has a label 2; name"
+    ),
+    _named(
+        "names of labels that are not taken",
+        "[cat,dog,cow]",
+        "label_names = ('cat', 'dog', 'cow'): label_column = none takes no labels; leave one out",
+        *("--label_column", "none"),
+    ),
     _idx("two image files", {f"{name}-idx3-ubyte": idx(1, 8, 8) for name in "ab"}, "holds 2 image files", "name one"),
     _parquet("zero bytes", b"", _UNREADABLE),
     _parquet("text", b"no parquet" * 10, _UNREADABLE),

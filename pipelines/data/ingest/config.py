@@ -58,6 +58,8 @@ class IngestConfig:
         names, rule = self.label_names, "must be different names that are not empty, one for each label 0, 1, ..."
         named = names is None or (len(names) > 0 and all(names) and len(set(names)) == len(names))
         require(named, "label_names", names, rule)
+        wanted, rule = names is None or not self.options.no_labels, "label_column = none takes no labels; leave one out"
+        require(wanted, "label_names", names, rule)
         size_holds = self.image_size is None or 1 <= self.image_size <= 4096
         require(size_holds, "image_size", self.image_size, "must be in 1..4096, or null to keep the size")
         _ = self.rules  # checks `background`

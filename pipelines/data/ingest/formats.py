@@ -83,6 +83,7 @@ class Scan:
         labels_from: What the labels were read from, or why there are none; a phrase.
         label_files: Number of files and members that were read for labels alone.
         left_out: What is in the files and no image.
+        largest_label: Of labels without names that no item has, where the scan sees them all; None where it does not.
     """
 
     items: list[Item]
@@ -90,6 +91,7 @@ class Scan:
     labels_from: str
     label_files: int = 0
     left_out: LeftOut = field(default_factory=LeftOut)
+    largest_label: int | None = None
 
 
 class Format(Protocol):

@@ -48,13 +48,15 @@ class IdxImages:
         """See `Format.scan`."""
         if len(files) > 1:
             raise DataError(f"source = {self.base}: holds {len(files)} image files ({', '.join(files)}); name one")
-        items = [Item(file, 0, len(self._images(self.base / file)[0])) for file in files]
+        images, known = self._images(self.base / files[0])
+        items = [Item(files[0], 0, len(images))]
         labels = self.label_file(self.base / files[0])
-        if labels is None:
+        if labels is None or known is None:
             wanted = _label_names(files[0].rsplit("/", 1)[-1])[0]
             found = NOT_WANTED if self.options.no_labels else f"none: there is no {wanted} beside the images"
             return Scan(items, None, found)
-        return Scan(items, None, f"the file {labels.name}", label_files=1)
+        largest = int(known.max()) if len(known) else -1
+        return Scan(items, None, f"the file {labels.name}", label_files=1, largest_label=largest)
 
     def read(self, items: Sequence[Item]) -> Iterator[RawImage]:
         """See `Format.read`."""

@@ -162,6 +162,9 @@ def _prepare(
         own = ", ".join(scan.label_names[:5])
         raise ConfigError(f"label_names = {', '.join(config.label_names)}: the source names them itself, {own}, ...")
     names = scan.label_names or config.label_names
+    if not lost:
+        known = [item.label for item in items if item.label is not None]
+        _require_named(config, max([*known, -1 if scan.largest_label is None else scan.largest_label]))
     content = source_content(source, scan)
     if lost and content != lost[0].get("source_content"):
         raise DataError(f"source = {config.source}: has changed since; restore it, or the shard, or ingest it anew")
@@ -191,7 +194,9 @@ def _prepare(
     if not lost:
         _write_rejected(output, units)
         _require_few_rejected(config, output, total - num_rows, total, probed)
-        _require_named(config, units)
+        # Some formats show their labels only now.
+        again = f", after deleting the unfinished {output.location}"
+        _require_named(config, max(record.extra["largest_label"] for record in units), again)
     elif num_rows != lost[0]["num_rows"]:
         then = f"{lost[0]['num_rows']:,} when it was made, by {lost[0]['decoded_by']}, code {lost[0]['code_version']}"
         raise DataError(f"source = {config.source}: {num_rows:,} of its images can be used, {then}; use those versions")
@@ -232,14 +237,11 @@ def _prepare(
     output.commit(fields, shards)
 
 
-def _require_named(config: IngestConfig, units: Sequence[ShardRecord]) -> None:
-    """Refuse names that are fewer than the labels."""
-    if config.label_names is None:
-        return
-    largest, last = max(record.extra["largest_label"] for record in units), len(config.label_names) - 1
-    if largest > last:
-        given = f"label_names = {', '.join(config.label_names)}"
-        raise ConfigError(f"{given}: names 0..{last}, the source has a label {largest}; name them all")
+def _require_named(config: IngestConfig, largest: int, after: str = "") -> None:
+    """Refuse names that are fewer than the labels, whose `largest` is -1 where none is known."""
+    if config.label_names is not None and largest >= len(config.label_names):
+        given, last = f"label_names = {', '.join(config.label_names)}", len(config.label_names) - 1
+        raise ConfigError(f"{given}: names 0..{last}, the source has a label {largest}; name them all{after}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -157,7 +158,20 @@ def test_numbers_get_names(tmp_path: Path) -> None:
     assert "label_names" not in read_manifest(Location.parse(str(tmp_path / "unnamed")))["request"]
     with pytest.raises(ConfigError, match=r"label_names = .*: names 0\.\.8, the source has a label 9; name them all"):
         made("few", names[:9])
-    assert not (tmp_path / "few" / "manifest.json").exists()
+    assert not (tmp_path / "few").exists(), "seen before anything is decoded"
+    with pytest.raises(ConfigError, match=r"label_names = .*: label_column = none takes no labels; leave one out"):
+        IngestConfig(str(source), str(tmp_path / "wrong"), label_names=names, label_column="none")
+    table = tmp_path / "table"
+    table.mkdir()
+    content = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(content, "PNG")
+    pq.write_table(pa.table({"image": [content.getvalue()] * 3, "label": [0, 1, 2]}), table / "a.parquet")
+    late = tmp_path / "late"
+    with pytest.raises(ConfigError, match=rf"a label 2; name them all, after deleting the unfinished {late}$"):
+        ingest(IngestConfig(str(table), str(late), label_names=("a", "b")))
+    assert not (late / "manifest.json").exists()
+    shutil.rmtree(late)
+    assert ingest(IngestConfig(str(table), str(late), label_names=("a", "b", "c"))).dataset.num_rows == 3
     for wrong in (("a", "a"), ("a", ""), ()):
         with pytest.raises(ConfigError, match="label_names"):
             IngestConfig(str(source), str(tmp_path / "wrong"), label_names=wrong)
