@@ -27,8 +27,9 @@ class Guided:
             label.
 
     With w = 0, with w = 1 and outside the interval one call of one network is made, and its prediction is returned as
-    it is. Raises ConfigError for a w that is not finite, for an interval that is none, and for a denoiser without
-    labels or a weaker one that does not fit (`check_weaker`).
+    it is. Of two calls, variance_fraction is that of eps_c: only eps is led. Raises ConfigError for a w that is not
+    finite, for an interval that is none, and for a denoiser without labels or a weaker one that does not fit
+    (`check_weaker`).
     """
 
     denoiser: Denoiser

@@ -13,15 +13,16 @@ def class_index(field: str, text: str, names: Sequence[str]) -> int:
     """
     if not names:
         raise ConfigError(
-            f"{field} = {text}: the model was trained without labels; leave it out, or take another model"
+            f"{field} = {text:.300}: the model was trained without labels; leave it out, or take another model"
         )
     if text in names:
         return names.index(text)
-    if text.isascii() and text.isdigit() and int(text) < len(names):
+    # int() refuses thousands of digits.
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names):
         return int(text)
     known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     numbers = "" if all(name.isdigit() for name in names) else f"; by name {known}"
-    raise ConfigError(f"{field} = {text}: is no class of the model, which has 0..{len(names) - 1}{numbers}")
+    raise ConfigError(f"{field} = {text:.300}: is no class of the model, which has 0..{len(names) - 1}{numbers}")
 
 
 def check_label_names(field: str, uri: str, of_data: Sequence[str] | None, of_model: Sequence[str]) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+MAX_ROWS = 16
+"""Rows of a grid that has one for each class."""
+
 
 def to_picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     """uint8 [H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA)."""
@@ -20,6 +23,16 @@ def encode_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def spread(count: int, most: int = MAX_ROWS) -> list[int]:
+    """At most `most` of 0..count-1, evenly from the first to the last: the rows of a grid that has no room for all.
+
+    >>> spread(3), spread(1000, 4), spread(31, 1)
+    ([0, 1, 2], [0, 333, 666, 999], [0])
+    """
+    chosen: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+    return chosen
 
 
 def grid_png(

@@ -67,7 +67,9 @@ def sample(config: SampleConfig) -> SampleSummary:
         config = replace(config, num_images=labels.num_images)
     config = _with_shard_size(config, begun)
     event(f"model {model.described}")
-    if weaker is not None:
+    if weaker is not None and config.guidance.scale == 1.0:
+        event(f"guidance.scale = 1: no call uses the weaker model {weaker.described}; above 1, as 2, it guides")
+    elif weaker is not None:
         event(f"guided by the weaker model {weaker.described}")
     config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus_per_worker))
     request = request_of(config, model.model, labels, weaker.model if weaker else None)

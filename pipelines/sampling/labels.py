@@ -63,9 +63,12 @@ def _with_count(text: str, part: str) -> tuple[str, int | None]:
     name, colon, count = part.rpartition(":")
     if not colon or not count.strip().lstrip("+-").replace(".", "", 1).isdigit():
         return part, None
-    holds = count.strip().isdigit() and int(count) >= 1
-    require(holds, "labels", text, f"the count of {name or 'a class'} must be a whole number >= 1, not {count}")
-    return name.strip(), int(count)
+    digits = count.strip()  # what isdigit() finds a digit, as ², and thousands of them, int() refuses
+    holds = digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) >= 1
+    require(
+        holds, "labels", text, f"the count of {name or 'a class':.200} must be a whole number >= 1, not {count:.40}"
+    )
+    return name.strip(), int(digits)
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,9 @@ def settle(
     classes = tuple(range(len(names)))
     if asked.classes is not None:
         classes = tuple(class_index("labels", written, names) for written in asked.classes)
-    twice = next((index for place, index in enumerate(classes) if index in classes[:place]), None)
-    require(twice is None, "labels", asked.text, f"names class {twice} twice; name each class once")
+    if len(set(classes)) < len(classes):
+        twice = next(index for place, index in enumerate(classes) if index in classes[:place])
+        require(False, "labels", asked.text, f"names class {twice} twice; name each class once")
     counts = asked.counts
     if counts is not None:
         counts = counts * len(classes) if asked.classes is None else counts

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ddpm_core.denoiser import NO_LABEL
 from pipelines.data.ingest.decode import decode_image
-from pipelines.outputs.pictures import grid_png
+from pipelines.outputs.pictures import grid_png, spread
 from pipelines.outputs.shards import ShardRecord
 from pipelines.sampling.labels import SampleLabels
 from pipelines.sampling.request import SampleRequest
@@ -15,7 +15,7 @@ from pipelines.sampling.shard import decode_rows
 from pipelines.storage.location import Location
 
 _IMAGES = 64
-_CLASSES, _COLUMNS = 16, 8
+_COLUMNS = 8
 
 
 def preview_png(
@@ -39,8 +39,8 @@ def preview_png(
         images = _read(shards, records, request, range(min(_IMAGES, request.num_images)))
         return grid_png(np.stack([*images.values()]))
     first = dict(sorted(labels.first_ids(_COLUMNS).items()))
-    chosen = np.linspace(0, len(first) - 1, min(len(first), _CLASSES)).round().astype(int)
-    rows = {list(first)[place]: list(first.values())[place].tolist() for place in chosen}
+    found = list(first.items())
+    rows = {label: ids.tolist() for label, ids in (found[place] for place in spread(len(found)))}
     images = _read(shards, records, request, [index for ids in rows.values() for index in ids])
     columns, blank = max(map(len, rows.values())), np.zeros_like(next(iter(images.values())))
     cells = [images[ids[k]] if k < len(ids) else blank for ids in rows.values() for k in range(columns)]

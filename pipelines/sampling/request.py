@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 from ddpm_core.guidance import check_interval, check_scale, check_weaker
 from ddpm_core.model import Model
 from ddpm_core.process.discrete import DiscreteProcess
+from ddpm_core.process.variances import Learned
 from ddpm_core.samplers.base import Sampler
+from ddpm_core.samplers.ddpm import DDPM
 from pipelines.cli.errors import ConfigError
 from pipelines.cluster.precision import DTYPE_OF, Dtype
 from pipelines.data.dataset import Int64s
@@ -165,10 +167,11 @@ def request_of(
     if config.steps is not None and num_timesteps is not None and config.steps > num_timesteps:
         most = f"the model has {num_timesteps} diffusion steps; ask for at most as many"
         raise ConfigError(f"steps = {config.steps}: {most}")
-    if weaker is not None:
-        _check_weaker(config, model, weaker)
     kind, guidance = SAMPLERS[config.sampler], config.guidance
     steps = config.steps or kind.steps(num_timesteps)
+    sampler = kind.chosen(config, steps, model.denoiser)
+    if weaker is not None:
+        _check_weaker(config, sampler, model, weaker)
     is_guided = labels is not None or weaker is not None
     assert isinstance(config.seed, int)
     assert config.precision != "auto"
@@ -177,7 +180,7 @@ def request_of(
         model_id=model.model_id,
         num_images=config.num_images,
         seed=config.seed,
-        sampler=kind.chosen(config, steps, model.denoiser),
+        sampler=sampler,
         steps=steps,
         clip_x_0=config.clip_x_0,
         dtype=DTYPE_OF[config.precision],
@@ -194,7 +197,7 @@ def request_of(
     )
 
 
-def _check_weaker(config: SampleConfig, model: Model, weaker: Model) -> None:
+def _check_weaker(config: SampleConfig, sampler: Sampler, model: Model, weaker: Model) -> None:
     field = f"guidance.model = {config.guidance.model}"
     try:
         check_weaker(model.denoiser, weaker.denoiser)
@@ -202,3 +205,10 @@ def _check_weaker(config: SampleConfig, model: Model, weaker: Model) -> None:
         raise ConfigError(f"{field}: {error}") from error
     if model.label_names != weaker.label_names:
         raise ConfigError(f"{field}: calls its classes otherwise than the model; take one of the same data")
+    # Only with w = 0 does a step take the weaker model's prediction as it is, and its variance with it.
+    alone = config.guidance.scale == 0.0 and not weaker.denoiser.learns_variance
+    if alone and isinstance(sampler, DDPM) and isinstance(sampler.variance, Learned):
+        raise ConfigError(
+            f"{field}: with guidance.scale = 0 it samples alone, and it predicts no variances, as sigma2 = learned "
+            "needs; give --sigma2 beta_tilde"
+        )

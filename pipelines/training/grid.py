@@ -16,7 +16,7 @@ from ddpm_core.images import to_uint8
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.samplers.base import sample
 from ddpm_core.samplers.ddim import DDIM
-from pipelines.outputs.pictures import grid_png
+from pipelines.outputs.pictures import MAX_ROWS, grid_png, spread
 from pipelines.storage.location import Location
 from pipelines.training.config import GridConfig, TrainConfig
 from pipelines.training.ranks import Ranks
@@ -24,7 +24,6 @@ from pipelines.training.reports import Reports
 
 # Samples drawn in one network call: the unit that is divided among the ranks.
 _SAMPLE_BATCH = 32
-_MAX_CLASSES = 16
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,12 @@ class Layout:
         >>> Layout.of(64, 10)
         Layout(num_images=60, classes=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9))
         >>> Layout.of(4, 1000), Layout.of(64, None)
-        (Layout(num_images=4, classes=(0, 250, 500, 750)), Layout(num_images=64, classes=()))
+        (Layout(num_images=4, classes=(0, 333, 666, 999)), Layout(num_images=64, classes=()))
         """
         if num_classes is None:
             return cls(num_images)
-        rows = min(num_classes, num_images, _MAX_CLASSES)
-        classes = tuple(row * num_classes // rows for row in range(rows))
-        return cls(rows * round(num_images / rows), classes)
+        classes = tuple(spread(num_classes, min(num_images, MAX_ROWS)))
+        return cls(len(classes) * round(num_images / len(classes)), classes)
 
     @property
     def columns(self) -> int | None:

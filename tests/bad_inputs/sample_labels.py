@@ -45,6 +45,10 @@ _WEAKER = ("--guidance.model", "weaker", "--guidance.scale", "2")
 CASES = [
     _field("no label", "--labels", "", says="labels = '': must be all, balanced, from:DATASET, or classes as 3,5"),
     _field("a count of 0", "--labels", "2:0", says="labels = '2:0': the count of 2 must be a whole number >= 1, not 0"),
+    _field(
+        "a count in superscript", "--labels", "3:²", says="labels = '3:²': the count of 3 must be a whole number >= 1"
+    ),
+    _field("a count of 5,000 digits", "--labels", f"3:{'9' * 5000}", says="of 3 must be a whole number >= 1, not 999"),
     _field("a negative count", "--labels", "all:-5", says="labels = 'all:-5': the count of all must be a whole number"),
     _field("a count of one class only", "--labels", "0:4,1", says="labels = '0:4,1': must give each class a count, or"),
     _field("labels of no data set", "--labels", "from:", says="labels = 'from:': must name a prepared data set"),
@@ -62,6 +66,8 @@ CASES = [
     ),
     _asked("a label out of range", "--labels", "0,3", says="labels = 3: is no class of the model, which has 0..2"),
     _asked("a negative label", "--labels=-1", says="labels = -1: is no class of the model, which has 0..2"),
+    _asked("a label of 5,000 digits", "--labels", f"0,{'9' * 5000}", says=": is no class of the model, which has 0..2"),
+    _asked("a label in superscript", "--labels", "²", says="labels = ²: is no class of the model, which has 0..2"),
     _asked("an unknown class", "--labels", "dog", says="labels = dog: is no class of the model, which has 0..2"),
     _asked("a class twice", "--labels", "1,1", says="labels = '1,1': names class 1 twice; name each class once"),
     _asked(
@@ -93,5 +99,12 @@ CASES = [
         *_WEAKER,
         weaker="eps",
         says="guidance.model = weaker: the weaker model's number of classes is None, not 3; take one of the same kind",
+    ),
+    _asked(
+        "a weaker model alone, without the variances of the other",
+        *("--guidance.model", "weaker", "--guidance.scale", "0"),
+        kind="learned variances",
+        weaker="x_0",
+        says="guidance.model = weaker: with guidance.scale = 0 it samples alone, and it predicts no variances",
     ),
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.outputs.pictures import encode_png, grid_png, to_picture
+from pipelines.outputs.pictures import encode_png, grid_png, spread, to_picture
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
@@ -40,6 +40,16 @@ def test_a_grid_holds_every_image_in_reading_order(count, shape, columns, rows) 
         top, left = index // columns * (shape[0] + 1) + 1, index % columns * (shape[1] + 1) + 1
         np.testing.assert_array_equal(sheet[top : top + shape[0], left : left + shape[1]], image)
     assert int((sheet > 0).sum()) == images.size  # the rest is black
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 16), (16, 16), (17, 16), (1000, 16), (7, 1), (31, 2)])
+def test_rows_are_spread_over_all_that_there_are(count: int, most: int) -> None:
+    chosen = spread(count, most)
+    assert len(chosen) == min(count, most)
+    assert chosen[0] == 0
+    assert chosen[-1] == (count - 1 if len(chosen) > 1 else 0)
+    gaps = np.diff(chosen)
+    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
 
 
 def test_large_images_are_not_enlarged() -> None:

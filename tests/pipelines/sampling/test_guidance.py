@@ -202,6 +202,35 @@ def test_a_weaker_model_that_does_not_fit_is_refused_by_its_field(tmp_path: Path
     assert not (tmp_path / "samples").exists()
 
 
+def test_a_weaker_model_samples_alone_only_with_variances_that_it_has(tmp_path: Path) -> None:
+    for name, kind in (("model", "learned variances"), ("other", "x_0")):
+        KINDS[kind].save(tmp_path / name)
+    model, other = load_model(tmp_path / "model"), load_model(tmp_path / "other")
+    by_other = {"labels": None, "sampler": "ddpm", "num_images": 10}
+
+    def asked(scale: float, **fields: Any) -> SampleRequest:
+        guidance = GuidanceConfig(scale, model=str(tmp_path / "other"))
+        return request_of(tiny(tmp_path, **{**by_other, "guidance": guidance, **fields}), model, None, other)
+
+    with pytest.raises(ConfigError, match=r"^guidance\.model = .*/other: with guidance\.scale = 0 it samples alone, .*"
+                       r"sigma2 = learned needs; give --sigma2 beta_tilde$"):  # fmt: skip
+        asked(0.0)
+    for request in (asked(0.0, sigma2="beta_tilde"), asked(0.0, sampler="ddim"), asked(2.0)):
+        assert len(sample_batch(request, Source(model, other, None), IDS)) == 6
+    own = request_of(tiny(tmp_path, **by_other, guidance=GuidanceConfig(0.0, model="m")), model, None, model)
+    assert len(sample_batch(own, Source(model, model, None), IDS)) == 6
+
+
+def test_that_a_weaker_model_is_not_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weaker = str(tmp_path / "weaker")
+    config = config_of(tmp_path, "eps", labels=None, dry_run=True)
+    for scale, told in ((1.0, "guidance.scale = 1: no call uses the weaker model"), (2.0, "guided by the weaker")):
+        sample_job(replace(config, guidance=GuidanceConfig(scale, None, weaker)))
+        said = [line for line in capsys.readouterr().err.splitlines() if "weaker model" in line]
+        assert len(said) == 1
+        assert said[0].startswith(told)
+
+
 def test_a_guided_sample_set_keeps_both_models_and_tells_of_them(tmp_path: Path) -> None:
     weaker = str(tmp_path / "weaker")
     config = config_of(

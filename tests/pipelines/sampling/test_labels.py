@@ -56,12 +56,19 @@ def test_what_can_be_asked_for(text: str, asked: AskedLabels) -> None:
         ("3:0", "the count of 3 must be a whole number >= 1, not 0"),
         ("3:-5", "the count of 3 must be a whole number >= 1, not -5"),
         ("all:1.5", "the count of all must be a whole number >= 1, not 1.5"),
+        ("3:²", "the count of 3 must be a whole number >= 1, not ²"),
+        ("3:1234567890", "the count of 3 must be a whole number >= 1, not 1234567890"),
         ("3:5,4", "must give each class a count, or none and num_images"),
     ],
 )
 def test_what_is_no_form_of_labels_is_refused(text: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=rf"^labels = '{text}': {rule}"):
         AskedLabels.parse(text)
+
+
+def test_a_count_of_thousands_of_digits_is_refused_in_a_short_line() -> None:
+    with pytest.raises(ConfigError, match=r"^labels = '3:9{297}: the count of 3 must be .* >= 1, not 9{40}$"):
+        AskedLabels.parse(f"3:{'9' * 5000}")
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=6, unique_by=lambda x: x[0]))
