@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from support.evaluate_runs import ROWS, tiny_evaluation
 from support.model_kinds import KINDS
 
+from pipelines.cluster.actor_pool import ActorPool
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.config import ClassifierConfig, EvaluateConfig
@@ -40,7 +41,7 @@ def made(
     KINDS["vdm, labels"].save(tmp_path / "model", scale=0.2)
     config = tiny_evaluation(tmp_path, data, cluster=GpuClusterConfig(), **FIELDS)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.cluster.connection.connect", None)
+        patch.setattr(ActorPool, "unless_small", lambda pool, flops: None)
         evaluate(config)
     return config
 
