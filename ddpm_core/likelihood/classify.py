@@ -20,8 +20,11 @@ from ddpm_core.likelihood.designs import Design
 from ddpm_core.likelihood.elbo import Elbo, elbo
 
 DesignOf = Callable[[Int64[Tensor, " B"], int], Design]
-"""The design of a round for the images at some positions of the order, from a seed; L_0 in two columns or more."""
+"""The design of a round for the images at some positions of the order, from a seed: one replicate, of two KLs or
+more."""
 
+# Rounds that the variance by the draws within the rounds counts as.
+_DRAWS_COUNT = 2.0
 # Between the seeds of a round and the next.
 _ROUND_SEEDS = 1 << 33
 
@@ -31,24 +34,21 @@ class Classification:
     """Of B images under K classes; float64 on the CPU.
 
     Attributes:
-        posterior: [B, K], softmax of -ELBO + ln prior, in nats.
+        posterior: [B, K], softmax of -ELBO + ln prior, in nats; NaN of an image with a draw that is not finite.
+        predicted: int64 [B], the place of the best of the classes that took part in every round.
         bits_per_dim: [B, K], each class's bound: the best class's by all its draws, and the paired difference to it by
             the draws that the class took part in.
-        margin: [B], the log posterior odds of the best class against the second, nats.
+        margin: [B], the log posterior odds of that class against the next, nats.
         margin_error: [B], its standard error by the draws.
         evaluations: int64 [B], calls of the network.
     """
 
     posterior: Float64[Tensor, "B K"]
+    predicted: Int64[Tensor, " B"]
     bits_per_dim: Float64[Tensor, "B K"]
     margin: Float64[Tensor, " B"]
     margin_error: Float64[Tensor, " B"]
     evaluations: Int64[Tensor, " B"]
-
-    @property
-    def predicted(self) -> Int64[Tensor, " B"]:
-        """The place of the best class among the K."""
-        return self.posterior.argmax(1)
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,17 @@ class Effort:
     """When to stop.
 
     Attributes:
-        rounds: At most so many.
-        separation: A class is given up when the best one leads it by so many standard errors; None: never.
+        rounds: At most so many, and at least 2: an error is not known before.
+        separation: After two rounds or more, a class is given up that the best one leads by so many standard errors;
+            None: none is.
     """
 
     rounds: int
     separation: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds: {self.rounds} is not >= 1")
+        if self.rounds < 2:
+            raise ConfigError(f"rounds: {self.rounds} is not >= 2, which an error needs")
         if self.separation is not None and not 0.0 < self.separation < math.inf:
             raise ConfigError(f"separation: {self.separation} is not a positive number of standard errors")
 
@@ -111,10 +112,11 @@ def classify(
             label=classes[place].to(levels.device),
         )
         scores.add(image, place, of_pairs, found)
-        if effort.separation is not None:
+        if effort.separation is not None and round_ > 0:
             alive &= ~scores.behind(effort.separation)
         alive &= alive.sum(1, keepdim=True) > 1
-        on_images(float(num_images - int(alive.any(1).sum())))
+        done = float(num_images - int(alive.any(1).sum()))
+        on_images(max(done, num_images * (round_ + 1) / effort.rounds))
         if not bool(alive.any()):
             break
     return scores.result()
@@ -126,43 +128,50 @@ class _Scores:
     def __init__(self, num_images: int, log_prior: Tensor, nats: float) -> None:
         shape = (num_images, len(log_prior), 0)
         self._log_prior, self._nats = log_prior.double(), nats
-        # In bits/dim: of the sum of the KLs, and of prior and L_0, each draw an unbiased estimate. [B, K, draws]
-        self._kl, self._first, self._time = (torch.empty(shape, dtype=torch.float64) for _ in range(3))
+        # In bits/dim: each round's estimate of the bound, [B, K, rounds], and the draws whose mean is the KLs' part of
+        # it, [B, K, rounds, draws].
+        self._bounds = torch.empty(shape, dtype=torch.float64)
+        self._draws: Tensor | None = None
+        self._finite = torch.ones(num_images, dtype=torch.bool)
         self._evaluations = torch.zeros(num_images, dtype=torch.int64)
 
     def add(self, image: Tensor, place: Tensor, of_pairs: Design, found: Elbo) -> None:
         """A round of P pairs of an image [P] and a class's place [P]."""
         first, weighted = of_pairs.first, of_pairs.weight * found.terms
-        self._kl = self._with(self._kl, image, place, weighted[:, ~first] * int((~first).sum()))
-        of_first = weighted[:, first] * int(first.sum()) + found.prior[:, None]
-        self._first = self._with(self._first, image, place, of_first)
-        self._time = self._with(self._time, image, place, of_pairs.t[:, ~first])
-        self._evaluations += torch.bincount(image, minlength=len(self._evaluations)) * len(first)
+        draws = weighted[:, ~first] * int((~first).sum())
 
-    @staticmethod
-    def _with(draws: Tensor, image: Tensor, place: Tensor, values: Tensor) -> Tensor:
-        added = torch.full((*draws.shape[:2], values.shape[1]), math.nan, dtype=torch.float64)
-        added[image, place] = values.double()
-        return torch.cat([draws, added], 2)
+        def placed(values: Tensor) -> Tensor:
+            whole = torch.full((*self._bounds.shape[:2], 1, *values.shape[1:]), math.nan, dtype=torch.float64)
+            whole[image, place, 0] = values
+            return whole
+
+        self._bounds = torch.cat([self._bounds, placed(weighted.sum(1) + found.prior)], 2)
+        before = [] if self._draws is None else [self._draws]
+        self._draws = torch.cat([*before, placed(draws)], 2)
+        self._finite[image[~found.terms.isfinite().all(1)]] = False
+        self._evaluations += torch.bincount(image, minlength=len(self._evaluations)) * len(first)
 
     def _against_best(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The place of each image's best class [B]; its bound [B]; how much larger the others' are, with the standard
         errors, [B, K]: bits/dim.
 
-        The best class is one that took part in every round of its image. The draws of the KLs are spread evenly over
-        time; their error is that of successive differences (Cochran 1977, sec. 8.11), which sees no trend over time.
+        The best class is one that took part in every round of its image. The variance of a round is that of its draws,
+        which are spread evenly over time in rising order: by their successive differences, which see no trend over time
+        but overstate what they cannot resolve (Cochran 1977, sec. 8.11). It counts as `_DRAWS_COUNT` rounds beside the
+        variance between the rounds, which is exact and known the better the more there are.
         """
-        whole = self._kl.nanmean(2) + self._first.nanmean(2)
-        taken = (~self._first.isnan()).sum(2)
+        assert self._draws is not None, "after a round"
+        taken = (~self._bounds.isnan()).sum(2)
+        whole = self._bounds.nanmean(2)
         scores = torch.where(taken == taken.amax(1, keepdim=True), self._log_prior - self._nats * whole, -math.inf)
         best = scores.argmax(1)
         rows = torch.arange(len(best))
-        kl, first = (draws - draws[rows, best][:, None] for draws in (self._kl, self._first))
-        kl = kl.gather(2, self._time.nan_to_num(math.inf).argsort(dim=2, stable=True))
-        squares = (first - first.nanmean(2, keepdim=True)).square().nansum(2) / ((taken - 1) * taken)
-        count = (~kl.isnan()).sum(2)
-        variance = kl.diff(dim=2).square().nansum(2) / (2 * (count - 1) * count) + squares
-        return best, whole[rows, best], kl.nanmean(2) + first.nanmean(2), variance.sqrt()
+        bounds, draws = (each - each[rows, best][:, None] for each in (self._bounds, self._draws))
+        difference, count = bounds.nanmean(2), draws.shape[3]
+        of_draws = (draws.diff(dim=3).square().sum(3) / (2 * (count - 1) * count)).nanmean(2)
+        squares = (bounds - difference[:, :, None]).square().nansum(2)
+        variance = (_DRAWS_COUNT * of_draws + squares) / (_DRAWS_COUNT + taken - 1)
+        return best, whole[rows, best], difference, (variance / taken).sqrt()
 
     def behind(self, separation: float) -> Tensor:
         """Which classes the best one leads by more than so many standard errors, [B, K]."""
@@ -172,15 +181,17 @@ class _Scores:
 
     def result(self) -> Classification:
         """What all rounds say."""
-        _, bits_per_dim, difference, error = self._against_best()
+        best, bits_per_dim, difference, error = self._against_best()
         logits = torch.log_softmax(self._log_prior - self._nats * difference, 1)
-        top = logits.topk(2, 1)
-        # Of the two, one has no error: the class that the differences are to.
-        margin_error = self._nats * error.gather(1, top.indices).square().sum(1).sqrt()
+        logits[~self._finite] = math.nan
+        rows = torch.arange(len(best))
+        others = logits.index_put((rows, best), torch.tensor(-math.inf, dtype=torch.float64))
+        second = others.argmax(1)
         return Classification(
             logits.exp(),
+            best,
             bits_per_dim[:, None] + difference,
-            top.values[:, 0] - top.values[:, 1],
-            margin_error,
+            logits[rows, best] - logits[rows, second],
+            self._nats * error[rows, second],
             self._evaluations,
         )

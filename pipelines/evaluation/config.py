@@ -38,18 +38,18 @@ class ClassifierConfig:
     prior: str = "uniform"
     """Probability of each class before the image is seen: `uniform`; `train_data`, the classes' shares of the images of
     the training data; or a number for each class, as `0.9,0.1`, which sum to 1."""
-    timesteps_per_round: int = 8
-    """Time steps at which each class is compared in one round, an even number; L_0 costs two evaluations more."""
+    timesteps_per_round: int = 6
+    """Time steps at which each class is compared in one round, at least 2; L_0 costs one evaluation more."""
     rounds: int = 16
-    """Rounds of draws for an image, at most."""
+    """Rounds of draws for an image, at most; at least 2, which the error of a difference needs."""
     separation: float | None = 3.0
     """Standard errors by which an image's best class must lead another one for that one to be given up; null gives up
     none: every class gets all rounds."""
 
     def __post_init__(self) -> None:
         k, separation = self.timesteps_per_round, self.separation
-        require(k >= 2 and k % 2 == 0, "classifier.timesteps_per_round", k, "must be an even number, at least 2")
-        require(1 <= self.rounds <= 10_000, "classifier.rounds", self.rounds, "must be in 1..10000")
+        require(k >= 2, "classifier.timesteps_per_round", k, "must be at least 2")
+        require(2 <= self.rounds <= 10_000, "classifier.rounds", self.rounds, "must be in 2..10000")
         positive = separation is None or 0 < separation < inf
         require(positive, "classifier.separation", separation, "must be above 0 and finite, or null")
 

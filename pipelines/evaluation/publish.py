@@ -142,7 +142,7 @@ def _about_classes(asked: ClassifierRequest, summary: Mapping[str, Any]) -> str:
     return (
         f"Classification: argmax of -ELBO(x | c) + ln prior(c) over {len(asked.classes)} classes, all on the same "
         f"noise; prior: {prior}. At most {asked.rounds} rounds of {asked.timesteps_per_round} time steps, and L_0 "
-        f"twice, for each class; {given_up}."
+        f"once, for each class; {given_up}."
     )
 
 

@@ -26,8 +26,8 @@ class ClassifierRequest:
     Attributes:
         classes: Their numbers in the model, ascending; two or more.
         prior: Of each of them; None: equal ones.
-        timesteps_per_round: Even; L_0 is evaluated twice besides.
-        rounds: For an image, at most.
+        timesteps_per_round: At least 2; L_0 is evaluated once besides.
+        rounds: For an image, at most; 2 or more.
         separation: Standard errors by which a class must be led to be given up; None: never.
     """
 
@@ -40,6 +40,8 @@ class ClassifierRequest:
     def __post_init__(self) -> None:
         if len(set(self.classes)) < 2 or tuple(sorted(set(self.classes))) != self.classes:
             raise ConfigError(f"classes = {list(self.classes)}: must be two or more, ascending")
+        if self.timesteps_per_round < 2 or self.rounds < 2:
+            raise ConfigError("timesteps_per_round and rounds must be at least 2")
         if self.prior is not None and (len(self.prior) != len(self.classes) or min(self.prior) <= 0):
             raise ConfigError(f"prior = {list(self.prior)}: must have a positive number for each class")
 
@@ -53,7 +55,7 @@ class ClassifierRequest:
     @property
     def evaluations_per_image(self) -> int:
         """Calls of the network where no class is given up."""
-        return self.rounds * len(self.classes) * (self.timesteps_per_round + 2)
+        return self.rounds * len(self.classes) * (self.timesteps_per_round + 1)
 
 
 @dataclass(frozen=True)

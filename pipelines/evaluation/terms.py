@@ -34,14 +34,19 @@ def bound_for(request: EvaluateRequest, model: Model) -> Bound:
 
 
 def stratified_over(
-    process: Process, positions: Int64[Tensor, " n"], seed: int, k: int, proposal: Float64[Tensor, " S"] | None = None
+    process: Process,
+    positions: Int64[Tensor, " n"],
+    seed: int,
+    k: int,
+    proposal: Float64[Tensor, " S"] | None = None,
+    replicates: int = 2,
 ) -> Design:
     """L_0 and `k` other times of the images at `positions` of the order: spread evenly in log-SNR, or by a `proposal`
-    as the first pass measures it."""
+    as the first pass measures it. L_0 comes once in each of the `replicates`."""
     if not isinstance(process, DiscreteProcess):
-        return continuous_design(positions, seed, continuous(process), k, density=proposal)
+        return continuous_design(positions, seed, continuous(process), k, replicates, proposal)
     over_t = timestep_proposal(process) if proposal is None else proposal
-    return stratified_design(positions, seed, over_t, k)
+    return stratified_design(positions, seed, over_t, k, replicates)
 
 
 def evaluate_images(
@@ -89,7 +94,7 @@ def classify_images(
         positions,
         torch.tensor(asked.classes),
         torch.tensor(asked.log_prior),
-        lambda places, seed: stratified_over(process, places, seed, asked.timesteps_per_round),
+        lambda places, seed: stratified_over(process, places, seed, asked.timesteps_per_round, replicates=1),
         Effort(asked.rounds, asked.separation),
         request.seed,
         request.batch_size,

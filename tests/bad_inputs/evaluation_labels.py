@@ -61,6 +61,6 @@ CASES = [
     _classifier("a negative prior", "prior", "0.9,-0.1,0.2", "'0.9,-0.1,0.2': must be above 0; leave a class out by"),
     _classifier("a prior that is no number", "prior", "even", "'even': must be uniform, train_data, or numbers"),
     _classifier("the prior of unknown training data", "prior", "train_data", "'train_data': the training data are not"),
-    _classifier("an odd number of time steps", "timesteps_per_round", "3", "3: must be an even number, at least 2"),
+    _classifier("one time step in a round", "timesteps_per_round", "1", "1: must be at least 2"),
     _classifier("no separation", "separation", "0", "0.0: must be above 0 and finite, or null"),
 ]

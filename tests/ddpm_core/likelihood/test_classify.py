@@ -1,17 +1,20 @@
 """Classification by likelihood (Li 2023, eq. 7) in a world whose posterior is known."""
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from support.denoisers import ClassWorld, GreyWorld
 
+from ddpm_core.denoiser import Labels, Prediction
 from ddpm_core.errors import ConfigError
 from ddpm_core.likelihood.bounds import bound_of
 from ddpm_core.likelihood.classify import Classification, Effort, classify
 from ddpm_core.likelihood.designs import continuous_design
 from ddpm_core.likelihood.elbo import elbo
 from ddpm_core.likelihood.ode import ode_bpd
+from ddpm_core.process.base import Images, Time
 from ddpm_core.process.continuous import ContinuousProcess
 
 PROCESS = ContinuousProcess.linear(-13.3, 6.0)
@@ -28,7 +31,7 @@ def classified(levels: torch.Tensor, effort: Effort, k: int = 16, seed: int = 0,
     ids = torch.arange(first, first + len(levels))
     return classify(
         bound_of(WORLD), levels, ids, ids, torch.arange(3), LOG_PRIOR,
-        lambda positions, seed: continuous_design(positions, seed, PROCESS, k), effort, seed, batch_size=2048,
+        lambda positions, seed: continuous_design(positions, seed, PROCESS, k, 1), effort, seed, batch_size=2048,
     )  # fmt: skip
 
 
@@ -64,12 +67,39 @@ def test_the_classifier_reaches_the_bayes_error_and_its_posterior_is_calibrated(
         hits, m = 1.0 - wrong[chosen], int(chosen.sum())
         assert m > 50
         assert float(hits.mean()) == pytest.approx(float(confidence[chosen].mean()), abs=4 * 0.5 / m**0.5)
-    # The margin's error is that of the margin: in units of it, deviations are of order one.
-    odds = exact.log()
-    order = found.posterior.topk(2, 1).indices
-    true_margin = (odds.gather(1, order[:, :1]) - odds.gather(1, order[:, 1:]))[:, 0]
-    pull = (found.margin - true_margin) / found.margin_error
-    assert 0.3 < float(pull.square().mean().sqrt()) < 1.5
+
+
+@pytest.mark.parametrize("rounds", [2, 4, 8])
+def test_the_margin_s_error_is_that_of_the_margin(rounds: int) -> None:
+    """In units of their errors, the margins' deviations from the exact ones have a mean square of about 1."""
+    levels, _ = WORLD.images(320, seed=6)
+    found, odds = classified(levels, Effort(rounds), k=6), WORLD.posterior(levels).log()
+    best = found.predicted
+    second = found.posterior.scatter(1, best[:, None], -1.0).argmax(1)
+    rows = torch.arange(len(levels))
+    pull = (found.margin - (odds[rows, best] - odds[rows, second])) / found.margin_error
+    # Of 4 pixels few draws see the few times that tell the classes apart: before they are many, tails are heavy.
+    most, tails = {2: (2.0, 0.1), 4: (1.6, 0.08), 8: (1.3, 0.04)}[rounds]
+    assert 0.5 < float(pull.square().mean().sqrt()) < most
+    assert float((pull.abs() > 3).double().mean()) < tails
+
+
+def test_a_model_that_gives_no_number_has_no_posterior() -> None:
+    levels, _ = WORLD.images(4, seed=1)
+    ids = torch.arange(4)
+
+    @dataclass
+    class Broken(ClassWorld):
+        def __call__(self, z_t: Images, time: Time, label: Labels | None = None) -> Prediction:
+            found = super().__call__(z_t, time, label)
+            return replace(found, held=torch.where((label == 1)[:, None, None, None], math.nan, found.held))
+
+    broken = Broken(PROCESS, WORLD.classes, WORLD.prior)
+    found = classify(
+        bound_of(broken), levels, ids, ids, torch.arange(3), LOG_PRIOR,
+        lambda positions, seed: continuous_design(positions, seed, PROCESS, 4, 1), Effort(3, 2.0), 0,
+    )  # fmt: skip
+    assert bool(found.posterior.isnan().all())
 
 
 def test_giving_up_classes_costs_less_and_decides_as_well() -> None:
@@ -82,12 +112,12 @@ def test_giving_up_classes_costs_less_and_decides_as_well() -> None:
     def found(effort: Effort) -> Classification:
         return classify(
             bound_of(world), levels, ids, ids, torch.arange(4), torch.full((4,), 0.25).double().log(),
-            lambda positions, seed: continuous_design(positions, seed, PROCESS, 6), effort, 0, batch_size=512,
+            lambda positions, seed: continuous_design(positions, seed, PROCESS, 6, 1), effort, 0, batch_size=512,
         )  # fmt: skip
 
     fixed, adaptive = found(Effort(8)), found(Effort(8, 3.0))
-    assert bool((fixed.evaluations == 4 * 8 * 8).all())
-    assert float(fixed.evaluations.double().mean()) > 2 * float(adaptive.evaluations.double().mean())
+    assert bool((fixed.evaluations == 4 * 8 * 7).all())
+    assert float(fixed.evaluations.double().mean()) > 1.5 * float(adaptive.evaluations.double().mean())
     assert float((fixed.predicted == label).double().mean()) > 0.95
     assert int((adaptive.predicted != fixed.predicted).sum()) <= 1
     torch.testing.assert_close(adaptive.posterior.sum(1), torch.ones(64, dtype=torch.float64))
@@ -108,17 +138,21 @@ def test_a_subset_of_the_classes_with_its_prior() -> None:
     def of(classes: list[int], prior: list[float], rounds: int = 2) -> Classification:
         return classify(
             bound_of(WORLD), levels, ids, ids, torch.tensor(classes), torch.tensor(prior, dtype=torch.float64).log(),
-            lambda positions, seed: continuous_design(positions, seed, PROCESS, 8), Effort(rounds), 0,
+            lambda positions, seed: continuous_design(positions, seed, PROCESS, 8, 1), Effort(rounds), 0,
         )  # fmt: skip
 
     two, three = of([0, 2], [0.5, 0.5]), of([0, 1, 2], [0.2, 0.6, 0.2])
     torch.testing.assert_close(two.posterior, torch.nn.functional.normalize(three.posterior[:, [0, 2]], p=1, dim=1))
     # Of the best class the bound of `elbo` itself, on the same noise.
-    plain = elbo(WORLD, levels, ids, continuous_design(ids, 0, PROCESS, 8), 0, bound_of(WORLD).variance, label=ids * 0)
-    torch.testing.assert_close(of([0, 2], [0.5, 0.5], 1).bits_per_dim[:, 0], plain.parts()[0])
+    designs = [continuous_design(ids, seed, PROCESS, 8, 1) for seed in (0, 1 << 33)]
+    plain = [
+        elbo(WORLD, levels, ids, design, seed, bound_of(WORLD).variance, label=ids * 0).parts()[0]
+        for design, seed in zip(designs, (0, 1 << 33), strict=True)
+    ]
+    torch.testing.assert_close(two.bits_per_dim[:, 0], (plain[0] + plain[1]) / 2)
     with pytest.raises(ConfigError, match="two or more"):
         of([1], [1.0])
-    for rounds, separation in ((0, None), (2, 0.0), (2, math.inf)):
+    for rounds, separation in ((1, None), (2, 0.0), (2, math.inf)):
         with pytest.raises(ConfigError):
             Effort(rounds, separation)
 
