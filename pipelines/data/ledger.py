@@ -45,8 +45,14 @@ class Ledger:
         return sum(len(used) for used in self._used.values())
 
     def repeats(self, epochs: Epochs) -> int:
-        """How many of them were not the first use of a row in its epoch."""
-        return sum(rows for number, rows in self if number % epochs.passes)
+        """How many of them were not the first use of a row in its epoch.
+
+        Uses of a row are shuffled: before an epoch ends, a later pass may hold it and the first one not yet.
+        """
+        by_epoch: dict[int, list[BitMap64]] = {}
+        for number, used in self._used.items():
+            by_epoch.setdefault(number // epochs.passes, []).append(used)
+        return sum(sum(map(len, parts)) - len(BitMap64.union(*parts)) for parts in by_epoch.values())
 
     def add(self, passes: Int64s, ids: Int64s) -> None:
         """Note one micro-batch: `ids[i]` was used in `passes[i]`.

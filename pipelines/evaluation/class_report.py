@@ -15,10 +15,12 @@ _NAMES, _NUMBERS = 40, 16
 
 
 def label_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Each label's bits/dim: the headline's bound over the images that have it; none where it is not asked for."""
-    found = {
-        name.split(".")[1]: measured for name, measured in summary["means"].items() if name.startswith("by_label.")
-    }
+    """Each label's bits/dim: the headline's bound over the images that have it; none where it is not asked for.
+
+    Of partly labelled data, evaluations of before have labels that are no whole numbers: those are left out.
+    """
+    of_labels = ((name.split(".")[1], each) for name, each in summary["means"].items() if name.startswith("by_label."))
+    found = {label: each for label, each in of_labels if label.lstrip("-").isdigit()}
     return [
         {
             "label": label_name(label, summary).removeprefix("label "),

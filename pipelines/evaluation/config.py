@@ -40,9 +40,9 @@ class ClassifierConfig:
     the training data; or a number for each class, as `0.9,0.1`, which sum to 1."""
     timesteps_per_round: int = 6
     """Time steps at which each class is compared in one round, at least 2; L_0 costs one evaluation more."""
-    rounds: int = 16
+    rounds: int = 8
     """Rounds of draws for an image, at most; at least 2, which the error of a difference needs."""
-    separation: float | None = 3.0
+    separation: float | None = 2.0
     """Standard errors by which an image's best class must lead another one for that one to be given up; null gives up
     none: every class gets all rounds."""
 

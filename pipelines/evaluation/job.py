@@ -177,7 +177,7 @@ class Evaluation(BulkJob):
             names, own = [record.name for record in records], self.model.model.denoiser.process
             evaluation = results(output.location, request, names, self.bound, inputs.num_rows)
             if request.by_label or request.classifier is not None:
-                evaluation.summary["label_names"] = list(data.label_names or self.model.label_names)
+                evaluation.summary["label_names"] = list(self._label_names)
             notes = calibration_notes(request, evaluation.summary, own)
             made_with = provenance(self.model, data, inputs.train)
             title = f"{self.model.found.name}: {output.location.name}"
@@ -185,6 +185,13 @@ class Evaluation(BulkJob):
                 (output.location / "report" / name).write_bytes(content)
         fields = {"results": evaluation.summary, "data": data.location.uri}
         return Finished(fields, records_of(output.location, request, evaluation, data, self.model))
+
+    @property
+    def _label_names(self) -> Sequence[str]:
+        """Of the data's labels: the model's, where they have been compared with them."""
+        if self.request.told_labels or self.request.classifier is not None:
+            return self.model.label_names
+        return self.inputs.data.label_names or ()
 
     def rows(self, manifest: Manifest) -> Rows:
         """See `BulkJob`."""

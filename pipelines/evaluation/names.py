@@ -56,7 +56,8 @@ def label_of(name: str, summary: Mapping[str, Any]) -> str:
     bound = summary.get("bound", {})
     if what == "ode":
         of_what = f", {_FLOWS[bound['decoder']]}" if bound and rest[0] == "bits_per_dim" else ""
-        return f"ODE {_WHAT.get(rest[0], rest[0].replace('_', ' '))}{of_what}"
+        told = " given the label" if "given_label" in rest else ""
+        return f"ODE {_WHAT.get(rest[0], rest[0].replace('_', ' '))}{told}{of_what}"
     if what == "by_label":
         return f"{label_name(rest[0], summary)}, {label_of('.'.join(rest[1:]), summary)}"
     own = bound.get("num_timesteps")
@@ -105,12 +106,14 @@ def metric_of(name: str, bound: str, label_names: Sequence[str] = ()) -> str:
     ['bits_per_dim/given_label.continuous', 'bpd/bound', 'bpd/50_steps_given_label', 'bpd/png']
     >>> metric_of("label_tells.continuous", told), metric_of(f"by_label.1.L_0.{told}", told, ["Bag", "T-shirt/top"])
     ('tells/bpd', 'label/1_T-shirt_top')
+    >>> metric_of("ode.bits_per_dim", "continuous"), metric_of("ode.bits_per_dim.given_label", told)
+    ('ode/bits_per_dim', 'ode/bits_per_dim_given_label')
     """
     what, *rest = name.split(".")
     if name == f"bits_per_dim.{bound}":
         return f"bits_per_dim/{bound}"
     if what == "ode":
-        return f"ode/{rest[0]}"
+        return "ode/" + "_".join(rest)
     if what == "by_label":
         word = re.sub(r"[^\w .-]", "_", label_names[int(rest[0])]) if 0 <= int(rest[0]) < len(label_names) else ""
         return f"label/{rest[0]}" + (f"_{word}" if word and word != rest[0] else "")

@@ -112,7 +112,7 @@ def results(
             known = rows.known(f"{baseline}_bits_per_dim")
             means.add(f"bits_per_dim.{baseline}", known.expand(-1, design.num_replicates))  # no draws: no error of them
         for column in ("bits_per_dim", "trace_error", "step_error"):
-            means.add(f"ode.{column}", rows.known(f"ode_{column}"))
+            means.add(f"ode.{column}" + (".given_label" if request.told_labels else ""), rows.known(f"ode_{column}"))
         if request.by_label:
             labels = rows.table["label"].fill_null(-1).to_numpy()
             values = torch.tensor(headline[-1])

@@ -5,6 +5,8 @@ python -m pipelines.training.ledger_report RUN      prints the ledger's table an
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipelines.cli.config import require
 from pipelines.cli.errors import CheckpointError, LedgerError
 from pipelines.data.epochs import Epochs, labels_from_bytes
@@ -55,7 +57,8 @@ def used_in_words(ledger: Ledger, epochs: Epochs) -> str:
     if epochs.labels is None:
         return f"{total}, each once in its epoch"
     return (
-        f"{total}, each at least once in its epoch, {ledger.repeats(epochs):,} of them repeats that balance the classes"
+        f"{total}, each at least once in a finished epoch, {ledger.repeats(epochs):,} of them repeats that balance the "
+        "classes"
     )
 
 
@@ -73,10 +76,12 @@ def main(argv: Sequence[str]) -> None:
     never = f", of which {num_rows - trained:,} are held out and were never used" if epochs.hold_out.every else ""
     print(f"step {newest.step}: {ledger.total():,} rows used, data set of {num_rows:,}{never}")
     for epoch in sorted({number // epochs.passes for number in ledger.passes}):
-        passes = [ledger.rows(number) for number in range(epoch * epochs.passes, (epoch + 1) * epochs.passes)]
-        again = "" if epochs.labels is None else f", and {sum(passes[1:]):,} repeats that balance the classes"
-        finished = " (finished)" if sum(passes) == epochs.length else ""
-        print(f"  epoch {epoch}: {passes[0]:,} rows, each once{again}{finished}")
+        passes = range(epoch * epochs.passes, (epoch + 1) * epochs.passes)
+        ids = [ledger.ids(number) for number in passes]
+        used, rows = sum(map(len, ids)), len(np.unique(np.concatenate(ids)))
+        again = "" if epochs.labels is None else f", and {used - rows:,} repeats that balance the classes"
+        finished = " (finished)" if used == epochs.length else ""
+        print(f"  epoch {epoch}: {rows:,} rows, each once{again}{finished}")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def test_check_proves_that_balanced_classes_repeat_the_rows_that_are_due() -> No
     epochs = Epochs(HoldOut(8), np.array([0, 0, 0, 0, 0, 1, 1, 1]))
     rows = [(0, i) for i in range(8)] + [(1, 6), (1, 7)] + [(2, 0), (3, 5)]
     ledger_of(rows).check(epochs, 3, 4)
-    assert ledger_of(rows).repeats(epochs) == 3
+    # Row 5 has been used once in epoch 1, though by its second pass.
+    assert ledger_of(rows).repeats(epochs) == 2
     with pytest.raises(LedgerError, match=r"epoch 0 used 1 row\(s\) more often than was due, 2 times"):
         ledger_of([(1, 5) if row == (1, 6) else row for row in rows]).check(epochs, 3, 4)
     with pytest.raises(LedgerError, match=r"epoch 1 used 1 row\(s\) more often than was due, 2 times"):

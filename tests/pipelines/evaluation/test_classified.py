@@ -24,7 +24,7 @@ from pipelines.evaluation.config import ClassifierConfig
 from pipelines.evaluation.request import ClassifierRequest
 from pipelines.evaluation.terms import levels_of, stratified_over
 
-FEW = ClassifierConfig(timesteps_per_round=4, rounds=3)
+FEW = ClassifierConfig(timesteps_per_round=4, rounds=3, separation=3.0)
 
 
 @pytest.fixture
