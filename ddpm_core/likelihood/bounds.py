@@ -7,6 +7,7 @@ from torch import Tensor, cat
 
 from ddpm_core.denoiser import Denoiser, Labels, NetworkDenoiser, Prediction
 from ddpm_core.errors import ConfigError
+from ddpm_core.likelihood import GIVEN_LABEL
 from ddpm_core.process.base import Images, Time
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import Decoder, DiscreteProcess, discrete
@@ -75,7 +76,7 @@ class Bound:
     @property
     def given_label(self) -> "Bound":
         """The same of -log2 p(x | c) instead of -log2 p(x): another number, by its name too."""
-        return replace(self, name=f"given_label.{self.name}")
+        return replace(self, name=GIVEN_LABEL + self.name)
 
 
 def settled_sigma2(sigma2: str, denoiser: Denoiser) -> str:

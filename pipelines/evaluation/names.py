@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddpm_core.likelihood import GIVEN_LABEL, untold_name
+
 BASELINES = {
     "png": "PNG file",
     "webp": "WebP file, lossless",
@@ -119,10 +121,10 @@ def metric_of(name: str, bound: str, label_names: Sequence[str] = ()) -> str:
         return f"label/{rest[0]}" + (f"_{word}" if word and word != rest[0] else "")
     if what == "label_tells":
         return "tells/bpd"
-    if what == "bits_per_dim" and f"given_label.{'.'.join(rest)}" == bound:
+    if what == "bits_per_dim" and GIVEN_LABEL + ".".join(rest) == bound:
         return BOUND_METRIC
     told = "_given_label" if "given_label" in rest else ""
-    rest, bound = [part for part in rest if part != "given_label"], bound.removeprefix("given_label.")
+    rest, bound = [part for part in rest if part != "given_label"], untold_name(bound)
     term = {"L_T": "prior", "L_t_sum": "kl_sum", "L_0": "decoder", "bits_per_dim": "bpd"}[what]
     if rest[-1:] == ["clipped"]:
         return f"clip/{term}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ddpm_core.likelihood import GIVEN_LABEL, untold_name
 from ddpm_core.process.base import Process
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.data.dataset import PreparedDataset
@@ -37,11 +38,11 @@ def records_of(
     bound, headline = summary["headline"].removeprefix("bits_per_dim."), summary["means"][summary["headline"]]
     names = summary.get("label_names") or ()
     scalars = {metric_of(name, bound, names): measured["mean"] for name, measured in summary["means"].items()}
-    scalars[GIVEN_LABEL_METRIC if bound.startswith("given_label.") else BOUND_METRIC] = headline["mean"]
+    scalars[GIVEN_LABEL_METRIC if bound.startswith(GIVEN_LABEL) else BOUND_METRIC] = headline["mean"]
     for kind in ("given_images", "data_set", "population"):
         if headline[kind] is not None:
             scalars |= dict(zip(interval_metrics(kind, bound), headline[kind], strict=True))
-    if tells := summary["means"].get(f"label_tells.{bound.removeprefix('given_label.')}"):
+    if tells := summary["means"].get(f"label_tells.{untold_name(bound)}"):
         scalars |= dict(zip(("tells/low", "tells/high"), tells["data_set"] or (), strict=False))
     scalars |= class_metrics(summary)
     scalars |= {IMAGES_METRIC: summary["num_images"], "eval/network_evaluations": summary["network_evaluations"]}
@@ -171,7 +172,7 @@ def _about_the_bound(summary: Mapping[str, Any]) -> list[str]:
 def _what_follows(request: EvaluateRequest, summary: Mapping[str, Any], process: Process) -> list[str]:
     """Which other bounds there are without another call of the network, and why there are no more."""
     means, notes = summary["means"], []
-    bound = summary["headline"].removeprefix("bits_per_dim.").removeprefix("given_label.")
+    bound = untold_name(summary["headline"].removeprefix("bits_per_dim."))
     averaged = f" The ε-errors are averaged over ± {BANDWIDTH} in log-SNR."
     if any(name.endswith(".optimal") for name in means):
         notes.append(
@@ -226,9 +227,9 @@ def summary_rows(location: Location, model: str, manifest: Mapping[str, Any]) ->
     baselines = {name: means.get(f"bits_per_dim.{name}") for name in _BASELINES}
     known = [f"{name} {baseline['mean']:.4f}" for name, baseline in baselines.items() if baseline]
     more = []
-    if tells := means.get(f"label_tells.{bound.removeprefix('given_label.')}"):
+    if tells := means.get(f"label_tells.{untold_name(bound)}"):
         half = "" if tells["data_set"] is None else f" ± {tells['data_set'][1] - tells['mean']:.4f}"
-        null = means[f"bits_per_dim.{bound.removeprefix('given_label.')}"]["mean"]
+        null = means[f"bits_per_dim.{untold_name(bound)}"]["mean"]
         more.append(("labels", f"tell {tells['mean']:.4f}{half} bits/dim; of the null class {null:.4f}"))
     if labels := label_rows(summary):
         by_mean = sorted(labels, key=lambda row: float(row["mean"]))

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import torch
 
+from ddpm_core.likelihood import untold_name
 from ddpm_core.process.base import Process
 from ddpm_core.process.continuous import continuous
 from ddpm_core.process.discrete import DiscreteProcess
@@ -52,7 +53,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table of terms: the headline first, then its parts, then what else is known, without the labels' means."""
     means, headline = summary["means"], summary["headline"]
     bound = headline.removeprefix("bits_per_dim.")
-    untold = bound.removeprefix("given_label.")
+    untold = untold_name(bound)
     beside = (f"bits_per_dim.{untold}", f"label_tells.{untold}") if summary.get("labels") == "both" else ()
     first = [headline, *beside, "L_T", f"L_t_sum.{bound}", f"L_0.{bound}"]
     first += [f"{name}.clipped" for name in (headline, f"L_t_sum.{bound}", f"L_0.{bound}")]

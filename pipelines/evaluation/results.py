@@ -15,6 +15,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from ddpm_core.likelihood import GIVEN_LABEL, untold_name
 from ddpm_core.likelihood.bounds import Bound
 from ddpm_core.likelihood.curves import (
     kl_from_eps_mse,
@@ -87,7 +88,7 @@ def results(
     size, process = request.group_size, bound.denoiser.process
     means, over_time = _Means(size), OverTime(process)
     ids, headline, evaluations, classified = [], [], 0, []
-    untold = bound.name.removeprefix("given_label.")
+    untold = untold_name(bound.name)
     decoders: list[Tensor] = []
     for rows in _read(location, shards):
         design, mse, prior = rows.design, rows.lists("eps_mse"), rows.tensor("L_T")
@@ -167,7 +168,7 @@ def _following(rows: "_Rows", bound: Bound, bandwidth: float) -> Iterator[tuple[
     Fewer steps are evenly spaced over those of the whole model; of a part of its steps a part would not be.
     """
     process, design, mse = bound.denoiser.process, rows.design, rows.lists("eps_mse")
-    told = "given_label." if bound.name.startswith("given_label.") else ""
+    told = GIVEN_LABEL if bound.name.startswith(GIVEN_LABEL) else ""
     if isinstance(process, ContinuousProcess):
         for k in _NUMBERS_OF_STEPS:
             kl = steps_from_continuous(process, k, design.t, mse, BANDWIDTH)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ddpm_core.likelihood import untold_name
 from ddpm_core.likelihood.classify import Classification
 from ddpm_core.likelihood.designs import Design, full_design
 from ddpm_core.likelihood.elbo import Elbo
@@ -181,7 +182,7 @@ def term_columns(bound: str, found: Elbo) -> dict[str, Any]:
 def null_columns(bound: str, found: Elbo) -> dict[str, Any]:
     """The same images' bound by the same evaluations, where the model is not told the label; `bound` is the name of the
     one where it is."""
-    suffix = suffix_of(bound.removeprefix("given_label."))
+    suffix = suffix_of(untold_name(bound))
     return {f"bits_per_dim{suffix}": found.parts()[0].numpy(), f"term{suffix}": _lists(found.terms)}
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from ddpm_core.likelihood import GIVEN_LABEL, untold_name
 from pipelines.cli.errors import TrackingError
 from pipelines.tracking.client import mlflow_client, reason
 
@@ -26,7 +27,6 @@ _ONE_DRAW = "promote: one draw tells no Monte-Carlo error; evaluate both with mo
 _SHA256 = re.compile(r"^(\w{12})\w+")  # of which a person is shown the beginning
 # The bound of each kind of model where its user asks for no other: variances given, variances learned, continuous time.
 _OF_ITS_KIND = frozenset({"beta_tilde", "learned", "continuous"})
-_GIVEN_LABEL = "given_label."
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -46,9 +46,9 @@ def comparable(bound: str, other: str) -> bool:
     >>> comparable("given_label.continuous", "given_label.learned"), comparable("given_label.continuous", "continuous")
     (True, False)
     """
-    if bound.startswith(_GIVEN_LABEL) != other.startswith(_GIVEN_LABEL):
+    if bound.startswith(GIVEN_LABEL) != other.startswith(GIVEN_LABEL):
         return False
-    bound, other = bound.removeprefix(_GIVEN_LABEL), other.removeprefix(_GIVEN_LABEL)
+    bound, other = untold_name(bound), untold_name(other)
     return bound == other or {bound, other} <= _OF_ITS_KIND
 
 
@@ -321,7 +321,7 @@ def _measured(
         "AND attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    usual = [prefix + other for other in sorted(_OF_ITS_KIND) for prefix in ("", _GIVEN_LABEL)]
+    usual = [prefix + other for other in sorted(_OF_ITS_KIND) for prefix in ("", GIVEN_LABEL)]
     others = [other for other in usual if other != bound and comparable(bound, other)]
     for wanted in ([bound], others):
         for run in runs:

@@ -1,10 +1,10 @@
 """What is trained and by which bound it is measured, in words for the terminal and MLflow; without torch."""
 
 from ddpm_core.kind import kind_of
+from ddpm_core.likelihood import GIVEN_LABEL, untold_name
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.training.config import OptimizationConfig, TrainJob
 
-_GIVEN_LABEL = "given_label."
 _LOSSES = {"simple": "L_simple", "vlb": "L_vlb", "min_snr": "min-SNR", "hybrid": "L_hybrid"}
 _TIMES = {"uniform": "uniform t", "even": "even t", "importance": "t by importance", "log_normal": "log-normal σ"}
 
@@ -20,8 +20,8 @@ def bound_in_words(bound: str, num_timesteps: int | None) -> str:
     >>> bound_in_words("given_label.beta", 1000)
     'given the label, σ² = beta, T = 1,000, discretised Gaussian'
     """
-    if bound.startswith(_GIVEN_LABEL):
-        return f"given the label, {bound_in_words(bound.removeprefix(_GIVEN_LABEL), num_timesteps)}"
+    if bound.startswith(GIVEN_LABEL):
+        return f"given the label, {bound_in_words(untold_name(bound), num_timesteps)}"
     *steps, last = bound.split(".")
     if last == "continuous":
         return "continuous time, softmax decoder"
