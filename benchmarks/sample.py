@@ -30,6 +30,7 @@ from pipelines.cluster.precision import PrecisionField
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 from pipelines.sampling.request import request_of
+from pipelines.sampling.sampler_config import SamplerConfig
 from pipelines.sampling.shard import Source, sample_batch
 from pipelines.tracking.spool import iter_records
 
@@ -44,8 +45,7 @@ def ours(directory: Path, args: argparse.Namespace, precision: PrecisionField) -
         str(directory),
         "unused",
         args.batch,
-        sampler="ddim",
-        steps=args.steps,
+        sampler=SamplerConfig("ddim", args.steps),
         precision=precision,
         batch_size=args.batch,
     )
@@ -90,8 +90,7 @@ def job(directory: Path, args: argparse.Namespace, precision: PrecisionField, im
             str(directory),
             f"{scratch}/samples",
             images,
-            sampler="ddim",
-            steps=args.steps,
+            sampler=SamplerConfig("ddim", args.steps),
             precision=precision,
             batch_size=args.batch,
             shard_size=2 * args.batch,

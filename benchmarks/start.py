@@ -35,13 +35,13 @@ class Command:
 
 
 MODEL = "--model models:/digits@champion"
-SAMPLE = f"{MODEL} --num_images 64 --output {{home}}/samples --sampler ddim"
+SAMPLE = f"{MODEL} --num_images 64 --output {{home}}/samples --sampler.name ddim"
 COMMANDS = [
     Command("help", "train", "--help", "end", 1.5),
     Command("train", "train", "--tracking.every_steps 1 --train.steps 20", "first", 25.0),
     Command("train-whole", "train", "--name whole", "end", 150.0),
     Command("sample", "sample", SAMPLE, "end", 15.0),
-    Command("sample-ddpm", "sample", SAMPLE.replace("samples --sampler ddim", "ancestral"), "end", 15.0),
+    Command("sample-ddpm", "sample", SAMPLE.replace("samples --sampler.name ddim", "ancestral"), "end", 15.0),
     Command("finished", "sample", SAMPLE, "end", 2.5),
     Command("dry-run", "sample", SAMPLE.replace("samples", "planned") + " --dry_run true", "end", 10.0),
     Command(

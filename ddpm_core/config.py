@@ -13,6 +13,8 @@ _MAX_PADDED = 64
 # sin(2^n 2 pi z) of a float32 z up to 4 is still known to 0.03 at n = 16.
 _MAX_EXPONENT = 16
 _MAX_CLASSES = 1_000_000
+RANDOM_CONV_MIN_SIDE = 4
+"""Pixels of the shorter side of images that `ddpm_core.networks.random_conv` takes."""
 # Left out of a config at their defaults, so that configs of before the fields are what they were.
 _LATER = {"fourier_features": (), "learned_variance": False, "num_classes": None}
 

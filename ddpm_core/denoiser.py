@@ -89,7 +89,11 @@ class Prediction:
 
     def clipped(self) -> "Prediction":
         """With x_0 clamped to the range of pixels, [-1, 1], and eps in agreement with it."""
-        return Prediction(self.z, self.marginal, "x_0", self.x_0.clamp(-1.0, 1.0), self.variance_fraction)
+        return self.with_x_0(self.x_0.clamp(-1.0, 1.0))
+
+    def with_x_0(self, x_0: Images) -> "Prediction":
+        """With another x_0, and eps in agreement with it."""
+        return replace(self, holds="x_0", held=x_0)
 
     def __getitem__(self, rows: Tensor) -> "Prediction":
         """Some rows of the batch."""

@@ -75,8 +75,8 @@ class Guided:
         return replace(told, held=led)
 
     def calls(self, times: Time) -> tuple[int, int]:
-        """How often a sampler that steps through `times` [K] has the denoiser called with the label, and how often
-        something for eps_0."""
+        """Of a sampler that asks at `times` [K] (`Sampler.calls`): how often the denoiser is called with the label, and
+        how often something for eps_0."""
         num_times = len(times)
         inside = num_times if self.interval is None else int(within(self.process.at(times), self.interval).sum())
         if self.scale == 1.0:

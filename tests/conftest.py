@@ -48,7 +48,10 @@ def ray_cluster() -> Iterator[None]:
     """One private local Ray for all Ray tests of the session."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    from pipelines.cluster import ray_private
+
+    with ray_private.patience():
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -5,7 +5,7 @@ self-attention at chosen resolutions, output convolutions initialised to zero.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -189,6 +189,26 @@ class UNet(nn.Module):
         self, x_t: Float[Tensor, "B C H W"], t: Shaped[Tensor, " B"], label: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B K H W"]:
         """See the class."""
+        h, skips, times = self._down(x_t, t, label)
+        for module in self.up:
+            if isinstance(module, Stage):
+                h = module(torch.cat([h, skips.pop()], dim=1), next(times))
+            else:
+                h = module(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        (top, left), (height, width) = self._corner, self.config.height_width
+        if self.config.padded_height_width != self.config.height_width:
+            out = out[:, :, top : top + height, left : left + width].contiguous()
+        return out.to(torch.float32)
+
+    def bottleneck(
+        self, x_t: Float[Tensor, "B C H W"], t: Shaped[Tensor, " B"], label: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """What the middle blocks give, K channels at the coarsest level; arguments and errors are those of the call."""
+        return self._down(x_t, t, label)[0]
+
+    def _down(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, list[Tensor], Iterator[Tensor]]:
+        """The bottleneck, and what the way up takes: the skips, and each remaining block's share of the time."""
         expected = (self.config.in_channels, *self.config.height_width)
         if tuple(x_t.shape[1:]) != expected:
             shape = ", ".join(map(str, expected))
@@ -198,9 +218,8 @@ class UNet(nn.Module):
 
         if self.config.fourier_features:
             x_t = torch.cat([x_t, fourier_features(x_t, self.config.fourier_features)], 1)
-        height, width = self.config.height_width
+        (top, left), (height, width) = self._corner, self.config.height_width
         padded_height, padded_width = self.config.padded_height_width
-        top, left = (padded_height - height) // 2, (padded_width - width) // 2
         if (padded_height, padded_width) != (height, width):
             x_t = F.pad(x_t, (left, padded_width - width - left, top, padded_height - height - top))
         # On the CPU the channels-last group norm is many times slower than what its convolutions gain.
@@ -209,16 +228,13 @@ class UNet(nn.Module):
         for module in self.down:
             h = module(h, next(times)) if isinstance(module, Stage) else module(h)
             skips.append(h)
-        h = self.middle_2(self.middle_1(h, next(times)), next(times))
-        for module in self.up:
-            if isinstance(module, Stage):
-                h = module(torch.cat([h, skips.pop()], dim=1), next(times))
-            else:
-                h = module(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        if (padded_height, padded_width) != (height, width):
-            out = out[:, :, top : top + height, left : left + width].contiguous()
-        return out.to(torch.float32)
+        return self.middle_2(self.middle_1(h, next(times)), next(times)), skips, times
+
+    @property
+    def _corner(self) -> tuple[int, int]:
+        """Where the image begins in its padding, (rows, columns)."""
+        (height, width), (padded_height, padded_width) = self.config.height_width, self.config.padded_height_width
+        return (padded_height - height) // 2, (padded_width - width) // 2
 
     def _condition(self, t: Tensor, label: Tensor | None) -> Tensor:
         """What every block is told of time and class, [B, time channels]."""

@@ -14,7 +14,15 @@ from torch import Tensor
 Images = Float[Tensor, "B C H W"]
 Coefficient = Float64[Tensor, "B 1 1 1"]
 Time = Int64[Tensor, " B"] | Float64[Tensor, " B"]
-Spacing = Literal["time", "log_snr"]
+Spacing = Literal["time", "log_snr", "quadratic", "edm"]
+"""Grids of times by name. Their points are evenly spaced in
+
+- time: the process's own time, t or u (Song 2021, DDIM, app. D.2, linear)
+- log_snr: ln(alpha^2 / sigma^2) (Lu 2022, DPM-Solver)
+- quadratic: the root of the time, so they lie closer near the image (Song 2021, DDIM, app. D.2)
+- edm: (sigma / alpha)^(1/7) (Karras 2022, eq. 5 with rho = 7)
+"""
+EDM_RHO = 7.0
 
 
 def factor(coefficient: Tensor, like: Tensor) -> Tensor:
@@ -54,6 +62,7 @@ class Step:
 
     Attributes:
         time: t of each row.
+        time_then: s of each row.
         now: At t.
         then: At s; after the last step of discrete time the data themselves, alpha = 1 and sigma = 0.
         alpha: alpha_t / alpha_s (Kingma 2021, VDM, app. A.1); sqrt(1 - beta_t) of DDPM.
@@ -69,6 +78,7 @@ class Step:
     """
 
     time: Time
+    time_then: Time
     now: Marginal
     then: Marginal
     alpha: Coefficient
@@ -81,7 +91,7 @@ class Step:
     coef_eps: Coefficient
 
     @classmethod
-    def between(cls, time: Time, now: Marginal, then: Marginal) -> "Step":
+    def between(cls, time: Time, time_then: Time, now: Marginal, then: Marginal) -> "Step":
         """The step between any two marginals (Kingma 2021, VDM, app. A.1 and A.2).
 
         The variance is sigma_t^2 (1 - SNR_t / SNR_s), which does not cancel where the two are close. Two marginals do
@@ -94,6 +104,7 @@ class Step:
         posterior_variance = then.sigma.square() * share
         return cls(
             time=time,
+            time_then=time_then,
             now=now,
             then=then,
             alpha=alpha,
@@ -158,7 +169,11 @@ class Process(Protocol):
         ...
 
     def grid(self, num_times: int, spacing: Spacing = "time") -> Time:
-        """`num_times` times, the noisiest first, evenly spaced in time or in log-SNR. Raises ConfigError."""
+        """`num_times` times, the noisiest first, see `Spacing`. Raises ConfigError for a grid that it cannot give."""
+        ...
+
+    def noisier(self, time: Time, times: float) -> Time:
+        """The noisiest time of the process at which sigma / alpha is at most `times` (>= 1) what it is at `time`."""
         ...
 
     def after(self, times: Time) -> Time:

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from ddpm_core.errors import ConfigError
-from ddpm_core.process.base import Marginal, Process, Spacing, Step
+from ddpm_core.process.base import EDM_RHO, Marginal, Process, Spacing, Step
 from ddpm_core.process.gamma import GammaSchedule, LearnedGamma, LinearGamma
 
 Gammas = Float64[Tensor, " B"]
@@ -101,7 +101,7 @@ class ContinuousProcess(nn.Module):
         """From each row's gamma `now` to its smaller `then`. Raises ConfigError unless then < now (on the CPU)."""
         if now.device.type == "cpu" and bool((then >= now).any()):
             raise ConfigError(f"gamma: {then.tolist()} is not below {now.tolist()}; a step leads to less noise")
-        return Step.between(now, self.at(now), self.at(then))
+        return Step.between(now, then, self.at(now), self.at(then))
 
     def conditioning(self, time: Gammas) -> Tensor:
         """1000 (gamma - gamma_min) / (gamma_max - gamma_min), with the ends that the schedule began with."""
@@ -109,12 +109,22 @@ class ContinuousProcess(nn.Module):
         return (time - low) * (_CONDITIONING_SCALE / (high - low))
 
     def grid(self, num_times: int, spacing: Spacing = "time") -> Gammas:
-        """gamma(K/K), ..., gamma(1/K), or K times evenly spaced in gamma itself; the steps from the last lead to
-        gamma_0. Raises ConfigError unless K >= 1."""
+        """K = `num_times` times at the places K/K, ..., 1/K of a path from gamma_0 to gamma_1, see `Spacing`; the steps
+        from the last lead to gamma_0. Raises ConfigError unless K >= 1."""
         if num_times < 1:
             raise ConfigError(f"num_steps: {num_times} is not >= 1")
         places = torch.arange(num_times, 0, -1, dtype=torch.float64, device=self.device) / num_times
-        return self.gamma(places) if spacing == "time" else torch.lerp(*self.schedule.ends(self.device), places)
+        if spacing in ("time", "quadratic"):
+            return self.gamma(places if spacing == "time" else places.square())
+        ends = self.schedule.ends(self.device)
+        if spacing == "log_snr":
+            return torch.lerp(*ends, places)
+        low, high = ((end / (2.0 * EDM_RHO)).exp() for end in ends)
+        return 2.0 * EDM_RHO * torch.lerp(low, high, places).log()
+
+    def noisier(self, time: Gammas, times: float) -> Gammas:
+        """See `Process`: gamma = 2 ln(sigma / alpha), at most gamma_1."""
+        return (time + 2.0 * math.log(times)).clamp(max=self.ends[1])
 
     def after(self, times: Gammas) -> Gammas:
         """The next of the times; gamma_0 after the last."""

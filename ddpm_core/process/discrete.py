@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm_core.config import MAX_TIMESTEPS
 from ddpm_core.errors import ConfigError
-from ddpm_core.process.base import Marginal, Process, Spacing, Step
+from ddpm_core.process.base import EDM_RHO, Marginal, Process, Spacing, Step
 
 Table = Float64[Tensor, " T"]
 Timesteps = Int64[Tensor, " B"]
@@ -213,14 +213,14 @@ class DiscreteProcess:
         check_timesteps(now, self.num_timesteps)
         if now.device.type == "cpu" and bool(((then < -1) | (then >= now)).any()):
             raise ConfigError(f"s, t: {then.tolist()}, {now.tolist()} do not satisfy -1 <= s < t < T")
-        general = Step.between(now, self._marginal(now), self._marginal(then))
+        general = Step.between(now, then, self._marginal(now), self._marginal(then))
         table = self._gather("_steps", now)
         near = (then == now - 1).reshape(-1, 1, 1, 1)
         exact = {
             name: torch.where(near, column, getattr(general, name))
             for name, column in zip(_STEP, table.split(1, 1), strict=True)
         }
-        return Step(now, general.now, general.then, **exact)
+        return Step(now, then, general.now, general.then, **exact)
 
     def draw(self, uniforms: Float64[Tensor, " B"]) -> Timesteps:
         """t uniform in 0..T-1 (Ho 2020, alg. 1)."""
@@ -231,21 +231,35 @@ class DiscreteProcess:
         return time
 
     def grid(self, num_times: int, spacing: Spacing = "time") -> Int64[Tensor, " K"]:
-        """K decreasing time steps over 0..T-1, both ends included (T-1 alone for K = 1).
+        """K decreasing time steps over 0..T-1, both ends included (T-1 alone for K = 1), see `Spacing`.
 
-        Spaced in log-SNR, consecutive integers that are already further apart than the others are each taken, and the
-        rest is as uniform over the rest of the log-SNR as integers allow. Raises ConfigError unless 1 <= K <= T.
+        Where consecutive integers are already further apart than the others, each is taken, and the rest is as even
+        over the rest as integers allow. Raises ConfigError unless 1 <= K <= T, and for a spacing by the SNR of a
+        process that ends at SNR 0.
         """
         if not 1 <= num_times <= self.num_timesteps:
             raise ConfigError(f"num_steps: {num_times} is not in 1..{self.num_timesteps}, the model's time steps")
         last = self.num_timesteps - 1
+        if spacing in ("log_snr", "edm") and self.prior_signal == 0.0:
+            raise ConfigError(f"spacing: {spacing!r} needs a process that ends above SNR 0; take 'time' or 'quadratic'")
         if num_times == 1:
             return torch.tensor([last])
-        if spacing == "log_snr":
-            increasing = _even_in_log_snr(self.log_snr, num_times - 1)
-        else:
+        if spacing == "time":
             increasing = [(i * last * 2 + num_times - 1) // (2 * (num_times - 1)) for i in range(num_times)]
+        else:
+            position = {
+                "log_snr": lambda: -self.log_snr,
+                "quadratic": lambda: self.timesteps.to(torch.float64).sqrt(),
+                "edm": lambda: (self.log_snr / (-2.0 * EDM_RHO)).exp(),
+            }[spacing]()
+            increasing = _even_in(position, num_times - 1)
         return torch.tensor(increasing[::-1])
+
+    def noisier(self, time: Timesteps, times: float) -> Timesteps:
+        """See `Process`: a time of the table."""
+        own = time.cpu()
+        most = 2.0 * math.log(times) - self.log_snr[own]
+        return torch.maximum(torch.searchsorted(-self.log_snr, most, right=True) - 1, own).to(time.device)
 
     def after(self, times: Timesteps) -> Timesteps:
         """The next of the times; -1, the image itself, after the last."""
@@ -292,17 +306,17 @@ def check_timesteps(t: Tensor, num_timesteps: int) -> None:
         raise ConfigError(f"t: values {low}..{high} are not in 0..{num_timesteps - 1}; use the table index")
 
 
-def _even_in_log_snr(log_snr: Table, num_steps: int) -> list[int]:
-    """N + 1 increasing indices from 0 to the last for N = `num_steps`."""
-    last = len(log_snr) - 1
-    gaps = -log_snr.diff().numpy()
+def _even_in(position: Table, num_steps: int) -> list[int]:
+    """N + 1 increasing indices from 0 to the last for N = `num_steps`, even in the rising `position` of each index."""
+    last = len(position) - 1
+    gaps = position.diff().numpy()
     # The k widest gaps get one step each and the others N - k between them, for the least k that leaves none over one.
     widest = np.sort(gaps)[::-1]
     rest = widest[::-1].cumsum()[::-1]
     left = num_steps - np.arange(last)
     k = int(np.argmax(left * widest <= rest))
-    position = np.concatenate([[0.0], np.minimum(gaps * (left[k] / rest[k]), 1.0).cumsum()])
-    points = np.interp(np.arange(num_steps) * (position[-1] / num_steps), position, np.arange(last + 1.0))
+    places = np.concatenate([[0.0], np.minimum(gaps * (left[k] / rest[k]), 1.0).cumsum()])
+    points = np.interp(np.arange(num_steps) * (places[-1] / num_steps), places, np.arange(last + 1.0))
     # Points are at least 1 apart; a limit just off the half keeps rounding errors from joining two at exact halves.
     return [*np.floor(points + 0.499).astype(int).tolist(), last]
 

@@ -1,14 +1,13 @@
 """The DDIM family (Song 2021)."""
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from ddpm_core.denoiser import Prediction
 from ddpm_core.errors import ConfigError
-from ddpm_core.process.base import Images, Process, Step, Time, factor
+from ddpm_core.process.base import Images, Process, Spacing, Step, Time, factor
+from ddpm_core.samplers.base import Noise, Predictor
 
 
 @dataclass(frozen=True)
@@ -17,30 +16,40 @@ class DDIM:
     of the times (Song 2021, DDIM, eqs. 7 and 12), with the predicted x_0 and eps.
 
     Attributes:
-        steps: K, the denoiser's calls, evenly spaced in time.
+        steps: K, the denoiser's calls.
         eta: sigma^2 = eta^2 times the variance of q(z_s | z_t, x_0) (eq. 16). 0 is deterministic given the starting
             noise; 1 is DDPM on the sub-sequence, and on the full one equals `DDPM` with beta_tilde, noise for noise.
-        timesteps: The sub-sequence itself, increasing; `steps` is then ignored.
+        spacing: Of the times.
+        timesteps: The sub-sequence itself, increasing; `steps` and `spacing` are then ignored.
     """
 
     steps: int = 50
     eta: float = 0.0
+    spacing: Spacing = "time"
     timesteps: tuple[int, ...] | None = None
+
+    @property
+    def is_deterministic(self) -> bool:
+        """See `Sampler`."""
+        return self.eta == 0.0
 
     def times(self, process: Process) -> Time:
         """The sub-sequence. Raises ConfigError unless it strictly increases and 0 <= eta <= 1."""
         if not 0.0 <= self.eta <= 1.0:
             raise ConfigError(f"eta: {self.eta} is not in [0, 1]; 0 is deterministic DDIM, 1 is DDPM")
         if self.timesteps is None:
-            return process.grid(self.steps)
+            return process.grid(self.steps, self.spacing)
         if not self.timesteps or any(a >= b for a, b in itertools.pairwise(self.timesteps)):
             raise ConfigError("timesteps: not an increasing sub-sequence of the model's time steps")
         return torch.tensor(self.timesteps[::-1])
 
-    def step(
-        self, step: Step, z: Images, prediction: Prediction, noise: Callable[[], Images] | None, memory: None
-    ) -> tuple[Images, None]:
+    def calls(self, process: Process) -> Time:
         """See `Sampler`."""
+        return self.times(process)
+
+    def step(self, step: Step, z: Images, denoise: Predictor, noise: Noise | None, memory: None) -> tuple[Images, None]:
+        """See `Sampler`."""
+        prediction = denoise(z, step.time)
         variance = self.eta**2 * step.posterior_variance
         direction = (step.then.sigma.square() - variance).clamp(min=0.0).sqrt()
         z_s = factor(step.then.alpha, z) * prediction.x_0 + factor(direction, z) * prediction.eps

@@ -1,14 +1,13 @@
 """Ancestral sampling (Ho 2020)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ddpm_core.denoiser import Prediction
 from ddpm_core.errors import ConfigError
-from ddpm_core.process.base import Images, Process, Step, Time, factor
+from ddpm_core.process.base import Images, Process, Spacing, Step, Time, factor
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import discrete
 from ddpm_core.process.variances import BetaTilde, ReverseVariance
+from ddpm_core.samplers.base import Noise, Predictor
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,19 @@ class DDPM:
 
     Attributes:
         variance: sigma^2.
-        steps: K, evenly spaced in time, with the variances of those very steps (Nichol and Dhariwal 2021, sec. 4);
-            None: all T of a discrete process.
+        steps: K, with the variances of those very steps (Nichol and Dhariwal 2021, sec. 4); None: all T of a discrete
+            process.
+        spacing: Of their times.
     """
 
     variance: ReverseVariance = field(default_factory=BetaTilde)
     steps: int | None = None
+    spacing: Spacing = "time"
+
+    @property
+    def is_deterministic(self) -> bool:
+        """See `Sampler`."""
+        return False
 
     def times(self, process: Process) -> Time:
         """The K times. Raises ConfigError where the process does not have the variance, and for a number of steps that
@@ -32,13 +38,16 @@ class DDPM:
         if isinstance(process, ContinuousProcess):
             if self.steps is None:
                 raise ConfigError("steps: None says nothing in continuous time; give a number, such as 250")
-            return process.grid(self.steps)
-        return discrete(process).timesteps.flip(0) if self.steps is None else process.grid(self.steps)
+            return process.grid(self.steps, self.spacing)
+        return discrete(process).timesteps.flip(0) if self.steps is None else process.grid(self.steps, self.spacing)
 
-    def step(
-        self, step: Step, z: Images, prediction: Prediction, noise: Callable[[], Images] | None, memory: None
-    ) -> tuple[Images, None]:
+    def calls(self, process: Process) -> Time:
         """See `Sampler`."""
+        return self.times(process)
+
+    def step(self, step: Step, z: Images, denoise: Predictor, noise: Noise | None, memory: None) -> tuple[Images, None]:
+        """See `Sampler`."""
+        prediction = denoise(z, step.time)
         mean = prediction.posterior_mean(step)
         if noise is None:
             return mean, None

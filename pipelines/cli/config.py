@@ -37,6 +37,13 @@ _RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "gpus_per_worker": ("cluster.gpus_per_worker", {}),
     "tracking_uri": ("tracking.uri", {}),
 }
+# Fields that have moved into a section on the command line and in recipes; stored requests go on to have the old names.
+_MOVED = {
+    "sampler": "sampler.name",
+    "steps": "sampler.steps",
+    "eta": "sampler.eta",
+    "sigma2": "sampler.sigma2",
+}
 _RAYS_COPY = "/runtime_resources/working_dir_files/"
 _HELP = "; --help lists every field"
 
@@ -163,8 +170,10 @@ def _refuse_renamed(
     """Raise a ConfigError if one of the `given` (name, value) is a name of an earlier version, and no field now."""
     names, lines = [], []
     for old, value in given:
-        new, values = _RENAMED.get(old, (old, {}))
-        if new in fields and old not in fields:
+        new, values = _RENAMED.get(old, (_MOVED.get(old, old), {}))
+        # A section may be called as one of its fields was: then what is no mapping was meant for the field.
+        is_field = new.startswith(f"{old}.") and not value.startswith("{") and value != "null"
+        if new in fields and (old not in fields or is_field):
             names.append(f"{name.format(old)} is now {name.format(new)}")
             lines.append(line.format(new, values.get(value, value)))
     if names:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -75,6 +75,18 @@ def plus_minus(value: float, error: float | None) -> str:
     ('5.1700 ± 0.0400', '5.1700 ± n/a')
     """
     return f"{value:.4f} ± " + (f"{error:.4f}" if error is not None and math.isfinite(error) else "n/a")
+
+
+def with_interval(found: Mapping[str, float]) -> str:
+    """A number with its interval, which are its `value`, `low` and `high`.
+
+    >>> with_interval({"value": 12.3456, "low": 11.9, "high": 12.81})
+    '12.346 (11.900 to 12.810)'
+    >>> with_interval({"value": 0.00123, "low": -1e-4, "high": 0.0025})
+    '0.00123 (-0.00010 to 0.00250)'
+    """
+    digits = 3 if abs(found["value"]) >= 0.1 else 5
+    return f"{found['value']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
 
 
 def run_job(main: Callable[[Sequence[str]], None]) -> NoReturn:

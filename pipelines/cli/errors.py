@@ -14,6 +14,7 @@ the rule and the fix, in one line.
     ├── RequestMismatchError  exit 2   an unfinished output was started with another request
     ├── NonFiniteLossError    exit 1   the training loss is NaN or infinite
     ├── ClusterError          exit 1   Ray cannot give what the job needs, or gave up retrying
+    ├── SweepError            exit 1   some trainings of a sweep failed
     ├── AlreadyRunningError   exit 1   another process of this machine drives the same run
     └── TrackingError         exit 1   MLflow refused something that a retry cannot mend
 
@@ -55,6 +56,10 @@ class NonFiniteLossError(DDPMError):
 
 class ClusterError(DDPMError):
     """Ray cannot give what the job needs, or gave up retrying."""
+
+
+class SweepError(DDPMError):
+    """Some trainings of a sweep failed; they are named."""
 
 
 class AlreadyRunningError(DDPMError):

@@ -5,13 +5,14 @@ import socket
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pipelines.cli.errors import ClusterError, DDPMError
-from pipelines.cluster import demand
+from pipelines.cluster import connection, demand
 from pipelines.cluster.config import ClusterConfig
 from pipelines.cluster.connection import is_named
 
@@ -137,6 +138,24 @@ def run_on_actors(
                 raise _gave_up(where, error.reason) from error.reason
 
 
+@contextmanager
+def one_actor(pool: ActorPool) -> Iterator[ActorPool | None]:
+    """For `run_on_actors`: a pool of one such actor, and a connection to Ray, where GPUs are asked for or a cluster is
+    named; else None: this machine's actors would be as fast as this process, and start later.
+
+    Raises:
+        ClusterError: See `pipelines.cluster.connection.connect`.
+    """
+    try:
+        if pool.num_gpus > 0 or is_named(pool.address):
+            connection.connect(pool.address)
+            yield replace(pool, size=1)
+        else:
+            yield None
+    finally:
+        connection.disconnect()
+
+
 class _NodeLost(Exception):
     """A node went in a way that ended Ray Data's execution: what is left can be computed by a new one."""
 
@@ -152,10 +171,8 @@ def _run_once(
     import ray.data  # here: a run with nothing to compute, or in-process, must not pay seconds for it
     from ray.exceptions import ActorUnavailableError, NodeDiedError, ObjectLostError, RayError
 
-    from pipelines.cluster.connection import connect
-
     if not ray.is_initialized():
-        connect(pool.address)
+        connection.connect(pool.address)
     low, high = pool.bounds(ray.cluster_resources())
     num_tasks = min(len(indices), _MAX_TASKS)
     high = min(high, num_tasks)

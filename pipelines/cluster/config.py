@@ -5,6 +5,7 @@ A job has those fields that mean something to it, always under these names.
 
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 from pipelines.cli.config import require
 
@@ -71,15 +72,28 @@ class GpuClusterConfig(CpuClusterConfig):
     num_workers: int | tuple[int, int] = 0
     """Actors: a number, [min, max] on an autoscaling cluster, 0 for as many as the cluster holds now; 0 without a
     cluster and with one shard or less than about a minute of work: none, this process does it."""
-    gpus_per_worker: float = 0.0
-    """GPUs that each actor reserves; 0 computes on CPUs, a fraction shares a GPU."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs that each actor reserves; 0 computes on CPUs, a fraction shares a GPU;
+    auto: one if the cluster, or else this machine, has any or can start any, else 0; what is continued keeps what it
+    was begun with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gpus_hold = self.gpus_per_worker >= 0 and (self.gpus_per_worker < 1 or self.gpus_per_worker % 1 == 0)
-        require(gpus_hold, "cluster.gpus_per_worker", self.gpus_per_worker, "must be in [0, 1) or whole")
+        gpus = self.gpus
+        gpus_hold = gpus >= 0 and (gpus < 1 or gpus % 1 == 0)
+        require(gpus_hold, "cluster.gpus_per_worker", gpus, "must be in [0, 1) or whole")
+
+    @property
+    def gpus(self) -> float:
+        """`gpus_per_worker`; `auto` has none until `pipelines.cluster.gpus` has settled it."""
+        return 0.0 if isinstance(self.gpus_per_worker, str) else self.gpus_per_worker
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What the workers compute on, as requests record it."""
+        return "cuda" if self.gpus else "cpu"
 
     @property
     def needs(self) -> dict[str, float]:
         """What one worker needs, by Ray's names."""
-        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus}

@@ -22,6 +22,7 @@ from pipelines.cluster import ray_private
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # How long Ray Train waits for a node that it does not know yet to be dead before an elastic training goes on without.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # Ray's C++ side otherwise prints advice about Ray Data's own actors on the terminal of every bulk job.
@@ -259,7 +260,8 @@ def disconnect() -> None:
     if _connected_here:
         import ray
 
-        ray.shutdown()
+        with ray_private.own_signal_handlers():  # Ray's C++ side leaves none behind
+            ray.shutdown()
         _remove_short_directory()
         if _unwatched:
             os.environ.pop(_WATCHER, None)

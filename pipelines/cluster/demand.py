@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pipelines.cli.console import event
 from pipelines.cli.errors import ClusterError
 from pipelines.cluster import connection, ray_private
+from pipelines.cluster.gpus import supply_of
 
 INTERVAL_S = 30.0
 # Classes of the actors in which Ray Data and Ray Train run a job's code.
@@ -16,9 +17,9 @@ _WORKERS = ("MapWorker", "RayTrainWorker")
 def check(
     workers: int, each: Mapping[str, float], fields: Mapping[str, tuple[str, object]], address: str | None = None
 ) -> None:
-    """Refuse, before anything is written, a cluster that does not answer and what a private Ray here can never give.
+    """Refuse, before anything is written, a cluster that does not answer, and what the job would wait for in vain.
 
-    No node joins a private Ray, so that the job would wait for ever; a cluster may grow.
+    No node joins a private Ray. Any other cluster may grow, but gets no GPU that it neither has nor can start.
 
     Args:
         workers: How many must run at the same time.
@@ -27,8 +28,12 @@ def check(
         address: As of `connection.connect`.
 
     Raises:
-        ClusterError: No cluster answers at the address, or this machine has fewer.
+        ClusterError: No cluster answers at the address, it can have no such GPU, or this machine has fewer.
     """
+    gpus = each["GPU"] if "GPU" in fields else 0.0
+    if gpus > 0 and connection.is_named(address):
+        _check_gpus(gpus, *fields["GPU"], address)
+        return
     if connection.source_of(address) is not None:
         connection.check(address)
         return
@@ -46,6 +51,17 @@ def check(
                 f"{field} = {value}: {workers} worker(s) need {needed:g} {kind}, this machine has {has}, and no other "
                 "can join a private Ray; ask for less, or name a cluster by its address (RAY_ADDRESS=HOST:6379)"
             )
+
+
+def _check_gpus(each: float, field: str, value: object, address: str | None) -> None:
+    """Refuse a cluster that has no machine with so many GPUs and can start none."""
+    supply = supply_of(address, each)
+    if not supply.there and supply.startable is False:
+        connection.disconnect()
+        raise ClusterError(
+            f"{field} = {value}: no machine of the cluster has {each:g} GPU for a worker, and none can be started; "
+            "ask for less (0: CPUs), or use a cluster that has"
+        )
 
 
 @contextmanager

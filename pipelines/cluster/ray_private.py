@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 _START_PATIENCE_S = 180.0
+# An autoscaler looks every five seconds, and then waits for its cloud.
+_AUTOSCALER_PATIENCE_S = 60.0
 # What Ray appends to its temporary directory for the longest name of a socket; no such name may have more bytes than
 # the system takes.
 LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
@@ -27,13 +29,19 @@ MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 def start_local(num_cpus: int | None, directory: str | None, options: Mapping[str, Any]) -> None:
-    """Start a private Ray with its files in `directory`; None: where Ray puts them.
+    """Start a private Ray with its files in `directory`; None: where Ray puts them. Its ports are on loopback only.
 
-    The public way to name the directory, RAY_TMPDIR, would reach every process that the job starts.
+    The public ways to have both, RAY_TMPDIR and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which keeps Ray on loopback where
+    no other machine may join, would reach every process that the job starts.
     """
     import ray
+    from ray._private import ray_constants
 
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=directory, **options)
+    others_join, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _temp_dir=directory, **options)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = others_join
 
 
 def temporary_directory() -> str:
@@ -149,6 +157,42 @@ def resources_by_node() -> tuple[Sequence[Mapping[str, float]], Sequence[Mapping
     from ray._private.state import state
 
     return [*state.total_resources_per_node().values()], [*state.available_resources_per_node().values()]
+
+
+def can_start(resources: Mapping[str, float]) -> bool | None:
+    """Whether the cluster's autoscaler can start a machine with these resources; None: it does not tell.
+
+    It is asked with a placement group, and begins to start the machine if it can. Nothing else answers for all clouds:
+    `get_max_resources_from_cluster_config`, which Ray's libraries call, reads what no open-source autoscaler writes.
+    """
+    import json
+
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+    from ray.util import placement_group, remove_placement_group
+
+    gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+    if not is_autoscaler_v2(fetch_from_server=True):
+        # One of the first generation, or none: then Ray reports each node as a type of its own, called after the node.
+        report = json.loads(kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+        return False if all(name.startswith("node_") for name in report.get("active_nodes", {})) else None
+    asked = placement_group([dict(resources)])
+    name, noticed, deadline = asked.id.hex(), None, time.monotonic() + _AUTOSCALER_PATIENCE_S
+    try:
+        while time.monotonic() < deadline:
+            reply = GetClusterStatusReply.FromString(gcs.get_cluster_status(timeout_s=10))
+            cluster, answer = reply.cluster_resource_state, reply.autoscaling_state
+            if noticed is None and any(name in each.details for each in cluster.pending_gang_resource_requests):
+                noticed = cluster.cluster_resource_state_version
+            if noticed is not None and answer.last_seen_cluster_resource_state_version >= noticed:
+                return not any(name in each.details for each in answer.infeasible_gang_resource_requests)
+            if asked.wait(0.2):
+                return True  # on a machine that has just come
+    finally:
+        remove_placement_group(asked)
+    return None
 
 
 def has_placed(classes: tuple[str, ...]) -> bool:

@@ -100,6 +100,19 @@ class PreparedDataset:
         return dataset
 
     @classmethod
+    def reopen(cls, uri: str, dataset_id: str, used: str) -> "PreparedDataset":
+        """The data set at `uri` that an output was made from; `used` says how, as "that was encoded".
+
+        Raises:
+            DataError: It is another one than `dataset_id`, or see `open`.
+            StorageError: The location cannot be read.
+        """
+        dataset = cls.open(uri)
+        if dataset.dataset_id != dataset_id:
+            raise DataError(f"{uri}: is not the data set {dataset_id[:12]} {used}; restore it")
+        return dataset
+
+    @classmethod
     def _from_manifest(cls, location: Location) -> "PreparedDataset":
         path = location / MANIFEST
         content = path.read_json()

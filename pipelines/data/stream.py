@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.cli.errors import LedgerError
+from pipelines.cluster.placement import off_idle_nodes
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.epochs import epochs_of
 
@@ -265,7 +266,8 @@ def start_stream(
         plan: The plan.
         start_step: The first step still to be trained.
         world_size: Number of ranks.
-        cpus_per_read: CPUs that a read task reserves; 0 lets it run beside workers that hold all CPUs.
+        cpus_per_read: CPUs that a read task reserves; 0 lets it run beside workers that hold all CPUs, on nodes that
+            have some.
         reads_ahead: Windows read at the same time.
     """
     import ray.data
@@ -278,6 +280,7 @@ def start_stream(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cpus_per_read,
+        label_selector=off_idle_nodes(),
         concurrency=reads_ahead,
     )
     # One table row, one block: the unit in which the split deals out. Order-preserving execution makes the

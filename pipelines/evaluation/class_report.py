@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.evaluation.figures import figure_files, new_figure
 from pipelines.evaluation.names import label_name
+from pipelines.outputs.figures import figure_files, new_figure
 
 # More names would run into each other, and more numbers into their cells.
 _NAMES, _NUMBERS = 40, 16

@@ -11,6 +11,7 @@ from pipelines.cli.console import event
 from pipelines.cli.errors import ConfigError, DataError, DDPMError
 from pipelines.cluster.precision import DTYPE_OF
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.fit import check_images
 from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.evaluation.config import EvaluateConfig
@@ -50,10 +51,7 @@ def fitting_inputs(config: EvaluateConfig, model: UsedModel, data: PreparedDatas
 
 def hold_out_of(config: EvaluateConfig, model: UsedModel, data: PreparedDataset) -> HoldOut | None:
     """The rows that are asked for by `held_out`; says so if others are that the model has been trained on."""
-    trained_on, section = model.trained_on, model.model.extra.get("config")
-    for name in ("data", "hold_out"):
-        section = section.get(name) if isinstance(section, dict) else None
-    every = section if type(section) is int else 0
+    trained_on, every = model.trained_on, model.held_out_every
     same = trained_on.get("id") == data.dataset_id
     if config.held_out:
         require(same, "held_out", True, f"needs the data set that the model was trained on, {trained_on.get('uri')}")
@@ -67,24 +65,13 @@ def hold_out_of(config: EvaluateConfig, model: UsedModel, data: PreparedDataset)
 
 def check_fit(config: EvaluateConfig, model: UsedModel, data: PreparedDataset, num_rows: int) -> None:
     """Refuse what the model cannot be evaluated on, before anything is started; `num_rows` of `data` are asked for."""
-    expected = model.image_shape
-    if data.image_shape != expected:
-        raise DataError(
-            f"data = {config.data}: images are {'x'.join(map(str, data.image_shape))} (H x W x C), the model's are "
-            f"{'x'.join(map(str, expected))}; ingest the source again in that size and mode"
-        )
+    check_images("data", config.data, data, model.image_shape)
     part = ", held-out rows" if config.held_out else ""
     if num_rows < 2:
         raise DataError(f"data = {config.data}{part}: holds {num_rows} image(s); an interval needs at least 2")
     if config.num_images is not None and config.num_images > num_rows:
         raise ConfigError(f"num_images = {config.num_images}: {config.data}{part} holds {num_rows:,}; ask for fewer")
     _check_times(config, model)
-    _, images = data.read_groups([0])
-    if images.max() == 1:
-        raise DataError(
-            f"data = {config.data}: levels are 0..1, the model's are 0..255; were images in [0, 1] cast to integers? "
-            "Multiply by 255 and ingest again"
-        )
     if config.by_label and (data.read_labels() < 0).all():
         raise DataError(
             f"data = {config.data}: has no labels, which by_label needs; leave it out, or ingest with labels"
@@ -164,7 +151,7 @@ def request_of(config: EvaluateConfig, inputs: Inputs) -> EvaluateRequest:
         target_halfwidth=config.target_halfwidth,
         seed=config.seed,
         dtype=DTYPE_OF[config.precision],
-        device="cuda" if config.cluster.gpus_per_worker else "cpu",
+        device=config.cluster.device,
         by_label=config.by_label,
         train_dataset_id=inputs.train.dataset_id if inputs.train else None,
         ode=config.ode,

@@ -28,7 +28,7 @@ from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
 from pipelines.outputs.bulk_job import BulkJob, Finished, Pass, Rows
 from pipelines.outputs.kind import Manifest
-from pipelines.outputs.run_bulk import look, run_bulk, settled_precision
+from pipelines.outputs.run_bulk import look, run_bulk, settled_gpus, settled_precision
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
@@ -71,7 +71,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateSummary:
         require_apart(location, inputs.train.location, "the training data")
     event(f"model {model.described}")
     begun = begun_request(location)
-    config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus_per_worker))
+    config = replace(config, cluster=settled_gpus(config.cluster, begun))
+    config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus))
     job = Evaluation(config, request_of(config, inputs), model, inputs)
     standing = look(job)
     if standing.manifest is None and config.promote:
@@ -104,7 +105,7 @@ class Evaluation(BulkJob):
         self._enough = Enough(self.request.target_halfwidth, self.inputs.num_rows)
 
     @property
-    def experiment(self) -> str:
+    def usual_experiment(self) -> str:
         """See `BulkJob`."""
         return f"{self.model.found.name}/eval"
 
@@ -204,11 +205,11 @@ def _check_promotable(job: Evaluation, root: Path) -> None:
     num_images = None if config.target_halfwidth else job.num_images
     draws_known = config.estimator != "all" or config.draws >= 2
     what = job.request.measured_on, num_images, job.bound.name
-    check_promotable(uri, found.name, found.model_id, *what, draws_known=draws_known)
+    check_promotable(uri, found.name, job.experiment, found.model_id, *what, draws_known=draws_known)
 
 
 def _promote(job: Evaluation, manifest: Manifest, root: Path) -> str:
     found, summary = job.model.found, manifest["results"]
     uri, intervals = resolve_tracking_uri(job.config.tracking.uri, root), summary["means"][summary["headline"]]
     what = job.request.measured_on, summary["num_images"], job.bound.name
-    return promote_if_better(uri, found.name, found.model_id, *what, intervals)
+    return promote_if_better(uri, found.name, job.experiment, found.model_id, *what, intervals)

@@ -1,12 +1,10 @@
 """Evaluations, as `OutputKind` has them."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ddpm_core.model import model_from_bytes
-from pipelines.cli.errors import DataError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation import first_pass
 from pipelines.evaluation.report import headline_of
@@ -16,7 +14,7 @@ from pipelines.evaluation.shard import DIRECTORY, TermShards
 from pipelines.evaluation.terms import bound_for
 from pipelines.models.kept import stored_model
 from pipelines.outputs.kept_model import check_model
-from pipelines.outputs.kind import Findings, Manifest, OutputKind, parquet_ids, size_row
+from pipelines.outputs.kind import Findings, Manifest, OutputKind, check_parts, parquet_ids, size_row
 from pipelines.outputs.manifest import MANIFEST
 from pipelines.storage.location import Location
 
@@ -28,10 +26,7 @@ def _order(request: EvaluateRequest, manifest: Manifest) -> list[int]:
 
 def _check(location: Location, request: EvaluateRequest, manifest: Manifest, found: Findings) -> None:
     """The first pass's digests, and every mean and interval once more from the rows."""
-    for part in manifest["first_pass"]:
-        path = location / first_pass.DIRECTORY / part["name"]
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
-            found.problems.append(f"{path}: is missing, or its sha256 is not the recorded one")
+    check_parts(location / first_pass.DIRECTORY, manifest["first_pass"], found)
     recorded, names = manifest["results"], [shard["name"] for shard in manifest["shards"]]
     rows = [size_row(manifest), *check_model(location, request.model_id, manifest, found)]
     if not found.problems:
@@ -74,11 +69,7 @@ def _equal(recorded: Any, again: Any) -> bool:
 
 
 def _factory(location: Location, request: EvaluateRequest, manifest: Manifest, threads: int) -> TermShards:
-    data = PreparedDataset.open(manifest["data"])
-    if data.dataset_id != request.dataset_id:
-        raise DataError(
-            f"{manifest['data']}: is not the data set {request.dataset_id[:12]} that was evaluated; restore it"
-        )
+    data = PreparedDataset.reopen(manifest["data"], request.dataset_id, "that was evaluated")
     return TermShards(location, request, data, threads)
 
 

@@ -7,14 +7,13 @@ import numpy as np
 
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cli.config import require
-from pipelines.cli.errors import DataError
-from pipelines.data.dataset import Int64s, PreparedDataset
+from pipelines.data.dataset import PreparedDataset
+from pipelines.data.fit import are_labels_told, fitting_labels
 from pipelines.evaluation.config import ClassifierConfig, EvaluateConfig
 from pipelines.evaluation.request import ClassifierRequest, LabelsTold
-from pipelines.models.classes import check_label_names, class_index
+from pipelines.models.classes import UNTOLD, class_index
 from pipelines.models.used import UsedModel
 
-_UNTOLD = "the model was trained without labels; leave it out, or take another model"
 # How far a prior may be from a sum of 1, as thirds that are written with three digits are.
 _ROUNDING = 0.005
 
@@ -29,37 +28,16 @@ def asked_of_labels(
         ConfigError: The model takes no labels; a field of `classifier` does not fit it.
         DataError: The data have no labels, or others than the model.
     """
-    asked, told, classifier = config.labels, None, None
-    if model.model.denoiser.num_classes is None:
-        require(asked in ("auto", "null"), "labels", asked, _UNTOLD)
-        require(not config.classify, "classify", True, _UNTOLD)
+    told = are_labels_told(config.labels, config.data, data, model.label_names)
+    if told is None:
+        require(not config.classify, "classify", True, UNTOLD)
         return None, None
-    if asked != "null" or config.classify:
-        has_labels = _check_labels("data", config.data, data, model) is not None
-        if asked in ("given", "both") and not has_labels:
-            raise DataError(f"data = {config.data}: has no labels, which labels = {asked} needs; ingest with labels")
-        told = asked if asked != "auto" else "given" if has_labels else "null"
-    if config.classify:
-        classifier = _classifier(config, model, train)
-    return told or "null", classifier
-
-
-def _check_labels(field: str, uri: str, data: PreparedDataset, model: UsedModel) -> Int64s | None:
-    """The labels of `data` that are there, which are the model's by number and by name; None if it has none at all."""
-    found, classes = data.read_labels(), len(model.label_names)
-    found = found[found >= 0]
-    if not len(found):
-        return None
-    try:
-        check_label_names(field, uri, data.label_names, model.label_names)
-    except DataError as error:
-        raise DataError(f"{error}; --labels null evaluates without them") from error
-    if found.max() >= classes:
-        raise DataError(
-            f"{field} = {uri}: has the label {found.max()}, the model's classes are 0..{classes - 1}; take data with "
-            "the labels that the model was trained with; --labels null evaluates without them"
-        )
-    return found
+    asked: LabelsTold = "null" if not told else "both" if config.labels == "both" else "given"
+    if not config.classify:
+        return asked, None
+    if config.labels == "null":  # the labels are not told, and yet are what the classes are compared with
+        fitting_labels("data", config.data, data, model.label_names)
+    return asked, _classifier(config, model, train)
 
 
 def _classifier(config: EvaluateConfig, model: UsedModel, train: PreparedDataset | None) -> ClassifierRequest:
@@ -103,7 +81,7 @@ def _prior(
     if given == "train_data":
         require(train is not None, field, given, "the training data are not known; name them with --train_data")
         assert train is not None
-        labels = _check_labels("train_data", config.train_data or train.location.uri, train, model)
+        labels = fitting_labels("train_data", config.train_data or train.location.uri, train, model.label_names)
         counts = np.bincount([] if labels is None else labels, minlength=len(model.label_names))[list(classes)]
         rarest = model.label_names[classes[int(counts.argmin())]]
         rule = f"no training image has the label {rarest!r}; leave it out by classifier.classes, or give numbers"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
@@ -17,11 +16,12 @@ from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.gamma import LearnedGamma
 from pipelines.data.dataset import PreparedDataset
 from pipelines.evaluation.class_report import class_files, classification_of, label_rows, labels_csv
-from pipelines.evaluation.figures import figure_files, new_figure
 from pipelines.evaluation.names import BASELINES, label_of
 from pipelines.evaluation.request import EvaluateRequest
 from pipelines.evaluation.results import Evaluation
+from pipelines.outputs.figures import figure_files, new_figure
 from pipelines.outputs.pictures import grid_png
+from pipelines.outputs.report import rendered
 
 _EXTREMES = 16
 _CURVES = {
@@ -120,10 +120,8 @@ def make_report(
     labels = label_rows(evaluation.summary)
     if labels:
         files["by_label.csv"] = labels_csv(evaluation.summary)
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        Path(__file__).with_name("report.html.j2").read_text()
-    )
-    page = template.render(
+    files["index.html"] = rendered(
+        Path(__file__).with_name("report.html.j2"),
         title=title,
         headline=headline_of(evaluation.summary),
         model=request.model_id,
@@ -137,7 +135,6 @@ def make_report(
         notes=notes,
         provenance=provenance,
     )
-    files["index.html"] = page.encode()
     return Report(files)
 
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from pipelines.cli.errors import ConfigError, DataError
 
+UNTOLD = "the model was trained without labels; leave it out, or take another model"
+"""Why labels are refused of a model without classes, and what helps."""
+
 
 def class_index(field: str, text: str, names: Sequence[str]) -> int:
     """The class that `text` names or, where no class is called so, the one with that index.
@@ -12,9 +15,7 @@ def class_index(field: str, text: str, names: Sequence[str]) -> int:
         ConfigError: The model, whose classes are called `names`, has no such class, or none at all.
     """
     if not names:
-        raise ConfigError(
-            f"{field} = {text:.300}: the model was trained without labels; leave it out, or take another model"
-        )
+        raise ConfigError(f"{field} = {text:.300}: {UNTOLD}")
     if text in names:
         return names.index(text)
     # int() refuses thousands of digits.

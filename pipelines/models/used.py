@@ -51,6 +51,14 @@ class UsedModel:
         return self.model.extra.get("dataset") or {}
 
     @property
+    def held_out_every(self) -> int:
+        """Of how many neighbouring rows of that data set its training held out one (`HoldOut.every`); 0: none."""
+        section = self.model.extra.get("config")
+        for name in ("data", "hold_out"):
+            section = section.get(name) if isinstance(section, dict) else None
+        return section if type(section) is int else 0
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         """See `Model.label_names`."""
         return self.model.label_names

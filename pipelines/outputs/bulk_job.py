@@ -108,9 +108,14 @@ class BulkJob(ABC):
         return self.config.name or self.location.name
 
     @property
-    @abstractmethod
     def experiment(self) -> str:
         """Name of the MLflow experiment."""
+        return self.config.tracking.experiment or self.usual_experiment
+
+    @property
+    @abstractmethod
+    def usual_experiment(self) -> str:
+        """Name of the MLflow experiment where none is asked for."""
 
     @property
     @abstractmethod

@@ -1,5 +1,6 @@
 """One kind of output: what it is called, where its shards lie, and how it is checked from its bytes."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,14 @@ def parquet_ids(content: bytes) -> list[int]:
 def dense_ids(manifest: Manifest) -> range:
     """0, 1, ..., one for each row of the shards."""
     return range(sum(shard["rows"] for shard in manifest["shards"]))
+
+
+def check_parts(directory: Location, parts: Iterable[Mapping[str, Any]], found: Findings) -> None:
+    """Whether the objects that a manifest lists beside the shards are there with their recorded sha256."""
+    for part in parts:
+        path = directory / part["name"]
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
+            found.problems.append(f"{path}: is missing, or its sha256 is not the recorded one")
 
 
 def size_row(manifest: Manifest) -> tuple[str, str]:

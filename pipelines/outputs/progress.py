@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cluster import ray_private
@@ -41,6 +41,33 @@ def telling(tell: Callable[[float], None] | None) -> Iterator[None]:
         yield
     finally:
         _tell = before
+
+
+@dataclass
+class Counted:
+    """Tells with every step of a batch how many rows of the shard are made: those `before` it, and its share.
+
+    Called with every step, as a sampler's `on_step` is.
+
+    Attributes:
+        before: Rows of the batches before.
+        rows: Of this batch, without what only fills it up.
+        steps: That it takes.
+        also: Called with the same arguments, first.
+    """
+
+    before: int
+    rows: int
+    steps: int
+    also: Callable[..., None] | None = None
+    _done: int = field(default=0, init=False)
+
+    def __call__(self, *step: Any) -> None:
+        """One step more is done."""
+        if self.also is not None:
+            self.also(*step)
+        self._done += 1
+        made(self.before + self.rows * self._done / self.steps)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.cli.console import event, waiting
-from pipelines.cluster import connection
+from pipelines.cluster import connection, gpus
 from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PRECISION_OF, PrecisionField, settle
 from pipelines.outputs.attempt import Attempt
 from pipelines.outputs.bulk_job import BulkJob, Rows
@@ -164,6 +165,14 @@ def _compute(standing: Standing, attempt: Attempt) -> dict[str, Any]:
     for record in finished.records:
         attempt.record(record.kind, **record.payload)
     return manifest
+
+
+def settled_gpus(cluster: GpuClusterConfig, begun: Mapping[str, Any], unusable: str | None = None) -> GpuClusterConfig:
+    """A job's section `cluster` with the `auto` of its GPUs replaced, which is said; see `pipelines.cluster.gpus`."""
+    cluster, line = gpus.settle(cluster, begun.get("device"), unusable)
+    if line:
+        event(line)
+    return cluster
 
 
 def settled_precision(asked: PrecisionField, begun: Mapping[str, Any], gpus_per_worker: float) -> PrecisionField:

@@ -1,6 +1,7 @@
 """Which code made an output: the package version and a hash of its sources."""
 
 import hashlib
+import os
 import subprocess
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,10 @@ def code_version() -> str:
 
 @lru_cache
 def git_commit() -> str | None:
-    """The checked-out commit, or None outside a git checkout."""
+    """The commit that DDPM_GIT_COMMIT names, for a tree that was uploaded without its history, or else the checked-out
+    one; None where there is neither."""
+    if given := os.environ.get("DDPM_GIT_COMMIT"):
+        return given
     command = ["git", "-C", str(_ROOT), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Literal
 
-from ddpm_core.config import MAX_TIMESTEPS
 from pipelines.cli.config import require, require_local, require_place
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField
 from pipelines.outputs.shards import MAX_SHARDS
 from pipelines.sampling.labels import AskedLabels
+from pipelines.sampling.sampler_config import SamplerConfig
 from pipelines.tracking.config import TrackingConfig
 
 _SHARDS, _MAX_SHARD = 16, 1024
@@ -57,18 +57,13 @@ class SampleConfig:
     """How many images; their ids are 0..num_images-1. Null where `labels` tells."""
     seed: int | str = 0
     """Of all noise: an image depends on (model, seed, id). '{date}' takes `date` as a number, such as 20261121."""
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """ddpm: ancestral (Ho et al. 2020); ddim: deterministic, or with noise by `eta` (Song et al. 2021)."""
-    steps: int | None = None
-    """Network evaluations per image, at most the model's T; as many as asked for where its time is continuous. Null
-    takes 50 of ddim, and of ddpm all T, or 250 in continuous time."""
-    eta: float = 0.0
-    """η of ddim, in [0, 1]: 0 is deterministic given the starting noise, 1 has ddpm's noise."""
-    sigma2: Literal["auto", "beta", "beta_tilde", "learned"] = "auto"
-    """Variance of ddpm's reverse steps. auto: learned where the model predicts it, else beta_tilde, which is the only
-    one of continuous time."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """What turns noise into images."""
     clip_x_0: bool = True
     """Clamp every predicted x_0 to the range of pixels."""
+    dynamic_threshold: float | None = None
+    """Percentile, in (0, 100], of |x_0|: where it is above 1, the predicted x_0 is clamped to it and divided by it, and
+    not clamped to the range of pixels (Saharia et al. 2022, who take 99.5). For strong guidance."""
     labels: str | None = None
     """Classes of a model that was trained with labels. all: num_images divided among them, one class after another;
     all:100: so many of each; 3,5 or 3:100,5:50: these, by name or index; balanced: in turn, 0, 1, ..., K-1, 0, ...;
@@ -80,6 +75,8 @@ class SampleConfig:
     """Of the network, bf16 by autocast; the sampler's own arithmetic is float32.
     auto: bf16 on GPUs and where this machine's CPU is faster in it (AMX, AMD's avx512_bf16, Arm's bf16), else
     fp32; an output that is continued keeps its own."""
+    interpolate: tuple[int, int] | None = None
+    """Two ids: the preview shows images between them, too, from noise that turns from the one's to the other's."""
     batch_size: int = 64
     """Images in one call of the network; a part of the result's identity, as it may move a last bit."""
     shard_size: int | None = None
@@ -111,6 +108,15 @@ class SampleConfig:
         rule = "needs labels, or a weaker model (guidance.model)"
         field_given = "scale" if self.guidance.scale != 1.0 else "interval"
         require(guided, f"guidance.{field_given}", getattr(self.guidance, field_given), rule)
+        percentile = self.dynamic_threshold
+        holds = percentile is None or 0 < percentile <= 100
+        require(holds, "dynamic_threshold", percentile, "must be a percentile in (0, 100], such as 99.5")
+        clipped = percentile is None or self.clip_x_0
+        require(clipped, "dynamic_threshold", percentile, "is a way of clipping; leave clip_x_0 true")
+        if self.interpolate is not None:
+            require(min(self.interpolate) >= 0, "interpolate", self.interpolate, "must be two ids of the images")
+            rule = "needs a sampler without noise, such as dpmpp_2m"
+            require(not self.sampler.draws_noise, "interpolate", self.interpolate, rule)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
         require(self.batch_size <= 2**16, "batch_size", self.batch_size, f"must be at most {2**16}")
         if self.shard_size is not None:
@@ -121,14 +127,6 @@ class SampleConfig:
         require_local(self.root)
         seed_holds = self.seed == "{date}" or (isinstance(self.seed, int) and self.seed >= 0)
         require(seed_holds, "seed", self.seed, "must be a number >= 0, or '{date}'")
-        require(self.steps is None or self.steps >= 1, "steps", self.steps, "must be at least 1")
-        most = f"must be at most {MAX_TIMESTEPS:,}"
-        require(self.steps is None or self.steps <= MAX_TIMESTEPS, "steps", self.steps, most)
-        require(0 <= self.eta <= 1, "eta", self.eta, "must be in [0, 1]")
-        ddim_only = self.sampler == "ddim" or self.eta == 0
-        require(ddim_only, "eta", self.eta, "is a parameter of --sampler ddim")
-        ddpm_only = self.sampler == "ddpm" or self.sigma2 != "learned"
-        require(ddpm_only, "sigma2", self.sigma2, "is a variance of --sampler ddpm")
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)

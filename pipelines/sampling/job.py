@@ -15,15 +15,16 @@ from pipelines.models.used import UsedModel
 from pipelines.outputs.attempt import Record
 from pipelines.outputs.bulk_job import BulkJob, Finished, Rows
 from pipelines.outputs.kind import Manifest
-from pipelines.outputs.run_bulk import look, run_bulk, settled_precision
+from pipelines.outputs.run_bulk import look, run_bulk, settled_gpus, settled_precision
 from pipelines.outputs.shards import ShardedOutput, ShardRecord, begun_request
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.kind import SAMPLE_SET
 from pipelines.sampling.labels import SampleLabels, settle
-from pipelines.sampling.plan import plan, work_of
+from pipelines.sampling.plan import calls_of, plan, work_of
 from pipelines.sampling.preview import preview_png
 from pipelines.sampling.request import SampleRequest, request_of
 from pipelines.sampling.shard import GUIDANCE_MODEL, SUFFIXES, SampleShards
+from pipelines.sampling.tolerance import IMAGES, steps_within
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import require_apart
 
@@ -71,12 +72,15 @@ def sample(config: SampleConfig) -> SampleSummary:
         event(f"guidance.scale = 1: no call uses the weaker model {weaker.described}; above 1, as 2, it guides")
     elif weaker is not None:
         event(f"guided by the weaker model {weaker.described}")
-    config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus_per_worker))
+    config = replace(config, cluster=settled_gpus(config.cluster, begun))
+    config = replace(config, precision=settled_precision(config.precision, begun, config.cluster.gpus))
     request = request_of(config, model.model, labels, weaker.model if weaker else None)
     job = Sampling(config, request, model, weaker, labels, data)
+    if config.sampler.tolerance is not None:
+        job.request = _with_fewest_steps(job, begun)
     standing = look(job)
     if config.dry_run:
-        rows = plan(location, request, model, weaker, standing.left, config.cluster)
+        rows = plan(location, job.request, model, weaker, standing.left, config.cluster)
         return SampleSummary("Plan; nothing was written", rows)
     result = run_bulk(standing)
     return SampleSummary(result.title, result.rows)
@@ -87,6 +91,24 @@ def _with_shard_size(config: SampleConfig, begun: Mapping[str, Any]) -> SampleCo
     begun_with = begun.get("shard_size")
     size = begun_with if config.shard_size is None and isinstance(begun_with, int) else config.chosen_shard_size
     return replace(config, shard_size=size)
+
+
+def _with_fewest_steps(job: "Sampling", begun: Mapping[str, Any]) -> SampleRequest:
+    """The job's request with the number of steps that keeps its tolerance. An output that was begun, with which it will
+    be compared, has found it already."""
+    begun_steps, request = begun.get("steps"), job.request
+    if begun:
+        return request.with_steps(begun_steps) if isinstance(begun_steps, int) else request
+    look(job)  # what is refused is refused before the search
+    tolerance = job.config.sampler.tolerance
+    assert tolerance is not None
+    with waiting("finding the number of steps"):
+        found = steps_within(tolerance, request, job.model, job.weaker, job.labels, job.config.cluster)
+    event(
+        f"sampler.tolerance = {tolerance:g}: {found.steps:,} steps; half of them move the first {IMAGES} images by "
+        f"{found.distance:.3g}"
+    )
+    return request.with_steps(found.steps)
 
 
 @dataclass
@@ -109,7 +131,7 @@ class Sampling(BulkJob):
         return super().run_name if scale is None else f"{super().run_name}, w = {scale:g}"
 
     @property
-    def experiment(self) -> str:
+    def usual_experiment(self) -> str:
         """See `BulkJob`."""
         return f"{self.model.found.name}/samples"
 
@@ -164,8 +186,8 @@ class Sampling(BulkJob):
     def finish(self, output: ShardedOutput, records: Sequence[ShardRecord]) -> Finished:
         """The preview, for the output and for MLflow."""
         preview, found = output.location / "preview", self.model.found
-        names = self.model.label_names
-        (preview / "grid.png").write_bytes(preview_png(output.shards, records, self.request, self.labels, names))
+        classes = self.model.label_names
+        (preview / "grid.png").write_bytes(preview_png(output.shards, records, self.request, self.labels, classes))
         num_images = sum(record.rows for record in records)
         note = (
             f"**{num_images:,} images** ({self._described}) at "
@@ -174,11 +196,20 @@ class Sampling(BulkJob):
             "From noise to image: x_t above the predicted x_0.\n\n"
             "![trajectory](get-artifact?path=preview/trajectory.png&run_uuid={run_id})"
         )
-        pictures = [
-            Record("artifact", {"path": (preview / name).uri, "artifact_path": "preview"})
-            for name in ("grid.png", "trajectory.png")
-        ]
-        fields: dict[str, Any] = {"image_shape": list(self.model.image_shape)}
+        names = ["grid.png", "trajectory.png"]
+        if self.request.interpolate is not None:
+            first, second = self.request.interpolate
+            names.append("interpolation.png")
+            note += (
+                f"\n\nFrom image {first} to image {second}, by the angle between their noise.\n\n"
+                "![interpolation](get-artifact?path=preview/interpolation.png&run_uuid={run_id})"
+            )
+        pictures = [Record("artifact", {"path": (preview / name).uri, "artifact_path": "preview"}) for name in names]
+        evaluations = sum(calls_of(self.request, self.model, self.weaker))
+        fields: dict[str, Any] = {
+            "image_shape": list(self.model.image_shape),
+            "evaluations_per_image": evaluations,
+        }
         if self.data is not None:
             fields["label_data"] = self.data.location.uri
         if self.weaker is not None:
@@ -203,6 +234,7 @@ class Sampling(BulkJob):
         shape = f"{height}x{width}x{channels} (H x W x C)"
         return [
             ("images", f"{manifest['num_rows']:,} of {shape}, seed {self.request.seed}"),
+            ("sampler", self.request.described_sampler),
             *([("labels", self.config.labels)] if self.config.labels is not None else []),
             *([("guidance", self.request.described_guidance)] if self.request.described_guidance else []),
             ("shards", f"{len(manifest['shards']):,} in {self.location / 'data'}, {size / 2**20:,.1f} MiB"),

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.cli.errors import DataError
 from pipelines.data.dataset import PreparedDataset
 from pipelines.outputs.kept_model import check_kept, check_model
 from pipelines.outputs.kind import Findings, Manifest, OutputKind, dense_ids, size_row
@@ -46,12 +45,7 @@ def _check(location: Location, request: SampleRequest, manifest: Manifest, found
 def _factory(location: Location, request: SampleRequest, manifest: Manifest, threads: int) -> SampleShards:
     if request.label_dataset_id is None:
         return SampleShards(location, request, threads)
-    data = PreparedDataset.open(manifest["label_data"])
-    if data.dataset_id != request.label_dataset_id:
-        raise DataError(
-            f"{manifest['label_data']}: is not the data set {request.label_dataset_id[:12]} whose labels were taken; "
-            "restore it"
-        )
+    data = PreparedDataset.reopen(manifest["label_data"], request.label_dataset_id, "whose labels were taken")
     return SampleShards(location, request, threads, data)
 
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 
@@ -12,13 +13,14 @@ from ddpm_core.model import model_from_bytes
 from ddpm_core.networks.unet import pixel_weights
 from ddpm_core.samplers.ddim import DDIM
 from pipelines.cli.console import clock, waiting
-from pipelines.cluster import connection
-from pipelines.cluster.actor_pool import ActorPool, run_on_actors
+from pipelines.cluster.actor_pool import ActorPool, one_actor, run_on_actors
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.models.kept import FoundModel
 from pipelines.models.used import UsedModel
 from pipelines.outputs.pictures import encode_png, to_picture
 from pipelines.sampling.request import SampleRequest
+from pipelines.sampling.sampler_config import SamplerConfig
+from pipelines.sampling.samplers import SAMPLERS, name_of, sampler_asked
 from pipelines.sampling.shard import Source, denoiser_of, sample_batch
 from pipelines.storage.location import Location
 
@@ -55,14 +57,13 @@ class _Calibrate:
 
 
 def calibrate(found: FoundModel, request: SampleRequest, pool: ActorPool | None, threads: int) -> Calibration:
-    """Measure with so many threads, on one actor of the pool's kind or in this process.
+    """Measure with so many threads, on an actor of the pool or in this process.
 
     Raises:
         ClusterError: Ray gave up.
     """
-    one = replace(pool, size=1) if pool else None
     worker = _Calibrate(found.files, request, threads)
-    ((_, measured),) = run_on_actors(worker, [0], one, "calibration")
+    ((_, measured),) = run_on_actors(worker, [0], pool, "calibration")
     return measured  # type: ignore[no-any-return]
 
 
@@ -77,15 +78,19 @@ class Work:
     weights: float
 
 
+def calls_of(request: SampleRequest, used: UsedModel, weaker: UsedModel | None) -> tuple[int, int]:
+    """For one batch: calls of the network with the label, and of what guidance compares with."""
+    denoiser = denoiser_of(request, used.model, weaker.model if weaker else None)
+    times = request.sampler.calls(denoiser.process)
+    return denoiser.calls(times) if isinstance(denoiser, Guided) else (len(times), 0)
+
+
 def work_of(request: SampleRequest, used: UsedModel, weaker: UsedModel | None, shards_left: Sequence[int]) -> Work:
     """What the shards take."""
     shard_size, batch_size, num_images = request.shard_size, request.batch_size, request.num_images
     sizes = [min(shard_size, num_images - index * shard_size) for index in shards_left]
     batches = sum(-(-size // batch_size) for size in sizes)
-    own, other = request.steps, 0
-    denoiser = denoiser_of(request, used.model, weaker.model if weaker else None)
-    if isinstance(denoiser, Guided):
-        own, other = denoiser.calls(request.sampler.times(denoiser.process))
+    own, other = calls_of(request, used, weaker)
     networks = [used.model.denoiser.network, (weaker or used).model.denoiser.network]
     weights = [float(pixel_weights(network)) for network in networks]
     total = (own * weights[0] + other * weights[1]) * batches * batch_size
@@ -110,7 +115,7 @@ def plan(
     rows = [
         ("shards", f"{len(shards_left):,} of {request.num_shards:,} to do, up to {request.shard_size:,} images each"),
         ("images", f"{images:,} of {request.num_images:,} to do, {height}x{width}x{channels}"),
-        ("sampler", request.described_sampler),
+        ("sampler", f"{request.described_sampler}: {_per_image(request, used, weaker)}"),
         *([("guidance", request.described_guidance)] if request.described_guidance else []),
         ("network", f"{calls:,} calls with {batch_size} images = {calls * batch_size:,} evaluations{of_weaker}"),
         ("model", used.described),
@@ -120,26 +125,45 @@ def plan(
         return rows
     pool = ActorPool.of(cluster)
     found = [used.found, *([weaker.found] if weaker else [])]
-    try:
-        if connection.is_named(cluster.address) or pool.num_gpus:
-            connection.connect(cluster.address)
-            with waiting("measuring on one worker"):
-                measured = [calibrate(model, request, pool, cluster.threads) for model in found]
+    with one_actor(pool) as one:
+        with waiting("measuring on one worker" if one else "measuring"):
+            measured = [calibrate(model, request, one, cluster.threads) for model in found]
+        resources: Mapping[str, float] = {"CPU": os.cpu_count() or 1}
+        if one:
             import ray
 
-            _, high = pool.bounds(ray.cluster_resources())
-        else:  # the workers will be this machine's: it can be measured without starting Ray
-            with waiting("measuring"):
-                measured = [calibrate(model, request, None, cluster.threads) for model in found]
-            _, high = pool.bounds({"CPU": os.cpu_count() or 1})
-    finally:
-        connection.disconnect()
+            resources = ray.cluster_resources()
+        _, high = pool.bounds(resources)
     workers = max(1, min(high, len(shards_left)))
-    seconds = work.calls * measured[0].seconds_per_call + work.weaker_calls * measured[-1].seconds_per_call
+
+    def lasts(work: Work) -> str:
+        seconds = work.calls * measured[0].seconds_per_call + work.weaker_calls * measured[-1].seconds_per_call
+        return clock(seconds / workers)
+
+    others = [
+        (f"or {name}", f"{other.steps:,} steps, {_per_image(other, used, weaker)}, about {lasts(taken)}")
+        for name, other in _with_other_samplers(request, used).items()
+        for taken in [work_of(other, used, weaker, shards_left)]
+    ]
     per_call = " and ".join(f"{each.seconds_per_call * 1000:,.1f} ms" for each in measured)
     return [
         *rows,
         ("output", f"about {images * measured[0].bytes_per_image / 2**20:,.1f} MiB in {output / 'data'}"),
         ("measured", f"{per_call} per call on one worker"),
-        ("time", f"about {clock(seconds / workers)} on {workers} worker(s), after their start"),
+        ("time", f"about {lasts(work)} on {workers} worker(s), after their start"),
+        *others,
     ]
+
+
+def _per_image(request: SampleRequest, used: UsedModel, weaker: UsedModel | None) -> str:
+    return f"{sum(calls_of(request, used, weaker)):,} evaluations per image"
+
+
+def _with_other_samplers(request: SampleRequest, used: UsedModel) -> dict[str, SampleRequest]:
+    """The request by each other sampler with its default options, by their names."""
+    others = {}
+    for name in SAMPLERS:
+        if name != name_of(request.sampler):
+            sampler, steps = sampler_asked(SamplerConfig(cast(Any, name)), used.model.denoiser)
+            others[name] = replace(request, sampler=sampler, steps=steps)
+    return others

@@ -1,22 +1,22 @@
 """What a sample set answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from ddpm_core.guidance import check_interval, check_scale, check_weaker
 from ddpm_core.model import Model
-from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Learned
-from ddpm_core.samplers.base import Sampler
+from ddpm_core.samplers.base import Clip, Sampler
 from ddpm_core.samplers.ddpm import DDPM
+from pipelines.cli.config import require
 from pipelines.cli.errors import ConfigError
 from pipelines.cluster.precision import DTYPE_OF, Dtype
 from pipelines.data.dataset import Int64s
 from pipelines.outputs.request import Request, read_fields, read_value
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.labels import SampleLabels
-from pipelines.sampling.samplers import SAMPLERS, name_of
+from pipelines.sampling.samplers import SAMPLERS, described, name_of, sampler_asked, stored_sampler
 from pipelines.storage.location import Location
 
 
@@ -29,7 +29,7 @@ class SampleRequest(Request):
         num_images: Ids are 0..num_images-1.
         seed: Of all noise.
         sampler: Stored by its name in `SAMPLERS`, its options beside it.
-        steps: Calls of the network for an image.
+        steps: Of the sampler.
         clip_x_0: Whether every predicted x_0 is clamped to the range of pixels.
         dtype: Precision of the network.
         device: What computes.
@@ -42,6 +42,9 @@ class SampleRequest(Request):
         guidance_scale: w; None of images without labels that no weaker model guides.
         guidance_interval: [low, high] in noise levels; None guides everywhere.
         guidance_model_id: Hash of the weaker model's files.
+        dynamic_threshold: The percentile of `Clip`, if one is asked for.
+        tolerance: By which the steps were found, if they were.
+        interpolate: The two ids between whose noise the preview shows images.
     """
 
     model_id: str
@@ -61,6 +64,9 @@ class SampleRequest(Request):
     guidance_scale: float | None = None
     guidance_interval: tuple[float, ...] | None = None
     guidance_model_id: str | None = None
+    dynamic_threshold: float | None = None
+    tolerance: float | None = None
+    interpolate: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         classes, counts = self.label_classes, self.label_counts
@@ -76,6 +82,9 @@ class SampleRequest(Request):
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:
             raise ConfigError("guidance_interval is two noise levels")
         check_interval(self.interval, "guidance_interval")
+        if self.interpolate is not None and len(self.interpolate) != 2:
+            raise ConfigError("interpolate is two ids")
+        _ = self.clip
 
     @property
     def on_gpu(self) -> bool:
@@ -93,6 +102,11 @@ class SampleRequest(Request):
         return None if self.guidance_interval is None else (self.guidance_interval[0], self.guidance_interval[1])
 
     @property
+    def clip(self) -> Clip | None:
+        """Of predicted images. Raises ConfigError for a percentile that is none."""
+        return Clip(self.dynamic_threshold) if self.clip_x_0 else None
+
+    @property
     def has_labels(self) -> bool:
         """Whether images have labels."""
         return self.label_classes is not None or self.label_dataset_id is not None
@@ -106,10 +120,15 @@ class SampleRequest(Request):
         assert of_rows is not None
         return SampleLabels(self.num_images, dataset_id=self.label_dataset_id, of_rows=of_rows[: self.num_images])
 
+    def with_steps(self, steps: int) -> Self:
+        """The same with another number of steps."""
+        sampler: Any = self.sampler  # a dataclass
+        return replace(self, steps=steps, sampler=replace(sampler, steps=steps))
+
     @property
     def described_sampler(self) -> str:
         """For a person."""
-        return SAMPLERS[name_of(self.sampler)].described(self.sampler, self.steps)
+        return described(self.sampler, self.steps)
 
     @property
     def described_guidance(self) -> str:
@@ -134,17 +153,9 @@ class SampleRequest(Request):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], path: Location) -> Self:
         """See `Request`."""
-
-        def read(name: str, hint: Any) -> Any:
-            return read_value(hint, stored.get(name), path, f"request.{name}")
-
-        kind = SAMPLERS[read("sampler", Literal[*SAMPLERS])]
-        sampler = kind.stored(read, read("steps", int))
-        own = kind.options(sampler)
-        for name in {"eta", "sigma2"} - own.keys():
-            read(name, type(None))
-        options = {"sampler", "eta", "sigma2", *own}
-        rest = {name: value for name, value in stored.items() if name not in options}
+        sampler, rest = stored_sampler(stored, path)
+        for name in {"eta", "sigma2"} & rest.keys():
+            read_value(type(None), rest.pop(name), path, f"request.{name}")
         return read_fields(cls, rest, path, sampler=sampler)
 
 
@@ -160,22 +171,20 @@ def request_of(
         weaker: The model that `config.guidance.model` stands for.
 
     Raises:
-        ConfigError: The model has other numbers of steps, or another variance; the weaker model does not fit.
+        ConfigError: The sampler or the weaker model does not fit the model; there is no such id as `config.interpolate`
+            names.
     """
-    process = model.denoiser.process
-    num_timesteps = process.num_timesteps if isinstance(process, DiscreteProcess) else None
-    if config.steps is not None and num_timesteps is not None and config.steps > num_timesteps:
-        most = f"the model has {num_timesteps} diffusion steps; ask for at most as many"
-        raise ConfigError(f"steps = {config.steps}: {most}")
-    kind, guidance = SAMPLERS[config.sampler], config.guidance
-    steps = config.steps or kind.steps(num_timesteps)
-    sampler = kind.chosen(config, steps, model.denoiser)
+    guidance = config.guidance
+    sampler, steps = sampler_asked(config.sampler, model.denoiser)
     if weaker is not None:
         _check_weaker(config, sampler, model, weaker)
     is_guided = labels is not None or weaker is not None
     assert isinstance(config.seed, int)
     assert config.precision != "auto"
     assert config.num_images is not None
+    if config.interpolate is not None:
+        rule = f"must be two ids of the images, 0..{config.num_images - 1}"
+        require(max(config.interpolate) < config.num_images, "interpolate", config.interpolate, rule)
     return SampleRequest(
         model_id=model.model_id,
         num_images=config.num_images,
@@ -184,7 +193,7 @@ def request_of(
         steps=steps,
         clip_x_0=config.clip_x_0,
         dtype=DTYPE_OF[config.precision],
-        device="cuda" if config.cluster.gpus_per_worker else "cpu",
+        device=config.cluster.device,
         batch_size=config.batch_size,
         shard_size=config.chosen_shard_size,
         format=config.format,
@@ -194,6 +203,9 @@ def request_of(
         guidance_scale=guidance.scale if is_guided else None,
         guidance_interval=guidance.interval if is_guided else None,
         guidance_model_id=weaker.model_id if weaker else None,
+        dynamic_threshold=config.dynamic_threshold,
+        tolerance=config.sampler.tolerance,
+        interpolate=config.interpolate,
     )
 
 
@@ -209,6 +221,6 @@ def _check_weaker(config: SampleConfig, sampler: Sampler, model: Model, weaker: 
     alone = config.guidance.scale == 0.0 and not weaker.denoiser.learns_variance
     if alone and isinstance(sampler, DDPM) and isinstance(sampler.variance, Learned):
         raise ConfigError(
-            f"{field}: with guidance.scale = 0 it samples alone, and it predicts no variances, as sigma2 = learned "
-            "needs; give --sigma2 beta_tilde"
+            f"{field}: with guidance.scale = 0 it samples alone, and it predicts no variances, as "
+            "sampler.sigma2 = learned needs; give --sampler.sigma2 beta_tilde"
         )

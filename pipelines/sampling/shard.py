@@ -3,6 +3,7 @@
 OUTPUT/data/part-00042.parquet   id int64, image struct{bytes: PNG, path}; with labels: label int64, label_name
 OUTPUT/data/part-00042.tar       or: 000000042.png, ... (WebDataset); with labels, beside each: .cls, .json
 OUTPUT/preview/trajectory.png    the first images on their way from noise, made with shard 0
+OUTPUT/preview/interpolation.png images between two ids, if that is asked for, made with shard 0
 OUTPUT/model/                    the model that made them
 OUTPUT/guidance_model/           the weaker one that guided it
 """
@@ -27,12 +28,13 @@ from ddpm_core.images import to_uint8
 from ddpm_core.model import Model
 from ddpm_core.process.base import Process
 from ddpm_core.samplers.base import OnStep, Sampler, sample
+from ddpm_core.samplers.start import slerp, starting_noise
 from pipelines.cluster.precision import PRECISION_OF
 from pipelines.data.dataset import Int64s, PreparedDataset
 from pipelines.data.ingest.formats_tar import LABEL_NAMES
 from pipelines.models.kept import load_kept
 from pipelines.outputs.pictures import encode_png, grid_png, to_picture
-from pipelines.outputs.progress import made
+from pipelines.outputs.progress import Counted
 from pipelines.outputs.shards import ShardOutput
 from pipelines.sampling.labels import SampleLabels
 from pipelines.sampling.request import SampleRequest
@@ -42,6 +44,7 @@ GUIDANCE_MODEL = "guidance_model"
 SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar"}
 # The picture of the first images' way from noise: x_t above, the predicted x_0 below.
 _TRAJECTORY_IMAGES, _TRAJECTORY_STEPS = 4, 12
+_INTERPOLATED = 12
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,14 @@ class SampleShards:
         pngs: list[bytes] = []
         for first in range(start, stop, self.request.batch_size):
             ids = torch.arange(first, first + self.request.batch_size)
-            counted = _Counted(first - start, min(stop - first, len(ids)), self.request.steps)
-            images = sample_batch(self.request, source, ids, counted.watching(trajectory if first == 0 else None))
+            watching = trajectory if first == 0 else None
+            counted = Counted(first - start, min(stop - first, len(ids)), self.request.steps, watching)
+            images = sample_batch(self.request, source, ids, counted)
             pngs += [encode_png(to_picture(image)) for image in images[: stop - first]]
         if trajectory is not None:
             (self.location / "preview" / "trajectory.png").write_bytes(trajectory.png(stop))
+        if start == 0 and self.request.interpolate is not None:
+            (self.location / "preview" / "interpolation.png").write_bytes(interpolated(self.request, source))
         encode = encode_parquet if self.request.format == "parquet" else encode_tar
         labels = None
         if source.labels is not None:
@@ -110,37 +116,35 @@ def denoiser_of(request: SampleRequest, model: Model, weaker: Model | None) -> D
     return Guided(denoiser, request.guidance_scale, request.interval, other)
 
 
-def sample_batch(
-    request: SampleRequest, source: Source, ids: Tensor, on_step: OnStep | None = None
-) -> npt.NDArray[np.uint8]:
-    """The images uint8 [B, H, W, C] of `ids` int64 [B] by the request's sampler, on the model's device."""
+def draw(
+    request: SampleRequest, source: Source, ids: Tensor, on_step: OnStep | None = None, start: Tensor | None = None
+) -> Tensor:
+    """The images float32 [B, C, H, W] in model range of `ids` int64 [B] by the request's sampler, on the model's
+    device; `on_step` and `start` as `ddpm_core.samplers.base.sample` has them."""
     denoiser, device = denoiser_of(request, source.model, source.weaker), source.model.denoiser.device
     label = None if source.labels is None else torch.from_numpy(source.labels.of(ids.numpy())).to(device)
     with torch.inference_mode():
-        x = sample(denoiser, request.sampler, ids.to(device), request.seed, request.clip_x_0, label, on_step)
-    images: npt.NDArray[np.uint8] = to_uint8(x).cpu().numpy()
+        ids = ids.to(device)
+        return sample(denoiser, request.sampler, ids, request.seed, request.clip, label, on_step, start)
+
+
+def sample_batch(
+    request: SampleRequest, source: Source, ids: Tensor, on_step: OnStep | None = None
+) -> npt.NDArray[np.uint8]:
+    """The same as images uint8 [B, H, W, C]."""
+    images: npt.NDArray[np.uint8] = to_uint8(draw(request, source, ids, on_step)).cpu().numpy()
     return images
 
 
-@dataclass
-class _Counted:
-    """Tells with every step of the sampler how many images of the shard are made: `before` the batch, and its share."""
-
-    before: int
-    images: int
-    steps: int
-    done: int = 0
-
-    def watching(self, other: OnStep | None) -> OnStep:
-        """The sampler's `on_step`; calls `other` too."""
-
-        def on_step(k: int, z_t: Tensor, x_0_pred: Tensor) -> None:
-            if other is not None:
-                other(k, z_t, x_0_pred)
-            self.done += 1
-            made(self.before + self.images * self.done / self.steps)
-
-        return on_step
+def interpolated(request: SampleRequest, source: Source) -> bytes:
+    """A PNG of one row: from the image of the first of `request.interpolate` to that of the second, with the first's
+    label."""
+    assert request.interpolate is not None
+    ids, denoiser = torch.tensor(request.interpolate), source.model.denoiser
+    noise = starting_noise(denoiser, ids.to(denoiser.device), request.seed)
+    path = slerp(noise[:1], noise[1:], torch.linspace(0.0, 1.0, _INTERPOLATED, device=denoiser.device))
+    images = draw(request, source, ids[:1].expand(_INTERPOLATED), start=path)
+    return grid_png(to_uint8(images).cpu().numpy(), columns=_INTERPOLATED, min_side=768)
 
 
 class Trajectory:

@@ -17,6 +17,7 @@ from pipelines.tracking.client import mlflow_client, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL_ID_TAG = "ddpm.model_id"
@@ -196,13 +197,21 @@ class _Contest:
 
 
 def check_promotable(
-    tracking_uri: str, name: str, model_id: str, dataset_id: str, num_images: int | None, bound: str, draws_known: bool
+    tracking_uri: str,
+    name: str,
+    experiment: str,
+    model_id: str,
+    dataset_id: str,
+    num_images: int | None,
+    bound: str,
+    draws_known: bool,
 ) -> None:
     """Refuse, before anything is computed, a promotion that is bound to fail after it.
 
     Args:
         tracking_uri: Of MLflow.
         name: Registered name of the model.
+        experiment: Name of the MLflow experiment with the measurements of the champion.
         model_id: Hash of the model.
         dataset_id: Content hash of the data set.
         num_images: How many of its images will be evaluated; None if that is decided on the way.
@@ -212,7 +221,7 @@ def check_promotable(
     Raises:
         TrackingError: As of `promote_if_better`.
     """
-    contest = _contest(tracking_uri, name, model_id, dataset_id, bound)
+    contest = _contest(tracking_uri, name, experiment, model_id, dataset_id, bound)
     kind = contest.kind(num_images)
     known = draws_known and contest.interval(kind) is not None
     if contest.metrics is not None and kind == "given_images" and not known:
@@ -222,6 +231,7 @@ def check_promotable(
 def promote_if_better(
     tracking_uri: str,
     name: str,
+    experiment: str,
     model_id: str,
     dataset_id: str,
     num_images: int,
@@ -238,6 +248,7 @@ def promote_if_better(
     Args:
         tracking_uri: Of MLflow.
         name: Registered name of the model.
+        experiment: Name of the MLflow experiment with the measurements of the champion.
         model_id: Hash of the model.
         dataset_id: Content hash of the data set.
         num_images: How many of its images were evaluated.
@@ -250,7 +261,7 @@ def promote_if_better(
     Raises:
         TrackingError: The model is not registered, it or the champion has no such interval, or MLflow does not answer.
     """
-    contest = _contest(tracking_uri, name, model_id, dataset_id, bound)
+    contest = _contest(tracking_uri, name, experiment, model_id, dataset_id, bound)
     mine, holder = contest.mine, contest.holder
     if holder is not None and contest.metrics is None:
         return f"version {holder.version} is the champion already"
@@ -270,20 +281,25 @@ def promote_if_better(
     return decision
 
 
-def _contest(tracking_uri: str, name: str, model_id: str, dataset_id: str, bound: str) -> _Contest:
+def _contest(tracking_uri: str, name: str, experiment: str, model_id: str, dataset_id: str, bound: str) -> _Contest:
     client = mlflow_client(tracking_uri)
     with _mlflow_errors():
-        versions = client.search_model_versions(f"name='{name}'")
-        mine = [version for version in versions if version.tags.get(MODEL_ID_TAG) == model_id]
-        if not mine:
-            raise TrackingError(f"promote: no version of {name!r} in MLflow is the model {model_id[:12]}; register it")
-        newest = max(mine, key=lambda version: int(version.version))
-        champion = client.get_registered_model(name).aliases.get(CHAMPION)
-        holder = next((version for version in versions if str(version.version) == str(champion)), None)
+        newest, holder = _version_and_holder(client, name, model_id)
         if holder is None or holder.tags.get(MODEL_ID_TAG) == model_id:
             return _Contest(client, newest, holder, None, bound)
-        found, metrics = _measured(client, name, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, bound)
+        found, metrics = _measured(client, name, experiment, holder.tags.get(MODEL_ID_TAG, ""), dataset_id, bound)
         return _Contest(client, newest, holder, metrics, found)
+
+
+def _version_and_holder(client: "MlflowClient", name: str, model_id: str) -> "tuple[ModelVersion, ModelVersion | None]":
+    """The newest registered version that is a model, and the champion of its name."""
+    versions = client.search_model_versions(f"name='{name}'")
+    mine = [version for version in versions if version.tags.get(MODEL_ID_TAG) == model_id]
+    if not mine:
+        raise TrackingError(f"promote: no version of {name!r} in MLflow is the model {model_id[:12]}; register it")
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    holder = next((version for version in versions if str(version.version) == str(champion)), None)
+    return max(mine, key=lambda version: int(version.version)), holder
 
 
 @contextmanager
@@ -310,16 +326,15 @@ def _interval(metrics: Mapping[str, float], kind: str, bound: str) -> tuple[floa
 
 
 def _measured(
-    client: "MlflowClient", name: str, model_id: str, dataset_id: str, bound: str
+    client: "MlflowClient", name: str, experiment: str, model_id: str, dataset_id: str, bound: str
 ) -> tuple[str, Mapping[str, float]]:
     """The metrics of the newest finished evaluation of a model on a data set by this bound, or else by a `comparable`
     one; and that one's name."""
-    experiment = client.get_experiment_by_name(f"{name}/eval")
-    runs = client.search_runs(
-        [experiment.experiment_id] if experiment else [],
+    runs = _search(
+        client,
+        experiment,
         f"tags.`{MODEL_ID_TAG}` = '{model_id}' AND tags.`ddpm.dataset_id` = '{dataset_id}' "
         "AND attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
     )
     usual = [prefix + other for other in sorted(_OF_ITS_KIND) for prefix in ("", GIVEN_LABEL)]
     others = [other for other in usual if other != bound and comparable(bound, other)]
@@ -332,4 +347,65 @@ def _measured(
     raise TrackingError(
         f"promote: the champion of {name!r} has no evaluation on data set {dataset_id[:12]} with {told(bound)}; "
         f"evaluate models:/{name}@{CHAMPION} the same way first{kind}"
+    )
+
+
+def promote_by_metric(
+    tracking_uri: str,
+    name: str,
+    experiment: str,
+    model_id: str,
+    metrics: tuple[str, str],
+    interval: tuple[float, float] | None,
+) -> str:
+    """Give the registered version of `model_id` the alias `champion` if its interval of a number of which less is
+    better is below the champion's, that of its newest finished comparison with the same `metrics`.
+
+    Args:
+        tracking_uri: Of MLflow.
+        name: Registered name of the model.
+        experiment: Name of the MLflow experiment with the measurements of the champion.
+        model_id: Hash of the model.
+        metrics: Names of the metrics that are the two ends of the interval; they say how it was measured.
+        interval: (low, high); None only asks whether there will be something to compare with.
+
+    Returns:
+        What was done and why, for a person.
+
+    Raises:
+        TrackingError: The model is not registered, the champion has no such interval, or MLflow does not answer.
+    """
+    client = mlflow_client(tracking_uri)
+    with _mlflow_errors():
+        mine, holder = _version_and_holder(client, name, model_id)
+        if holder is not None and holder.tags.get(MODEL_ID_TAG) == model_id:
+            return f"version {holder.version} is the champion already"
+        its = None if holder is None else _ends(client, name, experiment, holder.tags.get(MODEL_ID_TAG, ""), metrics)
+        if interval is None:
+            return ""
+        if holder is not None and its is not None and not interval[1] < its[0]:
+            shown, other = (f"{low:.4g}..{high:.4g}" for low, high in (interval, its))
+            return f"stays version {holder.version}: {shown} is not below its {other}"
+        decision = f"now version {mine.version}" + (f", was {holder.version}" if holder else "")
+        client.set_registered_model_alias(name, CHAMPION, str(mine.version))
+        _note(client, mine, f"{decision}: by {metrics[0].removeprefix('low/')}")
+    return decision
+
+
+def _search(client: "MlflowClient", experiment: str, criteria: str) -> "Sequence[Run]":
+    """Runs of the experiment of this name, the newest first; none where there is no such experiment."""
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id], criteria, order_by=["attributes.start_time DESC"]) if found else []
+
+
+def _ends(
+    client: "MlflowClient", name: str, experiment: str, model_id: str, metrics: tuple[str, str]
+) -> tuple[float, float]:
+    runs = _search(client, experiment, f"tags.`{MODEL_ID_TAG}` = '{model_id}' AND attributes.status = 'FINISHED'")
+    for run in runs:
+        if all(metric in run.data.metrics for metric in metrics):
+            return run.data.metrics[metrics[0]], run.data.metrics[metrics[1]]
+    raise TrackingError(
+        f"promote: the champion of {name!r} has no {metrics[0].removeprefix('low/')}; compare samples of "
+        f"models:/{name}@{CHAMPION} in the same way first (jobs/quality.py)"
     )

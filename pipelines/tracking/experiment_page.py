@@ -46,8 +46,9 @@ PAGES = {
         "Trainings of **{name}** (`jobs/train.py`), one run each, whatever interrupted it. "
         "[Their table]({runs}) shows bits/dim of the validation images (lower is better), by which bound, "
         "what was trained, steps, images/s, and what the same images take without a model: as PNG files and as "
-        "independent pixels. A run's description has its result and samples; `{name}/eval` holds evaluations of its "
-        "models, `{name}/samples` sample sets.",
+        "independent pixels. A run's description has its result and samples; `NAME/eval` holds evaluations of the "
+        "models of the training NAME, `NAME/samples` sample sets, `NAME/quality` how good they are, `NAME/encodings` "
+        "images as noise.",
         (
             "metrics validation/bits_per_dim",
             "tags ddpm.bound",
@@ -99,6 +100,47 @@ PAGES = {
             "tags ddpm.model",
         ),
     ),
+    "quality": ExperimentPage(
+        "Samples of **{name}** compared with a reference (`jobs/quality.py`), one run each. [Their table]({runs}) has "
+        "the numbers with their 95% intervals: distances (lower is better), precision, recall, density and coverage "
+        "(higher is better), whether training images are repeated, and how it was measured. Numbers compare only where "
+        "`ddpm.protocol` is the same, which is also in the name of their metrics. A run's description and its artifact "
+        "`report/index.html` have the whole result.",
+        (
+            "params sampler",
+            "metrics evaluations_per_image",
+            "tags quality.fd",
+            "tags quality.fd_limit",
+            "tags quality.kid",
+            "tags quality.precision",
+            "tags quality.recall",
+            "tags quality.density",
+            "tags quality.coverage",
+            "tags quality.memorised",
+            "tags ddpm.protocol",
+            "tags ddpm.extractor",
+            "tags ddpm.step",
+            "tags ddpm.model",
+        ),
+    ),
+    "encode": ExperimentPage(
+        "Images as noise by models of **{name}** (`jobs/encode.py`), one run each. [Their table]({runs}) shows how far "
+        "an image is from what its noise leads back to (`round_trip/...`: rms over its pixels in grey levels, lower is "
+        "better), how many images, images/s, and how they were encoded. A run's description has a picture.",
+        (
+            "metrics round_trip/mean_rms",
+            "metrics round_trip/median_rms",
+            "metrics round_trip/worst_rms",
+            "metrics encode/images",
+            "metrics images_per_second",
+            "params sampler",
+            "params steps",
+            "params clip_x_0",
+            "params labels",
+            "params precision",
+            "tags ddpm.model",
+        ),
+    ),
 }
 
 
@@ -108,13 +150,15 @@ def table_link(experiment_id: str) -> str:
 
 
 def write_page(client: "MlflowClient", experiment: "Experiment", job: str) -> None:
-    """Describe the experiment of a job ('train', 'evaluate', 'sample') and share the view of its table, unless that is
-    done, or a person has described it; any other job has no page."""
+    """Describe the experiment of a job (a key of `PAGES`) and share the view of its table, unless that is done, or a
+    person has described it; any other job has no page."""
     page = PAGES.get(job)
     if page is None:
         return
     if NOTE_TAG not in experiment.tags:
-        name = str(experiment.name).removesuffix("/eval").removesuffix("/samples")
+        name = str(experiment.name)
+        for suffix in ("/eval", "/samples", "/encodings", "/quality"):
+            name = name.removesuffix(suffix)
         text = page.description.replace("{name}", name)
         text = text.replace("{runs}", table_link(experiment.experiment_id).removeprefix("/"))
         client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, text)

@@ -98,7 +98,8 @@ class Tracker:
         notify: Called, from another thread, with one line about something a person should know.
         listener: Called, from another thread, with every record appended from now on, also in an outage.
         mirror: Object that holds the unsent part of the spool for a run whose directory is not on this
-            machine; the spool is restored from it where it is absent.
+            machine; the spool is restored from it where it is absent. With a database on this machine, `notify` hears
+            that only this machine has the run.
 
     Raises:
         AlreadyRunningError: Another job of this machine is running this run (its pid is named).
@@ -137,6 +138,11 @@ class Tracker:
             self._lock.release()
             raise
         self._uri = resolve_tracking_uri(tracking_uri, root)
+        if mirror is not None and (database := sqlite_path(self._uri)):
+            notify(
+                f"tracking: runs and registered models are on this machine only, in {database}; "
+                "name a server that other machines reach too (tracking.uri or MLFLOW_TRACKING_URI)"
+            )
         self._listened = self._path.stat().st_size if self._path.exists() else 0
         identity: dict[str, Any] = {
             "run_key": run_key,
@@ -156,6 +162,11 @@ class Tracker:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the MLflow run; None until MLflow has answered for the first time."""
+        return self._run.state.run_id
 
     @property
     def link(self) -> str | None:

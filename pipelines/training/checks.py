@@ -1,21 +1,23 @@
 """What is checked, and settled, before a training starts anything."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.cli.config import differences
+from ddpm_core.config import RANDOM_CONV_MIN_SIDE
+from pipelines.cli.config import differences, require
 from pipelines.cli.console import waiting
 from pipelines.cli.errors import CheckpointError, ConfigError
-from pipelines.cluster import demand
+from pipelines.cluster import demand, gpus
 from pipelines.data.dataset import PreparedDataset
+from pipelines.data.hold_out import HoldOut
 from pipelines.data.opening import open_dataset
 from pipelines.models.checkpoints import Checkpoint, CheckpointStore
 from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
 from pipelines.training.complete import complete, made_from
-from pipelines.training.config import HELD_OUT, TrainConfig, TrainJob
+from pipelines.training.config import FEWEST_QUALITY_IMAGES, HELD_OUT, TrainConfig, TrainJob
 from pipelines.training.labels import check_validation
-from pipelines.training.run_directory import read_result, require_own
+from pipelines.training.run_directory import CONFIG, read_result, require_own
 
 _RESTORE = "give the run another `name`, or restore what it was started with"
 
@@ -42,7 +44,7 @@ class Checked:
 
 
 def check(config: TrainConfig) -> Checked:
-    """Everything that can be checked without Ray: the run directory, the data, its checkpoints, the machine's size.
+    """Everything that can be checked before workers start: the run directory, the data, its checkpoints, the GPUs.
 
     Raises:
         ConfigError: The network cannot take the images, the run is longer than `train.steps`, its directory holds files
@@ -59,21 +61,31 @@ def check(config: TrainConfig) -> Checked:
         newest = CheckpointStore.open(run.uri).newest()
     if newest is not None:
         _check_same_data(newest, config, train_set)
-    config, told = complete(config, train_set, newest)
+    cluster, of_gpus = gpus.settle(config.cluster, _begun_with(run) if newest is not None else None)
+    config, told = complete(replace(config, cluster=cluster), train_set, newest)
+    told += [of_gpus] if of_gpus else []
     validation_set = _validation_set(config, root, train_set)
     if newest is not None:
         _check_resumable(newest, config)
+    _check_quality(config, validation_set)
     config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     result = read_result(run)
     if result is not None and result["step"] != config.train.steps:
         result = None
     if result is None:
         scaling = config.cluster
-        gpus = {"GPU": ("cluster.gpus_per_worker", scaling.gpus_per_worker)}
-        demand.check(scaling.worker_range[0], scaling.needs, gpus, scaling.address)
+        fields = {"GPU": ("cluster.gpus_per_worker", scaling.gpus_per_worker)}
+        demand.check(scaling.worker_range[0], scaling.needs, fields, scaling.address)
     validation = validation_set.location.uri if validation_set else None
     job = TrainJob(config, run.uri, train_set.location.uri, validation, code_version())
     return Checked(job, train_set, validation_set, made_from(config, train_set, newest), told, result)
+
+
+def _begun_with(run: Location) -> object:
+    """The `cluster.gpus_per_worker` that the run was begun with, or had when it was last continued."""
+    stored = (run / CONFIG).read_json() if (run / CONFIG).exists() else None
+    cluster = stored.get("cluster") if isinstance(stored, dict) else None
+    return cluster.get("gpus_per_worker") if isinstance(cluster, dict) else None
 
 
 def _validation_set(config: TrainConfig, root: Location, train_set: PreparedDataset) -> PreparedDataset | None:
@@ -89,6 +101,23 @@ def _validation_set(config: TrainConfig, root: Location, train_set: PreparedData
         )
     check_validation(config, dataset, train_set)
     return dataset
+
+
+def _check_quality(config: TrainConfig, validation_set: PreparedDataset | None) -> None:
+    """Refuse to compare samples with too few validation images, or images that are too small for the extractor."""
+    if not config.quality.num_images:
+        return
+    num_images, shape = 0, None
+    if validation_set is not None:
+        shape, num_images = validation_set.image_shape, validation_set.num_rows
+        if config.data.validation == HELD_OUT:
+            num_images = len(HoldOut(num_images, config.data.hold_out or 0).ids)
+    rule = f"needs {FEWEST_QUALITY_IMAGES} validation images, there are {num_images:,}; validate on more, or leave it 0"
+    require(num_images >= FEWEST_QUALITY_IMAGES, "quality.num_images", config.quality.num_images, rule)
+    assert shape is not None
+    side, (height, width, _) = RANDOM_CONV_MIN_SIDE, shape
+    rule = f"needs images of {side} x {side} pixels, these have {height} x {width}; leave it 0"
+    require(min(height, width) >= side, "quality.num_images", config.quality.num_images, rule)
 
 
 def _check_same_data(newest: Checkpoint, config: TrainConfig, dataset: PreparedDataset) -> None:

@@ -42,7 +42,7 @@ def complete(config: TrainConfig, dataset: PreparedDataset, newest: Checkpoint |
     section = begun_with.get("train") if newest is not None else {}
     if not isinstance(section, dict):
         raise _damaged(newest, "train", begun_with)
-    precision, say = settle(config.precision, section.get("precision"), config.cluster.gpus_per_worker > 0)
+    precision, say = settle(config.precision, section.get("precision"), config.cluster.gpus > 0)
     config = replace(config, data=data, network=network, precision=precision)
     config, of_labels = settle_labels(config, dataset)
     lines = [line, *of_labels, config.network.describe(dataset.image_shape), *([say] if say else [])]

@@ -6,6 +6,7 @@ from math import inf
 from typing import Any, Literal
 
 from ddpm_core.config import MAX_TIMESTEPS
+from ddpm_core.sets import fewest_images
 from pipelines.cli.config import as_dict, require, require_place
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.cluster.precision import PrecisionField
@@ -23,6 +24,10 @@ _LATER = {
     "train": ("times", "vlb_timesteps", "adam_beta2", "label_dropout"),
 }  # fmt: skip
 DIGITS, DIGITS_TEST, HELD_OUT = "embedded://digits/train", "embedded://digits/test", "held-out"
+QUALITY_FEATURES = 64
+"""Numbers of an image that samples are compared by while training."""
+FEWEST_QUALITY_IMAGES = fewest_images(QUALITY_FEATURES)
+"""Samples, and validation images, that the comparison needs."""
 
 
 @dataclass(frozen=True)
@@ -168,12 +173,35 @@ class GridConfig:
     """Steps between grids; the last step always gets one."""
     num_images: int = 64
     """Samples on a grid; with network.num_classes about as many, one row for each class (at most 16)."""
-    sampler_steps: int = 50
-    """DDIM steps; η = 0, and 1 for schedules gamma_linear and gamma_learned, of which that is the ancestral sampler."""
+    sampler_steps: int = 25
+    """Steps of the sampler, dpmpp_2m_sde (Lu et al. 2022), one evaluation of the network each."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "num_images", "sampler_steps"):
             require(getattr(self, name) >= 1, f"grid.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """How close samples of the EMA weights are to the validation images, while training and at the end."""
+
+    num_images: int = 0
+    """Samples drawn each time and compared with at most 10,000 validation images by 64 features of a fixed random
+    network: Fréchet distance and KID; with network.num_classes of each class in turn. 0: off."""
+    every_steps: int = 1000
+    """Steps between two measurements; the last step always has one."""
+    sampler_steps: int = 25
+    """Steps of the sampler, dpmpp_2m_sde (Lu et al. 2022), one evaluation of the network each."""
+
+    def __post_init__(self) -> None:
+        fewest = FEWEST_QUALITY_IMAGES
+        rule = (
+            f"must be 0, which turns it off, or at least {fewest}: the covariance of {QUALITY_FEATURES} features must "
+            "have full rank, also without a tenth of the samples"
+        )
+        require(self.num_images == 0 or self.num_images >= fewest, "quality.num_images", self.num_images, rule)
+        for name in ("every_steps", "sampler_steps"):
+            require(getattr(self, name) >= 1, f"quality.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -186,8 +214,10 @@ class TrainClusterConfig(GpuClusterConfig):
     """CPUs that each worker reserves; a fraction shares a CPU."""
     threads_per_worker: int = 0
     """CPU threads of each worker's tensor operations; 0 divides the machine's cores among its workers."""
-    gpus_per_worker: float = 0.0
-    """GPUs that each worker reserves, a whole number; it computes on the first of them. 0 trains on CPUs."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs that each worker reserves, a whole number; it computes on the first of them. 0 trains on CPUs;
+    auto: one if the cluster, or else this machine, has any or can start any, else 0; a run that is continued keeps
+    what it had."""
     max_failures: int = 10
     """Worker losses after which the job gives up."""
 
@@ -196,7 +226,7 @@ class TrainClusterConfig(GpuClusterConfig):
         require(
             1 <= low <= high, "cluster.num_workers", self.num_workers, "must be >= 1, or [min, max] with min <= max"
         )
-        gpus = self.gpus_per_worker
+        gpus = self.gpus
         gpus_rule = "must be 0 or a whole number: workers of one training cannot share a GPU"
         require(gpus >= 0 and gpus % 1 == 0, "cluster.gpus_per_worker", gpus, gpus_rule)
         require(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "must not be negative")
@@ -211,8 +241,11 @@ class TrainTrackingConfig(TrackingConfig):
     """Name in the model registry; null takes the run's name."""
     every_steps: int = 20
     """Steps between reports; every step's loss is recorded all the same."""
+    parent: str | None = None
+    """Id of the MLflow run below which this one is shown, as jobs/sweep.py gives it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name_holds = self.model_name is None or re.fullmatch(r"[^/:@]+", self.model_name) is not None
         require(name_holds, "tracking.model_name", self.model_name, "must not be empty, nor have one of / : @")
         require(self.every_steps >= 1, "tracking.every_steps", self.every_steps, "must be at least 1")
@@ -248,6 +281,8 @@ class TrainConfig:
     """Bits/dim while training."""
     grid: GridConfig = field(default_factory=GridConfig)
     """Sample pictures while training."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Quality of samples while training."""
     cluster: TrainClusterConfig = field(default_factory=TrainClusterConfig)
     """Where it runs."""
     tracking: TrainTrackingConfig = field(default_factory=TrainTrackingConfig)
@@ -309,6 +344,8 @@ class TrainConfig:
             rule = f"must be at most the number of diffusion steps = {limit}"
             require(steps is None or steps <= limit, "validation.num_timesteps", steps, rule)
             require(self.grid.sampler_steps <= limit, "grid.sampler_steps", self.grid.sampler_steps, rule)
+            steps_hold = self.quality.num_images == 0 or self.quality.sampler_steps <= limit
+            require(steps_hold, "quality.sampler_steps", self.quality.sampler_steps, rule)
         steps = steps or limit
         if steps is not None:
             count, rule = self.validation.timesteps_per_image, f"must be below the number of diffusion steps = {steps}"

@@ -1,8 +1,4 @@
-"""A grid of samples, from the EMA weights, while training and at its end; with classes one row for each.
-
-The samples are divided among the ranks by their ids, in fixed-shape batches with noise keyed by id, so that they do not
-depend on how many ranks there are.
-"""
+"""A grid of samples, from the EMA weights, while training and at its end; with classes one row for each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +8,12 @@ import numpy.typing as npt
 import torch
 
 from ddpm_core.denoiser import Denoiser, Labels
-from ddpm_core.images import to_uint8
-from ddpm_core.process.continuous import ContinuousProcess
-from ddpm_core.samplers.base import sample
-from ddpm_core.samplers.ddim import DDIM
 from pipelines.outputs.pictures import MAX_ROWS, grid_png, spread
 from pipelines.storage.location import Location
 from pipelines.training.config import GridConfig, TrainConfig
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
-
-# Samples drawn in one network call: the unit that is divided among the ranks.
-_SAMPLE_BATCH = 32
+from pipelines.training.samples import sample_batches
 
 
 @dataclass(frozen=True)
@@ -72,22 +62,10 @@ def sample_images(
     device: torch.device,
     ranks: Ranks,
 ) -> npt.NDArray[np.uint8]:
-    """The samples of `Layout.of(config.num_images, ..)`, uint8 [n, H, W, C], by DDIM, the same on any number of ranks.
-
-    η is 0, and 1 for a VDM, which makes DDIM its ancestral sampler (Kingma 2021, VDM, app. A.4): in as many steps the
-    digits come out with a cleaner background and nearer to real ones.
-    """
+    """The samples of `Layout.of(config.num_images, ..)`, uint8 [n, H, W, C], the same on any number of ranks."""
     layout = Layout.of(config.num_images, denoiser.num_classes)
-    size = min(layout.num_images, _SAMPLE_BATCH)
-    process, parts = denoiser.process, []
-    is_vdm = isinstance(process, ContinuousProcess) and process.family == "preserving"
-    sampler = DDIM(config.sampler_steps, eta=1.0 if is_vdm else 0.0)
-    for start in range(0, layout.num_images, size)[ranks.rank :: ranks.world_size]:
-        ids = torch.arange(start, start + size, device=device)
-        with torch.inference_mode():
-            samples = sample(denoiser, sampler, ids, seed, label=layout.labels(ids))
-        parts.append((start, to_uint8(samples).cpu().numpy()))
-    return np.concatenate(ranks.gather_in_order(parts))[: layout.num_images]
+    drawn = sample_batches(denoiser, layout.num_images, config.sampler_steps, seed, device, ranks, layout.labels)
+    return np.concatenate(ranks.gather_in_order(list(drawn)))[: layout.num_images]
 
 
 class Grid:

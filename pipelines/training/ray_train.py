@@ -36,7 +36,7 @@ def run_workers(job: TrainJob, spool: Spool, loop: TrainLoop | None) -> None:
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=scaling.num_workers,  # type: ignore[arg-type]  # (min, max) is Ray Train v2's
-            use_gpu=scaling.gpus_per_worker > 0,
+            use_gpu=scaling.gpus > 0,
             resources_per_worker={kind: need for kind, need in scaling.needs.items() if need},
         ),
         run_config=RunConfig(

@@ -4,7 +4,7 @@ RUN/config.json       what was asked for
 RUN/checkpoints/      see pipelines.models.checkpoints
 RUN/result.json       what the last training to the end has left
 RUN/tracking/         the spool
-RUN/grids/, RUN/noise_schedules/, RUN/ray/
+RUN/grids/, RUN/noise_schedules/, RUN/quality/, RUN/ray/
 """
 
 from typing import Any

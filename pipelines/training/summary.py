@@ -7,7 +7,7 @@ from pipelines.cli.console import clock, plus_minus
 from pipelines.tracking.tracker import TrackingReport
 from pipelines.training.config import TrainJob
 from pipelines.training.tracked import baselines_line, registered_name, rows_in_words
-from pipelines.training.words import bound_in_words, trained_as
+from pipelines.training.words import bound_in_words, quality_in_words, trained_as
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def summarise(
         if baselines := scores.get("baselines"):
             rows.append(("baselines", f"{baselines_line(baselines)} (the same images without a model)"))
         rows.append(("terms", f"L_T {scores['prior']:.5f} + {_between(scores)} + L_0 {scores['decoder']:.4f}"))
+    if quality := result.get("quality"):
+        rows.append(("quality", quality_in_words(quality)))
     if used := result.get("rows"):
         rows.append(("ledger", rows_in_words(used)))
     rows += [

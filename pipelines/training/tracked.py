@@ -12,7 +12,7 @@ from pipelines.storage.location import Location
 from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.checks import Checked
-from pipelines.training.config import HELD_OUT, TrainJob
+from pipelines.training.config import HELD_OUT, TrainConfig, TrainJob
 from pipelines.training.words import bound_in_words, trained_as
 
 _CODERS = {"png": "PNG", "independent_pixels": "independent pixels"}
@@ -25,21 +25,35 @@ def open_tracker(checked: Checked, listener: Callable[[Record], None]) -> Tracke
     copy in the run directory.
     """
     config, run, root = checked.job.config, Location.parse(checked.job.run), Location.parse(checked.job.config.root)
-    local_root = Path(root.path) if root.is_local else Path.home() / "ddpm"
-    key = f"train/{run.uri}"
-    directory = Path(run.path) / "tracking" if run.is_local else local_root / "spool" / digest(key)[:16]
     return Tracker(
-        directory / "spool.jsonl",
-        run_key=key,
-        experiment=config.name,
+        spool_of(config),
+        run_key=_key_of(run),
+        experiment=config.tracking.experiment or config.name,
         run_name=config.name,
-        root=local_root,
+        root=local_root(root),
         tracking_uri=config.tracking.uri,
         notify=event,
         listener=listener,
         mirror=None if run.is_local else run / "tracking" / "spool.jsonl",
         made_from=checked.made_from,
     )
+
+
+def spool_of(config: TrainConfig) -> Path:
+    """Where the spool of the training of this name lies on this machine; its lock tells whether it runs."""
+    root = Location.parse(config.root)
+    run = root / "runs" / config.name
+    directory = Path(run.path) / "tracking" if run.is_local else local_root(root) / "spool" / digest(_key_of(run))[:16]
+    return directory / "spool.jsonl"
+
+
+def _key_of(run: Location) -> str:
+    return f"train/{run.uri}"
+
+
+def local_root(root: Location) -> Path:
+    """Where this machine keeps the database and the spools of what lies under `root`."""
+    return Path(root.path) if root.is_local else Path.home() / "ddpm"
 
 
 def announce(spool: Spool, checked: Checked) -> None:
@@ -60,6 +74,8 @@ def announce(spool: Spool, checked: Checked) -> None:
         "mlflow.source.name": "jobs/train.py",
         "mlflow.source.type": "JOB",
     }
+    if config.tracking.parent is not None:
+        tags["mlflow.parentRunId"] = config.tracking.parent
     if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     spool.append("tags", values=tags)

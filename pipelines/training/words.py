@@ -1,7 +1,11 @@
 """What is trained and by which bound it is measured, in words for the terminal and MLflow; without torch."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ddpm_core.kind import kind_of
 from ddpm_core.likelihood import GIVEN_LABEL, untold_name
+from pipelines.cli.console import with_interval
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.training.config import OptimizationConfig, TrainJob
 
@@ -38,6 +42,24 @@ def objective_in_words(train: OptimizationConfig) -> str:
     ('L_simple', 'L_vlb, t by importance')
     """
     return _LOSSES[train.loss] + ("" if train.times == "auto" else f", {_TIMES[train.times]}")
+
+
+def quality_in_words(found: Mapping[str, Any]) -> str:
+    """How close samples are to validation images, from a `quality` of a result.
+
+    >>> limit, kid = {"value": 1.5, "low": 1.0, "high": 2.0}, {"value": 0.01, "low": 0.005, "high": 0.015}
+    >>> numbers = {"fd": {"value": 1.75}, "fd_limit": limit, "kid": kid}
+    >>> sides = {"num_samples": 300, "num_reference": 10000}
+    >>> quality_in_words({"extractor": {"name": "random_conv_64"}, "numbers": numbers, **sides})
+    'FD 1.750, n → ∞ 1.500 (1.000 to 2.000), KID 0.01000 (0.00500 to 0.01500); random_conv_64, 300 samples, 10,000 \
+validation images'
+    """
+    numbers = found["numbers"]
+    return (
+        f"FD {numbers['fd']['value']:.3f}, n → ∞ {with_interval(numbers['fd_limit'])}, "
+        f"KID {with_interval(numbers['kid'])}; {found['extractor']['name']}, {found['num_samples']:,} samples, "
+        f"{found['num_reference']:,} validation images"
+    )
 
 
 def trained_as(job: TrainJob, step: int) -> str:

@@ -1,9 +1,9 @@
 """What every Ray Train worker runs: restore, then step after step, with reports, validation, grids and checkpoints.
 
 The steps are on this page. What happens around them has one file each, and none of these knows another: batches,
-used_rows (the ledger), step_metrics, validation, grid, noise_schedule, checkpoints, preemption, stop. They share the
-place among the ranks (`Ranks`) and the way to the driver (`Reports`). What is called a collective in them all ranks
-call together, in the same order: that of this page.
+used_rows (the ledger), step_metrics, validation, grid, quality, noise_schedule, checkpoints, preemption, stop. They
+share the place among the ranks (`Ranks`) and the way to the driver (`Reports`). What is called a collective in them all
+ranks call together, in the same order: that of this page.
 """
 
 import os
@@ -27,6 +27,7 @@ from pipelines.training.learner import Learner, build
 from pipelines.training.node_metrics import NodeMetrics
 from pipelines.training.noise_schedule import NoiseSchedule
 from pipelines.training.preemption import Preemption
+from pipelines.training.quality import Quality
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
 from pipelines.training.run_directory import RESULT
@@ -106,16 +107,18 @@ class Worker:
         self.rows = UsedRows(epochs, config.batch_size, ranks)
         rate = self.learner.learning_rate
         self.metrics = StepMetrics(config, epochs.length, rate, device, ranks, reports)
-        self.validation = None
+        self.validation, self.quality = None, None
         if job.validation is not None:
             images, averaged = PreparedDataset.open(job.validation), self.learner.averaged
             self.validation = Validation(images, config, hold_out, averaged, device, ranks, reports)
+            if config.quality.num_images:
+                self.quality = Quality(self.run_directory, images, config, hold_out, averaged, device, ranks, reports)
         names = label_names(self.dataset, config.network.num_classes)
         self.grid = Grid(self.run_directory, config, names, self.learner.averaged, device, ranks, reports)
         self.noise_schedule = None
         if config.diffusion.schedule == "gamma_learned":
             self.noise_schedule = NoiseSchedule(self.run_directory, config, self.learner.averaged, ranks, reports)
-        observers = (self.validation, self.grid, self.noise_schedule)
+        observers = (self.validation, self.grid, self.quality, self.noise_schedule)
         self.observers: list[Observer] = [each for each in observers if each is not None]
         trained_on = {"id": self.dataset.dataset_id, "uri": job.train, "num_rows": self.dataset.num_rows}
         self.checkpoints = Checkpoints(job, trained_on, names, self.learner, ranks)
@@ -214,6 +217,8 @@ class Worker:
             "validation": self.validation.result(self.dataset) if self.validation else None,
             "parameters": sum(parameter.numel() for parameter in self.learner.denoiser.parameters()),
         }
+        if self.quality is not None:
+            result["quality"] = self.quality.result()
         if self.noise_schedule is not None:
             result["noise_schedule"] = self.noise_schedule.path(self.done).uri
         if self.rows.repeats is not None:

@@ -19,9 +19,11 @@ SHARD = "data/part-00000.parquet"
 Change = Callable[[dict[str, Any]], object]
 
 
-def data_set(at: Path, change: Change = lambda manifest: None, files: Mapping[str, bytes] = {}) -> None:
-    """A prepared data set in `at`, with other files or a changed manifest."""
-    content = {**prepared(), **files}
+def data_set(
+    at: Path, change: Change = lambda manifest: None, files: Mapping[str, bytes] = {}, count: int = 20
+) -> None:
+    """A prepared data set of so many images in `at`, with other files or a changed manifest."""
+    content = {**prepared(count), **files}
     manifest = json.loads(content["manifest.json"])
     change(manifest)
     write(at, {**content, "manifest.json": json.dumps(manifest).encode()})
@@ -109,7 +111,7 @@ def _train_on(make: Callable[[Path], None], *options: str, validation: Callable[
     return build
 
 
-def _with_shape(height: int, width: int) -> Callable[[Path], None]:
+def with_shape(height: int, width: int) -> Callable[[Path], None]:
     """The same pixels as images of another shape."""
 
     def build(at: Path) -> None:
@@ -253,7 +255,7 @@ CASES = [
     ),
     _case(
         "images of another shape than the model's",
-        _evaluate(_with_shape(4, 16)),
+        _evaluate(with_shape(4, 16)),
         "data = data: images are 4x16x1 (H x W x C), the model's are 8x8x1",
     ),
     _case(

@@ -34,14 +34,14 @@ def source_case(area: str, name: str, make: Callable[[Path], None], *says: str, 
 
 
 @functools.cache
-def prepared() -> dict[str, bytes]:
-    """A prepared data set of 20 images in one shard, by path."""
+def prepared(count: int = 20) -> dict[str, bytes]:
+    """A prepared data set of so many images in one shard, by path."""
     from pipelines.cli.config import digest
     from pipelines.data.ingest.config import IngestConfig
     from pipelines.data.ingest.job import ingest as run_ingest
 
     with tempfile.TemporaryDirectory() as scratch:
-        images(Path(scratch) / "source", 20)
+        images(Path(scratch) / "source", count)
         run_ingest(IngestConfig(f"{scratch}/source", f"{scratch}/out"))
         files = read_tree(Path(scratch) / "out")
     manifest = json.loads(files["manifest.json"])

@@ -21,7 +21,10 @@ REPOSITORY = Path(__file__).parents[2]
 MEMORY_BYTES = 2**30
 SECONDS = 60
 COMMANDS = {
-    **{f"{job}.py": f"jobs/{job}.py" for job in ("ingest", "train", "sample", "evaluate", "verify")},
+    **{
+        f"{job}.py": f"jobs/{job}.py"
+        for job in ("ingest", "train", "sample", "encode", "evaluate", "quality", "verify")
+    },
     "ledger": "pipelines.training.ledger_report",
     "tracker": "pipelines.tracking.tracker",
 }
@@ -33,7 +36,9 @@ _PRELOADED = [
     "bad_inputs.harness",
     "mlflow.artifacts",
     "pipelines.training.ledger_report",
+    "pipelines.encoding.job",
     "pipelines.evaluation.job",
+    "pipelines.quality.job",
     "pipelines.sampling.job",
     "pipelines.tracking.tracker",
     "pipelines.training.driver",

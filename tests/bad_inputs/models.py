@@ -282,19 +282,37 @@ CASES = [
     _asked(
         "more steps than the model has",
         "eps",
-        ["--steps", "21"],
-        "steps = 21: the model has 20 diffusion steps; ask for at most as many",
+        ["--sampler.steps", "21"],
+        "sampler.steps = 21: the model has 20 diffusion steps; ask for at most as many",
     ),
     _asked(
         "learned variances of a model without them",
         "eps",
-        ["--sigma2", "learned"],
-        "sigma2: 'learned' needs a model that predicts its variances; take beta or beta_tilde",
+        ["--sampler.sigma2", "learned"],
+        "sampler.sigma2: 'learned' needs a model that predicts its variances; take beta or beta_tilde",
+    ),
+    _asked(
+        "a grid that the noise schedule does not have",
+        "v, zero terminal SNR",
+        ["--sampler.name", "dpmpp_2m", "--sampler.spacing", "log_snr"],
+        "sampler.spacing: 'log_snr' needs a process that ends above SNR 0; take 'time' or 'quadratic'",
+    ),
+    _asked(
+        "fewer steps than the order of the solver",
+        "eps",
+        ["--sampler.name", "dpmpp_3m", "--sampler.steps", "2"],
+        "sampler.steps = 2: must be at least 3, the order of dpmpp_3m",
+    ),
+    _asked(
+        "a tolerance that no number of steps keeps",
+        "v",  # whose images move by 0.00269 in fp32 and in bf16; those of ε by rounding errors, which differ by machine
+        ["--sampler.name", "ddim", "--sampler.tolerance", "1e-12"],
+        "sampler.tolerance = 1e-12: is not kept by 20 steps, which move images by 0.00269; raise it",
     ),
     _asked(
         "beta of a model in continuous time",
         "vdm",
-        ["--sigma2", "beta"],
-        "sigma2: 'beta' is no variance of a continuous process",
+        ["--sampler.sigma2", "beta"],
+        "sampler.sigma2: 'beta' is no variance of a continuous process",
     ),
 ]

@@ -24,16 +24,24 @@ def idx(*shape: int, data: bytes | None = None) -> bytes:
     return struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + (bytes(size) if data is None else data)
 
 
-@functools.cache
 def bomb(head: bytes, mebibytes: int) -> bytes:
-    """A gzip file of `head` and that many MiB of zeros."""
-    packer, zeros = zlib.compressobj(9, wbits=31), bytes(2**20)
-    packed = packer.compress(head) + b"".join(packer.compress(zeros) for _ in range(mebibytes))
-    return packed + packer.flush()
+    """A gzip file of `head` and that many MiB of zeros, of which one is packed and the others are copies."""
+    packer, zeros, check = zlib.compressobj(9, wbits=31), bytes(2**20), zlib.crc32(head)
+    start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(mebibytes):
+        check = zlib.crc32(zeros, check)
+    end = zlib.compressobj(9, wbits=-15).flush()  # an empty last block
+    return start + block * mebibytes + end + struct.pack("<II", check, len(head) + mebibytes * 2**20 & 0xFFFFFFFF)
 
 
-def _idx(name: str, files: dict[str, bytes], *says: str) -> Case:
-    return source_case("IDX file", name, lambda source: write(source, files), *says)
+def _idx(name: str, files: dict[str, bytes] | Callable[[], dict[str, bytes]], *says: str) -> Case:
+    """`files` of some size are made when they are needed, not by every process that reads this module."""
+
+    def make(source: Path) -> None:
+        write(source, files() if callable(files) else files)
+
+    return source_case("IDX file", name, make, *says)
 
 
 def _named(name: str, names: str, says: str, *options: str) -> Case:
@@ -138,18 +146,18 @@ CASES = [
     ),
     _idx(
         "gzip bomb behind an honest header (3 GiB)",
-        {f"{IMAGES}.gz": bomb(idx(3 * 2**10, 2**10, 2**10, data=b""), 100)},
+        lambda: {f"{IMAGES}.gz": bomb(idx(3 * 2**10, 2**10, 2**10, data=b""), 100)},
         "3072 x 1024 x 1024 = 3,221,225,472",
         "convert it to Parquet",
     ),
     _idx(
         "gzip bomb behind a lying header",
-        {f"{IMAGES}.gz": bomb(idx(4, 8, 8), 2048)},
+        lambda: {f"{IMAGES}.gz": bomb(idx(4, 8, 8), 2048)},
         "holds more bytes of data, its header promises 4 x 8 x 8 = 256",
     ),
     _idx(
         "gzip bomb of labels",
-        {IMAGES: idx(4, 8, 8), f"{LABELS}.gz": bomb(idx(4), 2048)},
+        lambda: {IMAGES: idx(4, 8, 8), f"{LABELS}.gz": bomb(idx(4), 2048)},
         f"{LABELS}.gz: holds more bytes of data, its header promises 4 = 4",
     ),
     _idx("as many labels as not images", {IMAGES: idx(4, 8, 8), LABELS: idx(3)}, "has 4 images and 3 labels"),

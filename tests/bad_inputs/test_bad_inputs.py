@@ -16,10 +16,12 @@ import pytest
 from bad_inputs import (
     archives,
     datasets,
+    encoding,
     evaluation_labels,
     fields,
     folders,
     models,
+    quality,
     recipes,
     runs,
     sample_labels,
@@ -31,7 +33,20 @@ from bad_inputs.model_files import model_files
 
 CASES: list[Case] = [
     case
-    for area in (recipes, fields, folders, archives, tables, datasets, models, sample_labels, evaluation_labels, runs)
+    for area in (
+        recipes,
+        fields,
+        folders,
+        archives,
+        tables,
+        datasets,
+        models,
+        sample_labels,
+        encoding,
+        evaluation_labels,
+        quality,
+        runs,
+    )
     for case in area.CASES
 ]
 TABLE = REPOSITORY / "docs" / "bad_inputs.md"

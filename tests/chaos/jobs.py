@@ -1,18 +1,18 @@
-"""The four jobs as the chaos suite runs them: in how many parts, how far they are, and what they leave."""
+"""The five jobs as the chaos suite runs them: in how many parts, how far they are, and what they leave."""
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import boto3
 import numpy as np
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
-from chaos.world import World
+from chaos.world import PREFIX, World
 from PIL import Image
 from support.sample_runs import save_tiny_model
 
@@ -26,6 +26,7 @@ ingest._UNIT_BYTES = 2**16
 runpy.run_path("jobs/ingest.py", run_name="__main__")
 """
 TRAIN_BATCH = 64
+_DIGITS = (299, 1498)  # images of embedded://digits/test and train
 _UNIT_IMAGES, _SIDE, _TAR_IMAGES = 21, 32, 100
 
 
@@ -48,7 +49,7 @@ class ChaosJob:
 
 
 class Store:
-    """The store as it is, past the proxy."""
+    """What lies in the world's `bucket`, past the proxy."""
 
     def __init__(self, world: World) -> None:
         environment = world.store.environment
@@ -62,15 +63,18 @@ class Store:
         )
 
     def put(self, key: str, data: bytes) -> None:
-        self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+        self._client.put_object(Bucket=self._bucket, Key=f"{PREFIX}/{key}", Body=data)
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Content by name below a prefix."""
-        return {key: self._client.get_object(Bucket=self._bucket, Key=prefix + key)["Body"].read()
-                for key in self.names(prefix)}  # fmt: skip
+        return {
+            key: self._client.get_object(Bucket=self._bucket, Key=f"{PREFIX}/{prefix}{key}")["Body"].read()
+            for key in self.names(prefix)
+        }
 
     def names(self, prefix: str) -> list[str]:
         """Keys below a prefix, without it; none while the store is away."""
+        prefix = f"{PREFIX}/{prefix}"
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return sorted(item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", []))
@@ -165,6 +169,28 @@ def evaluate(world: World, store: Store, parts: int) -> ChaosJob:
     return _bulk(world, store, "evaluate", parts, options)
 
 
+def quality(world: World, store: Store, parts: int) -> ChaosJob:
+    """The digits of the one half against those of the other, their features and neighbours, to the store.
+
+    A part is a shard of features, which the job makes first; the images are resized for these to take a while.
+    """
+    size = -(-sum(_DIGITS) // parts)
+    options = ["--samples", "embedded://digits/test", "--reference", "embedded://digits/train", "--resize", "256"]
+    options += ["--shard_size", str(size), "--block_size", str(size)]
+    job = _bulk(world, store, "quality", parts, options)
+
+    def parts_done(name: str) -> int:
+        return len([key for key in store.names(f"quality/{name}/features/") if "/data/part-" in key])
+
+    # A directory for the numbers and the features beside them.
+    return ChaosJob(
+        sum(-(-images // size) for images in _DIGITS),
+        lambda name: [word.replace(job.output(name), f"{job.output(name)}/{name}") for word in job.command(name)],
+        job.output,
+        parts_done,
+    )
+
+
 def _bulk(world: World, store: Store, job: str, parts: int, options: list[str]) -> ChaosJob:
     options = [*options, "--cluster.num_workers", "2", "--root", str(world.disk / "home")]
     return ChaosJob(
@@ -190,10 +216,15 @@ def contents(world: World, store: Store, output: str) -> dict[str, bytes]:
         return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
     found = store.objects(output.removeprefix(f"{world.bucket}/") + "/")
     if "result.json" not in found:
-        # The report is named after its output; what the mirror of the spool holds is in MLflow.
-        name = output.rsplit("/", 1)[1].encode()
-        found = {key: data.replace(name, b"NAME") if key.endswith(".html") else data for key, data in found.items()}
-        return {key: data for key, data in found.items() if not key.startswith("tracking/")}
+        # What an output says of itself has its name; what the mirror of the spool holds is in MLflow.
+        name = output.rsplit("/", 1)[1]
+        return {
+            key.replace(name, "NAME"): data.replace(name.encode(), b"NAME")
+            if key.endswith((".html", "manifest.json"))
+            else data
+            for key, data in found.items()
+            if "tracking" not in key.split("/")
+        }
     last = max(name.split("/")[1] for name in found if name.startswith("checkpoints/"))
     kept = [f"checkpoints/{last}/", f"grids/{last}"]
     return {
@@ -209,10 +240,11 @@ def digests(content: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(content.items())}
 
 
-def ids(content: dict[str, bytes]) -> list[int]:
-    """The ids of all rows of an output, in the order of its shards."""
-    shards = [name for name in sorted(content) if name.startswith(("data/part-", "terms/part-"))]
-    column: list[Any] = []
-    for name in shards:
-        column += pq.read_table(io.BytesIO(content[name]), columns=["id"]).column("id").to_pylist()
+def ids(content: dict[str, bytes]) -> list[tuple[str, int]]:
+    """(directory, id) of every row of an output, in the order of its shards."""
+    column: list[tuple[str, int]] = []
+    for name in sorted(content):
+        if shard := re.search(r"^(.*/)?(data|terms)/part-", name):
+            table = pq.read_table(io.BytesIO(content[name]), columns=["id"])
+            column += [(shard[1] or "", id) for id in table.column("id").to_pylist()]
     return column

@@ -5,6 +5,7 @@ In full, with the table in docs/operations.md made anew:
     uv run pytest tests/chaos -n 0 --faults 28 --fault-seed 1 --fault-table docs/operations.md
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from chaos import jobs
 from chaos.faults import Outcome, live_through, sequence, write_table
 from chaos.world import World
 from mlflow import MlflowClient
+from support.s3_policy import allows, right_of
 
 from pipelines.data.epochs import Epochs
 from pipelines.data.hold_out import HoldOut
@@ -20,6 +22,7 @@ from pipelines.data.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 DIGITS = 1498  # rows of embedded://digits/train
+JOBS = ("ingest", "train", "sample", "evaluate", "quality")
 # Metrics that measure the machine and not the model, and those with a point for every step.
 MACHINE = {
     "images_per_second",
@@ -54,7 +57,7 @@ def outcomes(request: pytest.FixtureRequest, plan: tuple[int, int]) -> Iterator[
         write_table(Path(path), outcomes, plan[0])
 
 
-@pytest.mark.parametrize("name", ["ingest", "train", "sample", "evaluate"])
+@pytest.mark.parametrize("name", JOBS)
 def test_a_disturbed_job_ends_like_an_undisturbed_one(
     name: str, world: World, plan: tuple[int, int], outcomes: dict[str, Outcome]
 ) -> None:
@@ -77,6 +80,15 @@ def test_a_disturbed_job_ends_like_an_undisturbed_one(
     if name != "ingest":
         assert metrics(world, stormy) == metrics(world, calm)
     outcomes[name] = outcome
+
+
+def test_all_that_was_asked_of_the_store_is_allowed_on_aws(world: World, outcomes: dict[str, Outcome]) -> None:
+    policy = (Path(__file__).parents[2] / "deploy/aws/worker-policy.json").read_text()
+    rights = {right for request in world.proxy.asked() if (right := right_of(*request)) is not None}
+    bucket = json.loads(policy.replace("example-bucket", world.store.bucket))
+    assert [right for right in sorted(rights, key=str) if not allows(bucket, *right)] == []
+    if len(outcomes) == len(JOBS):
+        assert {action for action, _, _ in rights} >= {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}
 
 
 def metrics(world: World, name: str) -> dict[str, list[tuple[int, float]]]:

@@ -17,6 +17,7 @@ from support.small_disk import small_disk
 
 _WORKERS = ("ray::RayTrainWorker", "ray::MapWorker")  # Ray's names of the processes that compute
 _BALLAST = "ballast"
+PREFIX = "ddpm"
 
 
 class World:
@@ -24,7 +25,8 @@ class World:
 
     Attributes:
         disk: Directory on a file system of its own.
-        bucket: URI of a bucket; `environment` points at it through the proxy.
+        bucket: URI of a bucket's prefix, the one that deploy/aws gives rights to; `environment` points at it through
+            the proxy.
         environment: Variables of a user who works here.
     """
 
@@ -40,7 +42,7 @@ class World:
         self.mlflow.start()
         self._stack.callback(self.mlflow.stop)
         self.disk = self._stack.enter_context(small_disk(directory, "96m"))
-        self.bucket = f"s3://{self.store.bucket}"
+        self.bucket = f"s3://{self.store.bucket}/{PREFIX}"
         self.environment = {
             **self.store.environment,
             "AWS_ENDPOINT_URL": self.proxy.endpoint,

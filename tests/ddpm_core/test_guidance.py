@@ -52,7 +52,7 @@ class GaussianClasses:
 
 
 def drawn(denoiser: object, n: int, label: torch.Tensor | None = None, steps: int = 60) -> torch.Tensor:
-    return sample(denoiser, DDIM(steps), torch.arange(n), 3, clip_x_0=False, label=label)
+    return sample(denoiser, DDIM(steps), torch.arange(n), 3, clip=None, label=label)
 
 
 @pytest.mark.parametrize("holds", ["eps", "x_0"])

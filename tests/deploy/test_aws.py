@@ -101,6 +101,18 @@ def test_storage_is_one_prefix_of_one_bucket() -> None:
     assert objects["Resource"] == listing["Resource"] + "/ddpm/*"
 
 
+def test_every_place_that_an_operator_copies_is_in_it() -> None:
+    files = [REPOSITORY / "ray_cluster.yaml", REPOSITORY / "docs/operations.md"]
+    files += [path for path in (REPOSITORY / "deploy").rglob("*") if path.is_file()]
+    named = {
+        f"{place}/" for path in files for place in re.findall(r"s3://example-bucket/[^ `'\"\n]*", path.read_text())
+    }
+    (objects,) = statements("worker-policy", "s3:GetObject")
+    prefix = objects["Resource"].replace("arn:aws:s3:::", "s3://").removesuffix("*")
+    assert {place for place in named if not place.startswith(prefix)} == set()
+    assert len(named) >= 4
+
+
 INSTANCE_TYPES = {"m7i.xlarge": (4, 16384, ""), "m7i.2xlarge": (8, 32768, ""), "g6.2xlarge": (8, 32768, "L4")}
 
 

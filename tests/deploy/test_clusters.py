@@ -87,7 +87,7 @@ def test_uv_python_and_packages_are_pinned(path: Path) -> None:
     assert f"FROM python:{minor}-slim" in DOCKERFILE
     low, high = re.findall(r"3\.\d+", PYPROJECT["project"]["requires-python"])
     assert int(low[2:]) <= int(minor[2:]) < int(high[2:])
-    assert LOCK["ray"] == "2.60.0"  # what the images of deploy/kuberay name, too
+    assert LOCK["ray"] == "2.60.0"  # what deploy/kubernetes names, too
 
 
 def test_the_head_gets_the_locked_boto3() -> None:

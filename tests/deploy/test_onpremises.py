@@ -56,6 +56,23 @@ while True:
     time.sleep(0.1)
 print(json.dumps(nodes))
 """
+# As a job asks that runs there.
+GPUS = """
+import json, sys
+from pipelines.cli.errors import ClusterError
+from pipelines.cluster import gpus
+from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.config import GpuClusterConfig
+
+def refusal(number):
+    try:
+        ActorPool.of(GpuClusterConfig(sys.argv[1], gpus_per_worker=number)).check()
+    except ClusterError as error:
+        return str(error)
+
+settled, line = gpus.settle(GpuClusterConfig(sys.argv[1]))
+print(json.dumps([settled.gpus, line, refusal(4), refusal(5)]))
+"""
 
 
 @dataclass
@@ -110,7 +127,13 @@ def cluster() -> Iterator[Cluster]:
     port, client_port = free_ports(2)
     config = yaml.safe_load(FILE.read_text())
     config["provider"] |= {"head_ip": "127.0.0.1", "worker_ips": []}  # so the autoscaler starts none by SSH
-    (directory / "ray_bootstrap_config.yaml").write_text(json.dumps(prepare_config(config)))
+    prepared = prepare_config(config)
+    # Machines that the autoscaler may ask for, and does not get.
+    prepared["available_node_types"]["gpu"] = {"resources": {"GPU": 4}, "node_config": {}, "max_workers": 2}
+    prepared["max_workers"] = 2
+    (directory / ".ssh").mkdir()
+    (directory / ".ssh/id_ed25519").touch()  # the autoscaler hashes it
+    (directory / "ray_bootstrap_config.yaml").write_text(json.dumps(prepared))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))} | {
         "HOME": str(directory),
         "RAY_TMPDIR": str(directory),
@@ -141,7 +164,10 @@ def cluster() -> Iterator[Cluster]:
         options = f" --node-ip-address=127.0.0.1 --ray-client-server-port={client_port} --dashboard-agent-listen-port=0"
         said = run(start_command("head", port) + options, **head)
         made.dashboard = re.findall(r"RAY_API_SERVER_ADDRESS='(http://[^']+)'", said)[0]
-        run(start_command("worker", port) + " --num-cpus=3 --node-ip-address=127.0.0.1 --dashboard-agent-listen-port=0")
+        run(
+            start_command("worker", port)
+            + " --num-cpus=3 --num-gpus=0 --node-ip-address=127.0.0.1 --dashboard-agent-listen-port=0"
+        )
         yield made
     finally:
         for process in made.processes():
@@ -172,6 +198,17 @@ def test_two_nodes_and_a_head_without_work(cluster: Cluster) -> None:
     assert (worker["head"], worker["cpus"]) == (False, 3)
     # The autoscaler has taken the file's configuration.
     assert any("autoscaler/v2/monitor.py" in " ".join(process.info["cmdline"]) for process in cluster.processes())
+
+
+def test_a_job_learns_from_the_autoscaler_which_gpus_it_can_start(cluster: Cluster) -> None:
+    command = [sys.executable, "-c", GPUS, f"127.0.0.1:{cluster.port}"]
+    answer = subprocess.run(
+        command, env=cluster.environment, stdout=subprocess.PIPE, text=True, timeout=2 * PATIENCE_S, check=True
+    )
+    gpus, line, of_four, of_five = json.loads(answer.stdout)
+    assert (gpus, line) == (1, "GPUs: 1 per worker (the cluster has none now, and can start some)")
+    assert of_four is None
+    assert of_five.startswith("cluster.gpus_per_worker = 5: no machine of the cluster has 5 GPU for a worker, and none")
 
 
 def test_the_dashboard_wants_the_token_and_listens_on_loopback(cluster: Cluster) -> None:

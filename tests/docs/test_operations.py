@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,22 @@ REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs/operations.md").read_text()
 # A comment before every block of commands says what a test can do with it.
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?(?P<indent> *)```bash\n(?P<commands>.*?)\n *```", re.DOTALL)
+# Loopback, and a network on which nothing should listen.
+NETWORK = """
+ip link set lo up
+ip link add net0 type veth peer name net1
+ip address add 10.9.8.7/24 dev net0
+ip link set net0 up
+ip link set net1 up
+ip route add default via 10.9.8.6
+"""
+# Prints the addresses on which anything in the namespace listens.
+LISTENING = """
+import psutil
+found = psutil.net_connections("tcp")
+hosts = {each.laddr.ip.removeprefix("::ffff:") for each in found if each.status == psutil.CONN_LISTEN}
+print("listening on", *sorted(hosts))
+"""
 MARKS = {
     "run",
     "run in a terminal of its own",
@@ -37,12 +54,13 @@ def test_every_block_of_commands_says_how_it_is_checked() -> None:
 @pytest.mark.slow
 def test_the_path_for_one_machine_works_by_copy_and_paste(tmp_path: Path) -> None:
     """All blocks to be run, as one script, on a machine that has this repository and nothing else."""
-    script = ["set -eu", "ip link set lo up", "exec 2>&1"]
+    script = ["set -eu", NETWORK, "exec 2>&1"]
     for number, (mark, commands) in enumerate(blocks()):
         if mark == "run":
             script.append(commands)
         elif mark == "run in a terminal of its own":
             script.append(f"({commands}) > {shlex.quote(str(tmp_path))}/terminal-{number}.log 2>&1 &")
+    script.append(f"{shlex.quote(sys.executable)} -c {shlex.quote(LISTENING)}")
     # Namespaces of its own: the usual ports are free, and everything started ends with it.
     alone = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
@@ -57,9 +75,16 @@ def test_the_path_for_one_machine_works_by_copy_and_paste(tmp_path: Path) -> Non
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    for result in ("first: trained", "256 of 8x8x1", "bits/dim", " is kept, run the same command", "each once"):
+    for result in (
+        "first: trained",
+        "256 of 8x8x1",
+        "bits/dim",
+        " is kept, run the same command",
+        "each once",
+        "listening on 127.0.0.1\n",
+    ):
         assert result in done.stdout

@@ -100,17 +100,18 @@ def training_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("root")
     prepare_images(directory, "train", ROWS)
-    prepare_images(directory, "validation", 12)
+    prepare_images(directory, "validation", 80)
     return directory
 
 
 @pytest.fixture(scope="session")
 def two_workers(ray_cluster: None, training_root: Path) -> "TrainConfig":
-    """What two workers train when nothing happens to them."""
+    """What two workers train when nothing happens to them, and its quality at the end."""
     from support.train_runs import tiny
 
     from pipelines.training.driver import train
 
-    config = tiny(training_root, "two-workers", num_workers=2)
+    measured = {"num_images": 80, "every_steps": 100, "sampler_steps": 1}
+    config = tiny(training_root, "two-workers", num_workers=2, quality=measured)
     train(config)
     return config

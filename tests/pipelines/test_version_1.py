@@ -30,6 +30,7 @@ from pipelines.models.checkpoints import CheckpointStore
 from pipelines.models.find import find_model
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
+from pipelines.sampling.sampler_config import SamplerConfig
 from pipelines.sampling.shard import decode_shard
 from pipelines.training.learner import Learner
 from pipelines.verify.config import VerifyConfig
@@ -40,9 +41,9 @@ EXPECTED = json.loads((V1 / "expected.json").read_text())
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "ddpm": {},
-    "ddpm, sigma2 beta, not clipped": {"sigma2": "beta", "clip_x_0": False},
-    "ddim": {"sampler": "ddim", "steps": 10},
-    "ddim, eta 0.5": {"sampler": "ddim", "steps": 10, "eta": 0.5},
+    "ddpm, sigma2 beta, not clipped": {"sampler": SamplerConfig(sigma2="beta"), "clip_x_0": False},
+    "ddim": {"sampler": SamplerConfig("ddim", 10)},
+    "ddim, eta 0.5": {"sampler": SamplerConfig("ddim", 10, eta=0.5)},
     "run, ddpm": {"model": "run"},
 }
 EVALUATIONS: dict[str, dict[str, Any]] = {

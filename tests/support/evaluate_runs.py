@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from support.sample_runs import save_tiny_model
 
 from ddpm_core.model import Model, load_model
 from pipelines.cluster.config import GpuClusterConfig
@@ -21,7 +22,6 @@ from pipelines.evaluation.terms import bound_for
 from pipelines.models.find import find_model
 from pipelines.models.used import UsedModel
 from pipelines.storage.location import Location
-from support.sample_runs import save_tiny_model
 
 ROWS = 70
 

@@ -84,6 +84,10 @@ class FaultProxy:
         """Since the start: `requests`, every fault by its name, `backend_away`, and `PUT`, `GET`, ... by method."""
         return Counter(json.loads(self._ask("counts")))
 
+    def asked(self) -> list[tuple[str, str]]:
+        """Every different request since the start, as method and target (path and query)."""
+        return [(method, target) for method, target in json.loads(self._ask("asked"))]
+
     def close(self) -> None:
         """End the proxy."""
         self._process.kill()
@@ -114,12 +118,14 @@ class _Faults:
     left: list[int | None] = field(default_factory=list)
     request: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    asked: set[tuple[str, str]] = field(default_factory=set)
 
     def replace(self, rules: list[Rule]) -> None:
         self.rules, self.left, self.request = rules, [rule.count for rule in rules], 0
 
     def decide(self, method: str, target: str) -> Rule | None:
         self.counts["requests"] += 1
+        self.asked.add((method, target))
         self.counts[method] += 1
         self.request += 1
         for index, rule in enumerate(self.rules):
@@ -337,6 +343,8 @@ async def _run(backend: tuple[str, int], seed: int) -> None:
             print(server.sockets[0].getsockname()[1], flush=True)
         elif line == "counts":
             print(json.dumps(faults.counts), flush=True)
+        elif line == "asked":
+            print(json.dumps(sorted(faults.asked)), flush=True)
         else:
             faults.replace([Rule(**fields) for fields in json.loads(line)])
             print("done", flush=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from support.objective_cases import CASES, learner, saved, train
 
 from pipelines.training.ranks import Ranks
-from support.objective_cases import CASES, learner, saved, train
 
 # Before it is saved, and after; parts of a batch, two in some cases.
 STEPS, MORE = 10, 3

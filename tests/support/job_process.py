@@ -6,10 +6,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def run_job(job: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python jobs/JOB.py ARGUMENTS` to its end in a directory that is not the repository and is its home, without
+    what the environment says of Ray and MLflow."""
+    outside = {"RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTHONPATH"}
+    environment = {key: value for key, value in os.environ.items() if key not in outside}
+    command = [sys.executable, str(REPOSITORY / "jobs" / job), *arguments]
+    return subprocess.run(command, cwd=root, env={**environment, "HOME": str(root)}, capture_output=True, text=True)
+
+
+def check_refusals(
+    job: str, root: Path, arguments: Sequence[str], refused: Iterable[tuple[list[str], int, str]]
+) -> None:
+    """Assert that the job, which is given `arguments` and those of each case, ends with the case's exit code, its line
+    last, and leaves the empty directory `root` empty."""
+    for added, code, line in refused:
+        ended = run_job(job, root, *arguments, *added)
+        assert (ended.returncode, ended.stdout) == (code, "")
+        *said, message = ended.stderr.splitlines()  # what the job is at, and how it ended
+        assert message.startswith(f"error: {line}")
+        assert not any("error" in each for each in said)
+    assert list(root.iterdir()) == []
 
 
 class JobProcess:

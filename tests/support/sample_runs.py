@@ -12,6 +12,7 @@ from ddpm_core.parameterizations import EpsDenoiser
 from ddpm_core.process.discrete import DiscreteProcess
 from pipelines.cluster.config import GpuClusterConfig
 from pipelines.sampling.config import SampleConfig
+from pipelines.sampling.sampler_config import SamplerConfig
 
 NETWORK = UNetConfig(8, 1, 8, (1, 2), 1, (4,), num_heads=1, dropout=0.0, num_groups=4)
 
@@ -44,7 +45,10 @@ def save_tiny_model(
 
 
 def tiny(root: Path, **fields: Any) -> SampleConfig:
-    """A sample set of 22 images in 4 shards, each but the last of 2 batches, by 5 steps of DDIM."""
+    """A sample set of 22 images in 4 shards, each but the last of 2 batches, by 5 steps of DDIM.
+
+    `sampler` may be a mapping of the fields in its section to change: `sampler={"steps": 6}`.
+    """
     if not (root / "model").exists():
         save_tiny_model(root / "model")
     values: dict[str, Any] = {
@@ -52,12 +56,13 @@ def tiny(root: Path, **fields: Any) -> SampleConfig:
         "output": str(root / "samples"),
         "num_images": 22,
         "seed": 3,
-        "sampler": "ddim",
-        "steps": 5,
         "batch_size": 3,
         "precision": "fp32",
         "shard_size": 6,
         "cluster": GpuClusterConfig(num_workers=2),
         "root": str(root / "home"),
     }
-    return SampleConfig(**{**values, **fields})
+    sampler = fields.pop("sampler", {})
+    if not isinstance(sampler, SamplerConfig):
+        sampler = SamplerConfig(**{"name": "ddim", "steps": 5, **sampler})
+    return SampleConfig(**{**values, "sampler": sampler, **fields})

@@ -135,7 +135,7 @@ def test_two_steps_are_one(tables, data):
     torch.testing.assert_close(second.alpha * first.alpha, whole.alpha, rtol=1e-10, atol=0)
     total = second.variance + second.alpha**2 * first.variance
     torch.testing.assert_close(total, whole.variance, rtol=1e-8, atol=0)
-    general = Step.between(whole.time, whole.now, whole.then)
+    general = Step.between(whole.time, whole.time_then, whole.now, whole.then)
     for name, value in coefficients(whole).items():
         torch.testing.assert_close(value, getattr(general, name), rtol=1e-8, atol=0, msg=name)
 

@@ -78,7 +78,7 @@ def test_the_general_step_is_that_of_the_tables_between_neighbours(process, data
     """Kingma 2021, VDM, app. A.1 and A.2: from the two marginals alone; 0 for what is clipped at the data."""
     t = torch.tensor([data.draw(st.integers(0, process.num_timesteps - 1))])
     exact = process.step(t, t - 1)
-    general = Step.between(t, exact.now, exact.then)
+    general = Step.between(t, exact.time_then, exact.now, exact.then)
     for name in ("alpha", "variance", "posterior_variance", "posterior_coef_x_0", "posterior_coef_z", "coef_eps"):
         torch.testing.assert_close(getattr(general, name), getattr(exact, name), rtol=1e-9, atol=1e-15)
 

@@ -16,7 +16,7 @@ from ddpm_core.likelihood.bounds import Respaced
 from ddpm_core.process.continuous import ContinuousProcess
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, Learned
-from ddpm_core.samplers.base import sample
+from ddpm_core.samplers.base import STATIC_CLIP, sample
 from ddpm_core.samplers.ddim import DDIM
 from ddpm_core.samplers.ddpm import DDPM
 
@@ -140,7 +140,7 @@ def test_a_sub_sequence_has_its_own_variances(name, sigma2):
     alpha, sigma = [*process.alpha[times].tolist(), 1.0], [*process.sigma[times].tolist(), 0.0]
     if name == "zero-terminal":
         alpha[0] = 1e-30  # its square is 0 in the formulas above, whose ratio is not
-    x = sample(denoiser, sampler, torch.arange(3000), 1, clip_x_0=False)
+    x = sample(denoiser, sampler, torch.arange(3000), 1, clip=None)
     check_moments(x, *chain(alpha, sigma, m, v, formula))
 
 
@@ -170,17 +170,17 @@ def test_ancestral_samples_of_continuous_time_have_the_moments_of_their_chain(na
         whole = process.at(torch.cat([times, process.after(times).detach()[-1:]]))
         alpha, sigma = whole.alpha.flatten().tolist(), whole.sigma.flatten().tolist()
         mean, spread = chain(alpha, sigma, m, v, beta_tilde)
-        x = sample(world.denoiser(process), DDPM(steps=steps), torch.arange(3000), 1, clip_x_0=False)
+        x = sample(world.denoiser(process), DDPM(steps=steps), torch.arange(3000), 1, clip=None)
         check_moments(x, mean / alpha[-1], spread / alpha[-1] ** 2)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_many_steps_sample_the_gaussian_it_was_given(name):
-    x = sample(FOUR_PIXELS.denoiser(CONTINUOUS[name]), DDPM(steps=400), torch.arange(4000), 1, clip_x_0=False)
+    x = sample(FOUR_PIXELS.denoiser(CONTINUOUS[name]), DDPM(steps=400), torch.arange(4000), 1, clip=None)
     FOUR_PIXELS.check_moments(x, bias=0.01)
 
 
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("clip", [None, STATIC_CLIP])
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_ancestral_sampling_is_ddpm_on_the_table_of_its_times(name, clip, monkeypatch):
     """Noise for noise, where the keys are made alike: z_0 is what DDPM with beta_tilde has at index 0."""
@@ -203,9 +203,9 @@ def test_ancestral_sampling_is_ddpm_on_the_table_of_its_times(name, clip, monkey
 def test_ddim_at_eta_1_is_ancestral_sampling_noise_for_noise(name):
     """Song 2021, DDIM, eq. 16, on any process."""
     denoiser, ids = FOUR_PIXELS.denoiser(CONTINUOUS[name]), torch.arange(50)
-    one, two = (sample(denoiser, s, ids, 3, clip_x_0=False) for s in (DDPM(steps=15), DDIM(15, 1.0)))
+    one, two = (sample(denoiser, s, ids, 3, clip=None) for s in (DDPM(steps=15), DDIM(15, 1.0)))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(sample(denoiser, DDIM(15), ids, 3, clip_x_0=False), two)
+    assert not torch.equal(sample(denoiser, DDIM(15), ids, 3, clip=None), two)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -216,7 +216,7 @@ def test_ddim_follows_the_flow_with_first_order(name):
     low, high = (process.at(torch.tensor([end], dtype=torch.float64)) for end in process.ends)
     exact = FOUR_PIXELS.flow(start, high, low) / low.alpha
     errors = [
-        float((sample(FOUR_PIXELS.denoiser(process), DDIM(k), ids, 0, clip_x_0=False).double() - exact).abs().max())
+        float((sample(FOUR_PIXELS.denoiser(process), DDIM(k), ids, 0, clip=None).double() - exact).abs().max())
         for k in (200, 400)
     ]
     assert errors[0] / errors[1] == pytest.approx(2.0, abs=0.25)

@@ -9,14 +9,15 @@ from ddpm_core import counter_random
 from ddpm_core.likelihood.curves import optimal_variance
 from ddpm_core.process.discrete import DiscreteProcess
 from ddpm_core.process.variances import Beta, BetaTilde, variance_named
-from ddpm_core.samplers.base import STREAM, sample
+from ddpm_core.samplers.base import sample
 from ddpm_core.samplers.ddpm import DDPM
+from ddpm_core.samplers.start import STREAM
 
 
 @pytest.mark.parametrize("sigma2", ["beta", "beta_tilde"])
 def test_ddpm_samples_the_gaussian_it_was_given(sigma2):
     schedule = DiscreteProcess.linear(1000)
-    x = sample(FOUR_PIXELS.denoiser(schedule), DDPM(variance_named(sigma2)), torch.arange(5_000), 1, clip_x_0=False)
+    x = sample(FOUR_PIXELS.denoiser(schedule), DDPM(variance_named(sigma2)), torch.arange(5_000), 1, clip=None)
     FOUR_PIXELS.check_moments(x, bias=0.005)
 
 
@@ -27,7 +28,7 @@ def test_one_step_by_hand():
     z = counter_random.normal(4, STREAM, ids, 1, (1, 1, 2)).double()
     x_1 = (x - 0.3 / (1 - 0.63) ** 0.5 * toy_eps(x, torch.tensor([1]))) / 0.7**0.5 + 0.3**0.5 * z
     x_0 = (x_1 - 0.1 / 0.1**0.5 * toy_eps(x_1, torch.tensor([0]))) / 0.9**0.5
-    found = sample(toy(schedule, (1, 1, 2)), DDPM(variance_named("beta")), ids, 4, clip_x_0=False)
+    found = sample(toy(schedule, (1, 1, 2)), DDPM(variance_named("beta")), ids, 4, clip=None)
     torch.testing.assert_close(found.double(), x_0, rtol=1e-5, atol=1e-5)
 
 
@@ -55,7 +56,7 @@ def test_ancestral_samples_have_the_moments_of_their_chain(name, sigma2):
             "optimal": total_s - slope**2 * total_t,
         }[sigma2]
         mean, spread = a_s * m + slope * (mean - alpha[t] * m), slope**2 * spread + (noise if t else 0.0)
-    x = sample(world.denoiser(process), DDPM(variance), torch.arange(n), 1, clip_x_0=False).double()
+    x = sample(world.denoiser(process), DDPM(variance), torch.arange(n), 1, clip=None).double()
     assert float(x.mean()) == pytest.approx(mean, abs=4 * (spread / (4 * n)) ** 0.5)
     assert float(x.var()) == pytest.approx(spread, abs=4 * spread * (2 / (4 * n)) ** 0.5)
     if sigma2 == "optimal":

@@ -252,6 +252,18 @@ def test_the_jobs_have_one_vocabulary() -> None:
         (SampleConfig, ["--dtype", "float32"], "--dtype is now --precision; write --precision fp32"),
         (EvaluateConfig, ["--dtype=bfloat16"], "--dtype is now --precision; write --precision bf16"),
         (SampleConfig, ["--dtype=auto"], "--dtype is now --precision; write --precision auto"),
+        (
+            SampleConfig,
+            ["--sampler", "ddim", "--steps", "50"],
+            "--sampler is now --sampler.name, --steps is now --sampler.steps; "
+            "write --sampler.name ddim --sampler.steps 50",
+        ),
+        (
+            SampleConfig,
+            ["--sampler=ddpm", "--sigma2=beta", "--eta", "0"],
+            "--sampler is now --sampler.name, --sigma2 is now --sampler.sigma2, --eta is now --sampler.eta; "
+            "write --sampler.name ddpm --sampler.sigma2 beta --sampler.eta 0",
+        ),
         (TrainConfig, ["--train.seed", "3"], "--train.seed is now --seed; write --seed 3"),
         (TrainConfig, ["--train.precision=bf16"], "--train.precision is now --precision; write --precision bf16"),
         (
@@ -314,6 +326,10 @@ def test_a_recipe_of_an_earlier_version_is_refused_with_its_lines_of_today(tmp_p
     )
 
 
+def test_the_variances_of_an_evaluation_are_a_field_of_their_own() -> None:
+    assert parse(EvaluateConfig, [*dict(JOBS)[EvaluateConfig], "--sigma2", "beta"], "").sigma2 == "beta"
+
+
 def test_a_name_of_another_job_alone_is_no_name_of_an_earlier_version() -> None:
     with pytest.raises(ConfigError, match=r"^unrecognized arguments: --dtype float32"):
         parse(VerifyConfig, ["--uri", "a", "--dtype", "float32"], "")
@@ -350,6 +366,8 @@ def test_differences_have_the_names_of_today() -> None:
     """Stored requests and checkpoints keep their own."""
     assert differences({"dtype": "float32"}, {"dtype": "bfloat16"}) == ["precision: 'fp32' -> 'bf16'"]
     assert differences({"train": {"seed": 1}}, {"train": {"seed": 2}}) == ["seed: 1 -> 2"]
+    for name in ("sampler", "steps", "eta", "sigma2"):  # stored by several jobs
+        assert differences({name: 1}, {name: 2}) == [f"{name}: 1 -> 2"]
 
 
 def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:

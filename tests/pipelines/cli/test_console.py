@@ -243,7 +243,7 @@ def test_a_wait_is_seen_while_another_library_is_kept_quiet(capfd) -> None:
     assert capfd.readouterr().err == "starting a local Ray\n"
 
 
-@pytest.mark.parametrize("job", ["ingest", "train", "sample", "evaluate", "verify"])
+@pytest.mark.parametrize("job", ["ingest", "train", "sample", "encode", "evaluate", "verify"])
 def test_help_loads_nothing_heavy(job: str) -> None:
     program = f"""
 import runpy, sys

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.cluster.actor_pool import ActorPool
+from pipelines.cluster.actor_pool import ActorPool, one_actor
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,24 @@ def test_little_work_that_nobody_asked_actors_for_needs_none(
 ) -> None:
     monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: named)
     assert pool.unless_small(lambda: (shards, weights)) is (None if in_this_process else pool)
+
+
+@pytest.mark.parametrize(
+    ("pool", "named", "one"),
+    [
+        (ActorPool(3), False, None),
+        (ActorPool(3, num_cpus=2), True, ActorPool(1, num_cpus=2)),
+        (ActorPool((2, 4), num_gpus=0.5), False, ActorPool(1, num_gpus=0.5)),
+    ],
+)
+def test_one_actor_is_started_for_gpus_and_on_a_named_cluster_alone(
+    pool: ActorPool, named: bool, one: ActorPool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: named)
+    monkeypatch.setattr("pipelines.cluster.connection.connect", lambda address: calls.append("connect"))
+    monkeypatch.setattr("pipelines.cluster.connection.disconnect", lambda: calls.append("disconnect"))
+    with one_actor(pool) as found:
+        assert found == one
+        calls.append("work")
+    assert calls == [*(["connect"] if one else []), "work", "disconnect"]

@@ -140,7 +140,11 @@ def get_node(*arguments):
 services.get_node = get_node
 def main(argv):
     print(connection.connect(num_cpus=1), flush=True)
+    sockets = [each for process in psutil.Process().children(recursive=True) for each in process.net_connections("tcp")]
+    found = {{each.laddr.ip.removeprefix("::ffff:") for each in sockets if each.status == psutil.CONN_LISTEN}}
+    assert found == {{"127.0.0.1"}}, found
     if "pass" in {trouble!r}:
+        connection.disconnect()
         os.kill(os.getpid(), signal.SIGTERM)
 
 run_job(main)

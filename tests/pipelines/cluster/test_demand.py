@@ -7,6 +7,7 @@ from pipelines.cli.errors import ClusterError
 from pipelines.cluster import demand
 from pipelines.cluster.actor_pool import ActorPool, run_on_actors
 from pipelines.cluster.config import GpuClusterConfig
+from pipelines.cluster.gpus import settle
 from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 
@@ -42,8 +43,11 @@ def test_a_private_ray_cannot_get_what_the_machine_lacks(
 
 
 @pytest.mark.ray
-def test_a_cluster_may_grow(ray_cluster: None) -> None:
-    ActorPool.of(GpuClusterConfig(gpus_per_worker=1000)).check()
+def test_a_cluster_may_grow_but_gets_no_gpu_that_nobody_starts(ray_cluster: None) -> None:
+    ActorPool.of(GpuClusterConfig(cpus_per_worker=1000)).check()
+    with pytest.raises(ClusterError, match=r"^cluster\.gpus_per_worker = 1: no machine of the cluster has 1 GPU"):
+        ActorPool.of(GpuClusterConfig(gpus_per_worker=1)).check()
+    assert settle(GpuClusterConfig())[1] == "no GPU (the cluster has none and can start none): computing on CPUs"
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

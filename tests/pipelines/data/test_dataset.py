@@ -221,3 +221,12 @@ def test_a_shard_damaged_within_is_named_when_read(tmp_path: Path) -> None:
     shard.write_bytes(bytes(shard.size()))
     with pytest.raises(StorageError, match=r"part-00000.parquet: cannot read row groups \[0\]"):
         PreparedDataset.open(dataset.location).read_groups([0])
+
+
+def test_what_an_output_was_made_from_is_reopened_and_another_is_refused(tmp_path: Path) -> None:
+    dataset = write(str(tmp_path / "set"))
+    uri = dataset.location.uri
+    assert PreparedDataset.reopen(uri, dataset.dataset_id, "that was encoded") == dataset
+    with pytest.raises(DataError) as raised:
+        PreparedDataset.reopen(uri, "e" * 64, "that was encoded")
+    assert str(raised.value) == f"{uri}: is not the data set {'e' * 12} that was encoded; restore it"

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from pipelines.outputs.progress import Board, Progress, Tally, made, telling
+from pipelines.outputs.progress import Board, Counted, Progress, Tally, made, telling
 
 
 def test_rows_of_unfinished_shards_count_until_their_shard_is_finished() -> None:
@@ -43,6 +43,18 @@ def test_made_is_heard_where_somebody_listens() -> None:
         made(4.0)
     made(5.0)
     assert heard == [2.0, 4.0]
+
+
+def test_every_step_of_a_batch_is_its_share_of_the_rows_and_goes_on_to_who_watches() -> None:
+    heard: list[float] = []
+    seen: list[tuple[int, str]] = []
+    on_step = Counted(before=8, rows=6, steps=3, also=lambda *step: seen.append(step))
+    with telling(heard.append):
+        for k in range(3):
+            on_step(k, "z")
+        Counted(14, 2, 1)(0, "z")
+    assert heard == [10.0, 12.0, 14.0, 16.0]
+    assert seen == [(0, "z"), (1, "z"), (2, "z")]
 
 
 def test_a_board_travels_by_its_name() -> None:

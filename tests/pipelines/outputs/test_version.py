@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipelines.outputs.version import code_version, git_commit
 
 ROOT = Path(__file__).parents[3]
@@ -28,5 +30,9 @@ def test_the_version_follows_the_sources_and_needs_no_git(tmp_path: Path) -> Non
     assert version_of(tmp_path)[0] != code_version()
 
 
-def test_the_commit_is_that_of_the_checkout() -> None:
+def test_the_commit_is_that_of_the_checkout_or_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_commit() is None or re.fullmatch("[0-9a-f]{40}", git_commit())
+    monkeypatch.setenv("DDPM_GIT_COMMIT", "abc")
+    git_commit.cache_clear()
+    assert git_commit() == "abc"
+    git_commit.cache_clear()

@@ -206,16 +206,16 @@ def test_a_weaker_model_samples_alone_only_with_variances_that_it_has(tmp_path: 
     for name, kind in (("model", "learned variances"), ("other", "x_0")):
         KINDS[kind].save(tmp_path / name)
     model, other = load_model(tmp_path / "model"), load_model(tmp_path / "other")
-    by_other = {"labels": None, "sampler": "ddpm", "num_images": 10}
+    by_other = {"labels": None, "sampler": {"name": "ddpm"}, "num_images": 10}
 
     def asked(scale: float, **fields: Any) -> SampleRequest:
         guidance = GuidanceConfig(scale, model=str(tmp_path / "other"))
         return request_of(tiny(tmp_path, **{**by_other, "guidance": guidance, **fields}), model, None, other)
 
     with pytest.raises(ConfigError, match=r"^guidance\.model = .*/other: with guidance\.scale = 0 it samples alone, .*"
-                       r"sigma2 = learned needs; give --sigma2 beta_tilde$"):  # fmt: skip
+                       r"sampler.sigma2 = learned needs; give --sampler.sigma2 beta_tilde$"):  # fmt: skip
         asked(0.0)
-    for request in (asked(0.0, sigma2="beta_tilde"), asked(0.0, sampler="ddim"), asked(2.0)):
+    for request in (asked(0.0, sampler={"name": "ddpm", "sigma2": "beta_tilde"}), asked(0.0, sampler={}), asked(2.0)):
         assert len(sample_batch(request, Source(model, other, None), IDS)) == 6
     own = request_of(tiny(tmp_path, **by_other, guidance=GuidanceConfig(0.0, model="m")), model, None, model)
     assert len(sample_batch(own, Source(model, model, None), IDS)) == 6

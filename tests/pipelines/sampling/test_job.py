@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipelines.sampling.config import SampleConfig
 from pipelines.sampling.job import sample
 from pipelines.sampling.kind import SAMPLE_SET
 from pipelines.sampling.request import request_of
+from pipelines.sampling.sampler_config import SamplerConfig
 from pipelines.sampling.shard import SampleShards
 from pipelines.storage.location import Location
 from pipelines.tracking.champion import CHAMPION
@@ -74,6 +76,7 @@ def made(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> SampleC
 def test_the_manifest_says_what_was_made_and_from_what(made: SampleConfig) -> None:
     manifest, model = manifest_of(made), load_model(made.model)
     assert (manifest["num_rows"], manifest["image_shape"]) == (22, [8, 8, 1])
+    assert manifest["evaluations_per_image"] == 5
     assert [shard["rows"] for shard in manifest["shards"]] == [6, 6, 6, 4]
     assert [shard["first_id"] for shard in manifest["shards"]] == [0, 6, 12, 18]
     named = {"reference": made.model, "uri": made.model, "name": "model", "run_id": None}
@@ -165,8 +168,8 @@ def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, 
         "output",
         "num_images",
         "seed",
-        "sampler",
-        "steps",
+        "sampler.name",
+        "sampler.steps",
         "precision",
         "batch_size",
         "shard_size",
@@ -174,7 +177,7 @@ def test_a_killed_job_continues_and_ends_in_the_same_shards(made: SampleConfig, 
     )
     command = [sys.executable, str(ROOT / "jobs" / "sample.py"), "--cluster.num_workers", "1"]
     command += ["--cluster.address", ray.get_runtime_context().gcs_address]
-    command += [f"--{name}={getattr(config, name)}" for name in fields]
+    command += [f"--{name}={attrgetter(name)(config)}" for name in fields]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     killed = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     assert killed.stderr is not None
@@ -220,9 +223,9 @@ def test_a_finished_request_needs_no_cluster(made: SampleConfig, monkeypatch: py
     ("changed", "named"),
     [
         ({"seed": 4}, "seed: 3 -> 4"),
-        ({"sampler": "ddpm", "steps": None}, "sampler: 'ddim' -> 'ddpm'.*steps: 5 -> 20"),
-        ({"steps": 6}, "steps: 5 -> 6"),
-        ({"eta": 0.5}, r"eta: 0\.0 -> 0\.5"),
+        ({"sampler": SamplerConfig("ddpm")}, "sampler: 'ddim' -> 'ddpm'.*steps: 5 -> 20"),
+        ({"sampler": SamplerConfig("ddim", 6)}, "steps: 5 -> 6"),
+        ({"sampler": SamplerConfig("ddim", 5, eta=0.5)}, r"eta: 0\.0 -> 0\.5"),
         ({"num_images": 23}, "num_images: 22 -> 23"),
         ({"batch_size": 2}, "batch_size: 3 -> 2"),
         ({"precision": "bf16"}, "precision: 'fp32' -> 'bf16'"),
@@ -249,10 +252,10 @@ def test_another_model_is_refused(made: SampleConfig, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^steps = 21: the model has 20 diffusion steps"):
-        sample(tiny(tmp_path, steps=21))
-    with pytest.raises(ConfigError, match=r"^sigma2: 'learned' needs a model that predicts its variances"):
-        sample(tiny(tmp_path, sampler="ddpm", sigma2="learned"))
+    with pytest.raises(ConfigError, match=r"^sampler\.steps = 21: the model has 20 diffusion steps"):
+        sample(tiny(tmp_path, sampler={"steps": 21}))
+    with pytest.raises(ConfigError, match=r"^sampler\.sigma2: 'learned' needs a model that predicts its variances"):
+        sample(tiny(tmp_path, sampler={"name": "ddpm", "sigma2": "learned"}))
     assert not (tmp_path / "samples").exists()
 
 

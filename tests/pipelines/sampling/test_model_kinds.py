@@ -1,5 +1,6 @@
 """Models of every kind are sampled: an image depends on (model, seed, id) alone, and on what the page says."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ from pipelines.sampling.shard import SampleShards, Source, decode_shard, sample_
 from pipelines.storage.location import Location
 
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "ddpm": {"sampler": "ddpm", "steps": 5, "eta": 0.0},
-    "ddim": {"sampler": "ddim", "steps": 5, "eta": 0.5},
+    "ddpm": {"name": "ddpm", "steps": 5, "eta": 0.0},
+    "ddim": {"name": "ddim", "steps": 5, "eta": 0.5},
+    "dpmpp_3m": {"name": "dpmpp_3m", "steps": 5, "eta": 0.0},
+    "dpmpp_2m_sde": {"name": "dpmpp_2m_sde", "steps": 5, "eta": 0.0},
+    "heun": {"name": "heun", "steps": 5, "eta": 0.0, "churn": 20.0},
 }
 
 
@@ -44,22 +48,28 @@ def shards_of(root: Path, kind: str, **fields: Any) -> SampleShards:
     return SampleShards(location, request_of(config, load_model(config.model)), threads=1)
 
 
-def request_for(root: Path, kind: str, **fields: Any) -> SampleRequest:
+def request_for(root: Path, kind: str, clip_x_0: bool = True, **of_sampler: Any) -> SampleRequest:
     KINDS[kind].save(root / "model")
-    return request_of(tiny(root, **{"sampler": "ddpm", "steps": None, **fields}), load_model(root / "model"))
+    config = tiny(root, sampler={"name": "ddpm", "steps": None, **of_sampler}, clip_x_0=clip_x_0)
+    return request_of(config, load_model(root / "model"))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [
+        *itertools.product(KINDS, ("ddpm", "ddim")),
+        *itertools.product(("eps", "v, zero terminal SNR", "vdm", "edm"), ("dpmpp_3m", "dpmpp_2m_sde", "heun")),
+    ],
+)
 def test_an_image_is_the_same_in_every_shard_of_every_size_by_every_actor(
     tmp_path: Path, kind: str, sampler: str
 ) -> None:
-    shards = shards_of(tmp_path, kind, **SAMPLERS[sampler])
+    shards = shards_of(tmp_path, kind, sampler=SAMPLERS[sampler])
     one, other = shards(), shards()
     forward = [one(index).data for index in range(2)]
     assert [other(index).data for index in (1, 0)] == forward[::-1]
     images = dict(pair for content in forward for pair in decode_shard(content, "parquet"))
-    smaller = shards_of(tmp_path, kind, **SAMPLERS[sampler], shard_size=3)()
+    smaller = shards_of(tmp_path, kind, sampler=SAMPLERS[sampler], shard_size=3)()
     assert dict(pair for index in range(4) for pair in decode_shard(smaller(index).data, "parquet")) == images
     assert sorted(images) == list(range(10))
     assert len(set(images.values())) == 10, "every image is another one"
@@ -118,10 +128,10 @@ def test_samples_in_continuous_time_end_in_the_most_probable_level(tmp_path: Pat
     [
         ("eps", {}, DDPM, 20),
         ("eps", {"steps": 7}, DDPM, 7),
-        ("eps", {"sampler": "ddim"}, DDIM, 20),
+        ("eps", {"name": "ddim"}, DDIM, 20),
         ("vdm", {}, DDPM, 250),
         ("vdm", {"steps": 1000}, DDPM, 1000),
-        ("edm", {"sampler": "ddim"}, DDIM, 50),
+        ("edm", {"name": "ddim"}, DDIM, 50),
     ],
 )
 def test_steps_follow_the_model(tmp_path: Path, kind: str, fields: Any, sampler: type, steps: int) -> None:
@@ -153,12 +163,16 @@ def test_the_variance_is_settled_and_stored_by_name(tmp_path: Path, kind: str, a
 @pytest.mark.parametrize(
     ("kind", "fields", "line"),
     [
-        ("eps", {"sigma2": "learned"}, "sigma2: 'learned' needs a model that predicts its variances; take beta"),
-        ("vdm", {"sigma2": "learned"}, "sigma2: 'learned' is no variance of a continuous process"),
-        ("vdm", {"sigma2": "beta"}, "sigma2: 'beta' is no variance of a continuous process"),
-        ("edm", {"sigma2": "beta"}, "sigma2: 'beta' is no variance of a continuous process"),
-        ("eps", {"steps": 21}, "steps = 21: the model has 20 diffusion steps; ask for at most as many"),
-        ("v", {"sampler": "ddim", "steps": 21}, "steps = 21: the model has 20 diffusion steps"),
+        (
+            "eps",
+            {"sigma2": "learned"},
+            "sampler.sigma2: 'learned' needs a model that predicts its variances; take",
+        ),
+        ("vdm", {"sigma2": "learned"}, "sampler.sigma2: 'learned' is no variance of a continuous process"),
+        ("vdm", {"sigma2": "beta"}, "sampler.sigma2: 'beta' is no variance of a continuous process"),
+        ("edm", {"sigma2": "beta"}, "sampler.sigma2: 'beta' is no variance of a continuous process"),
+        ("eps", {"steps": 21}, "sampler.steps = 21: the model has 20 diffusion steps; ask for at most as many"),
+        ("v", {"name": "ddim", "steps": 21}, "sampler.steps = 21: the model has 20 diffusion steps"),
     ],
 )
 def test_what_the_model_does_not_have_is_refused(tmp_path: Path, kind: str, fields: Any, line: str) -> None:
@@ -178,10 +192,11 @@ def test_all_steps_are_the_same_whether_they_are_named_or_not(tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["learned variances", "v, zero terminal SNR", "vdm", "edm"])
 def test_a_dry_run_measures_and_writes_nothing(tmp_path: Path, kind: str) -> None:
     KINDS[kind].save(tmp_path / "model")
-    config = tiny(tmp_path, sampler="ddpm", steps=None, dry_run=True)
+    config = tiny(tmp_path, sampler={"name": "ddpm", "steps": None}, dry_run=True)
     rows = dict(sample_job(replace(config, cluster=type(config.cluster)())).rows)
     sigma2 = "learned" if kind == "learned variances" else "beta_tilde"
-    assert rows["sampler"] == f"ddpm, {250 if kind in ('vdm', 'edm') else 20} steps, σ² = {sigma2}"
+    steps = 250 if kind in ("vdm", "edm") else 20
+    assert rows["sampler"] == f"ddpm, {steps} steps, σ² = {sigma2}: {steps} evaluations per image"
     assert rows["measured"].endswith("ms per call on one worker")
     assert rows["model"].endswith(f", {KINDS[kind].told}")
     assert not (tmp_path / "samples").exists()
@@ -205,7 +220,7 @@ def test_the_way_from_noise_can_be_seen_where_the_variance_explodes(tmp_path: Pa
     """x_t of EDM has a deviation of 80 at first: undivided it would be black and white."""
     from PIL import Image
 
-    shards = shards_of(tmp_path, "edm", **SAMPLERS["ddim"])
+    shards = shards_of(tmp_path, "edm", sampler=SAMPLERS["ddim"])
     shards()(0)
     sheet = np.asarray(Image.open(tmp_path / "samples" / "preview" / "trajectory.png"))
     scale = sheet.shape[1] // (5 * 9 + 1)

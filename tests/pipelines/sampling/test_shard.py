@@ -19,7 +19,7 @@ from ddpm_core.config import UNetConfig
 from ddpm_core.images import to_uint8
 from ddpm_core.model import load_model
 from ddpm_core.process.variances import variance_named
-from ddpm_core.samplers.base import sample
+from ddpm_core.samplers.base import STATIC_CLIP, sample
 from ddpm_core.samplers.ddim import DDIM
 from ddpm_core.samplers.ddpm import DDPM
 from pipelines.cli.errors import ModelError
@@ -30,6 +30,7 @@ from pipelines.models.find import find_model
 from pipelines.outputs.shard_store import Store
 from pipelines.outputs.shards import ShardedOutput
 from pipelines.sampling.request import request_of
+from pipelines.sampling.samplers import SAMPLERS
 from pipelines.sampling.shard import SUFFIXES, SampleShards, decode_shard
 from pipelines.storage.location import Location
 
@@ -64,30 +65,44 @@ def test_every_id_once_whatever_divides_it(tmp_path: Path, num_images: int, batc
     assert [output.extra["first_id"] for output in outputs] == [index * shard for index in range(count)]
 
 
-def test_shards_in_another_order_and_by_another_actor_are_the_same_bytes(tmp_path: Path) -> None:
-    shards, count, _ = shards_of(tmp_path)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_shards_in_another_order_and_by_another_actor_are_the_same_bytes(tmp_path: Path, name: str) -> None:
+    churn = {"churn": 20.0} if name == "heun" else {}
+    shards, count, _ = shards_of(tmp_path, sampler={"name": name, "steps": 5, **churn})
     one, other = shards(), shards()
     forward = [one(index).data for index in range(count)]
     assert [other(index).data for index in reversed(range(count))] == forward[::-1]
     assert len(set(forward)) == count
 
 
+def test_the_preview_may_show_images_between_two_ids(tmp_path: Path) -> None:
+    """Song 2021, DDIM, sec. 5.3: the ends are the images of the two ids."""
+    shards, _, output = shards_of(tmp_path, sampler={"name": "dpmpp_2m"}, interpolate=(2, 7))
+    images = {index: image for shard in (0, 1) for index, image in images_of(shards()(shard).data).items()}
+    sheet = np.asarray(Image.open(output / "preview" / "interpolation.png"))
+    sheet = sheet[:: sheet.shape[0] // 10, :: sheet.shape[0] // 10].astype(int)
+    assert sheet.shape == (10, 12 * 9 + 1)
+    for left, index in ((1, 2), (1 + 11 * 9, 7)):
+        assert np.abs(sheet[1:9, left : left + 8] - images[index]).max() <= 1
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {},
-        {"eta": 0.7},
-        {"steps": None, "sampler": "ddpm"},
-        {"steps": None, "sampler": "ddpm", "sigma2": "beta", "clip_x_0": False},
+        {"sampler": {"eta": 0.7}},
+        {"sampler": {"name": "ddpm", "steps": None}},
+        {"sampler": {"name": "ddpm", "steps": None, "sigma2": "beta"}, "clip_x_0": False},
     ],
 )
 def test_the_images_are_those_of_the_sampler(tmp_path: Path, fields: dict[str, Any]) -> None:
     """Ho 2020, algorithm 2; Song 2021 (DDIM), eq. 12: an image is the sampler's, by its id alone."""
     found, model = all_images(tmp_path, **fields), load_model(tmp_path / "model")
-    ids, sampler = torch.tensor([0, 7, 21]), DDIM(5, fields.get("eta", 0.0))
-    if fields.get("sampler") == "ddpm":
-        sampler = DDPM(variance_named(fields.get("sigma2", "beta_tilde")))
-    x = sample(model.denoiser, sampler, ids, 3, fields.get("clip_x_0", True))
+    asked = fields.get("sampler", {})
+    ids, sampler = torch.tensor([0, 7, 21]), DDIM(5, asked.get("eta", 0.0))
+    if asked.get("name") == "ddpm":
+        sampler = DDPM(variance_named(asked.get("sigma2", "beta_tilde")))
+    x = sample(model.denoiser, sampler, ids, 3, STATIC_CLIP if fields.get("clip_x_0", True) else None)
     expected = to_uint8(x).numpy()[..., 0]
     for row, index in enumerate(ids.tolist()):
         assert np.abs(found[index].astype(int) - expected[row].astype(int)).max() <= 1
@@ -142,7 +157,7 @@ def test_ingest_reads_the_samples_back(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_trajectory_leads_from_noise_to_the_images(tmp_path: Path) -> None:
-    shards, _, output = shards_of(tmp_path, steps=5)
+    shards, _, output = shards_of(tmp_path)
     images = images_of(shards()(0).data)
     picture = Image.open(output / "preview" / "trajectory.png")
     scale = picture.width // (5 * 9 + 1)

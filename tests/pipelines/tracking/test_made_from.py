@@ -179,7 +179,8 @@ def test_a_training_says_what_it_is_made_from(tmp_path: Path, database: str) -> 
     root = Location.parse(tmp_path)
     data = ensure_embedded("embedded://digits/train", root / "data")
     run = root / "runs" / "r"
-    config = TrainConfig(name=tmp_path.name, root=str(tmp_path), tracking=TrainTrackingConfig(uri=database))
+    tracking = TrainTrackingConfig(uri=database, experiment=tmp_path.name)
+    config = TrainConfig(name="r", root=str(tmp_path), tracking=tracking)
     for learning_rate, steps in ((1e-3, 100), (1e-3, 200), (2e-3, 200)):
         config = replace(config, train=OptimizationConfig(learning_rate=learning_rate, steps=steps))
         job = TrainJob(config, run.uri, data.location.uri, None, "version")

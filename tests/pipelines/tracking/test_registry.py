@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines.cli.errors import TrackingError
-from pipelines.tracking.champion import check_promotable, promote_if_better
+from pipelines.tracking.champion import check_promotable, promote_by_metric, promote_if_better
 from pipelines.tracking.client import configure_mlflow
 from pipelines.tracking.registry import register_model
 
@@ -241,10 +241,10 @@ def test_whoever_moves_the_alias_has_the_last_word(client, run, directory, tmp_p
     assert inventory(client, run, name)["aliases"] == {}
 
 
-def evaluated(client, run, name, model_id, **metrics):
-    """A finished evaluation of a model, as `jobs/evaluate.py` records it."""
-    found = client.get_experiment_by_name(f"{name}/eval")
-    experiment = found.experiment_id if found else client.create_experiment(f"{name}/eval")
+def evaluated(client, run, name, model_id, job="eval", **metrics):
+    """A finished evaluation of a model, as `jobs/evaluate.py` records it, or another job."""
+    found = client.get_experiment_by_name(f"{name}/{job}")
+    experiment = found.experiment_id if found else client.create_experiment(f"{name}/{job}")
     tags = {"ddpm.model_id": model_id, "ddpm.dataset_id": "d"}
     made = client.create_run(experiment, tags=tags).info.run_id
     for metric, value in metrics.items():
@@ -270,7 +270,7 @@ GIVEN = {"low/given_images.beta": 3.09, "high/given_images.beta": 3.11}
 @pytest.mark.parametrize("metrics", [NOW, FORMER], ids=["now", "of version 0.1"])
 def test_promotion_compares_with_the_champions_evaluation(client, run, directory, tmp_path, metrics):
     name = f"ddpm-{tmp_path.name}"
-    asked = client.tracking_uri, name
+    asked = client.tracking_uri, name, f"{name}/eval"
     with pytest.raises(TrackingError, match=r"no version of .* is the model one"):
         check_promotable(*asked, "one", "d", 64, "beta", draws_known=True)
     for model_id in ("one", "two"):
@@ -303,7 +303,7 @@ def test_promotion_prefers_the_same_bound_and_else_takes_each_kinds_own(client, 
     name = f"ddpm-{tmp_path.name}"
     for model_id in ("one", "two"):
         register(client, run, payload(name, model_id), directory)
-    asked = client.tracking_uri, name, "two", "d", 64
+    asked = client.tracking_uri, name, f"{name}/eval", "two", "d", 64
     evaluated(client, run, name, "one", **NOW)  # under beta, which is a choice, not a kind
     with pytest.raises(TrackingError, match=r"no evaluation on data set d with continuous time; .* \(with sigma2 auto"):
         check_promotable(*asked, "continuous", draws_known=True)
@@ -323,6 +323,27 @@ def test_promotion_prefers_the_same_bound_and_else_takes_each_kinds_own(client, 
     assert promote_if_better(*asked, "learned", intervals) == "now version 2, was 1"
     decided = "now version 2, was 1: by an evaluation on data set d, bounds learned and beta_tilde"
     assert client.get_model_version(name, "2").tags["ddpm.champion"] == decided
+
+
+def test_promotion_by_another_metric_compares_with_the_champions_newest(client, run, directory, tmp_path):
+    name, metrics = f"ddpm-{tmp_path.name}", ("low/fd.random_conv_64.1a2b3c4d", "high/fd.random_conv_64.1a2b3c4d")
+    asked = client.tracking_uri, name, f"{name}/quality"
+    for model_id in ("one", "two"):
+        register(client, run, payload(name, model_id), directory)
+    assert promote_by_metric(*asked, "one", metrics, None) == "version 1 is the champion already"
+    evaluated(client, run, name, "one", **dict.fromkeys(metrics, 2.0))  # bits/dim are of another experiment
+    with pytest.raises(TrackingError, match=r"has no fd.random_conv_64.1a2b3c4d; compare samples of models:/"):
+        promote_by_metric(*asked, "two", metrics, None)
+    evaluated(client, run, name, "one", job="quality", **dict(zip(metrics, (2.0, 2.2), strict=True)))
+    assert promote_by_metric(*asked, "two", metrics, None) == ""
+    assert (
+        promote_by_metric(*asked, "two", metrics, (1.9, 2.05)) == "stays version 1: 1.9..2.05 is not below its 2..2.2"
+    )
+    assert promote_by_metric(*asked, "two", metrics, (1.8, 1.9)) == "now version 2, was 1"
+    assert (
+        client.get_model_version(name, "2").tags["ddpm.champion"]
+        == "now version 2, was 1: by fd.random_conv_64.1a2b3c4d"
+    )
 
 
 def test_a_refused_name_is_reported_as_mlflow_reports_it(client, run, directory):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -130,7 +129,9 @@ def test_a_run_begun_under_former_names_of_metrics_keeps_them(tmp_path, database
     }
 
 
-@pytest.mark.parametrize(("job", "suffix"), [("train", ""), ("evaluate", "/eval"), ("sample", "/samples")])
+@pytest.mark.parametrize(
+    ("job", "suffix"), [("train", ""), ("evaluate", "/eval"), ("sample", "/samples"), ("encode", "/encodings")]
+)
 def test_an_experiment_has_a_description_and_a_table_with_the_columns_that_matter(tmp_path, database, job, suffix):
     experiment = f"{tmp_path.name}{suffix}"
     start(tmp_path, database, run_key=f"{job}/out", experiment=experiment).finish("FINISHED")
@@ -143,7 +144,7 @@ def test_an_experiment_has_a_description_and_a_table_with_the_columns_that_matte
     view = json.loads(found.tags["mlflow.sharedViewState.ddpm"])
     assert (view["columnOrder"][-len(columns) :], set(view["columnWidths"])) == (columns, set(columns))
     assert "metrics.`images_per_second`" in columns
-    assert [column for column in columns if "bits_per_dim" in column] or suffix == "/samples"
+    assert [column for column in columns if "bits_per_dim" in column] or suffix in ("/samples", "/encodings")
     client.set_experiment_tag(found.experiment_id, "mlflow.note.content", "mine")
     start(tmp_path, database, run_key=f"{job}/other", experiment=experiment, spool=tmp_path / "b").finish("FINISHED")
     assert client.get_experiment_by_name(experiment).tags["mlflow.note.content"] == "mine", "a person's stays"
@@ -218,27 +219,29 @@ tracker = Tracker(root / "spool.jsonl", run_key="k", experiment=root.name, run_n
 for step in range(first, last):
     tracker.spool.append("metrics", step=step, values={"train/loss": step / 4})
     time.sleep(0.005)  # the pace of a training loop
+sys.stdin.read()  # the driver to be killed waits here, having more to do
 report = tracker.finish("FINISHED")
 print("pending", report.pending, flush=True)
 """
 
-    def driver(first, last):
+    def driver(first, last, stdin):
         command = [sys.executable, "-c", code, tmp_path, database, str(first), str(last)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, **pipes, text=True)
 
-    killed = driver(0, 100_000)
+    killed = driver(0, 4000, subprocess.PIPE)
     assert killed.stdout.readline().startswith("tracking: ")  # connected: it is sending now
     client, run = the_run(tmp_path, database)
     deadline = time.monotonic() + PATIENCE_S
     while len(curve(client, run)) < 100:
         assert time.monotonic() < deadline
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     killed.communicate()
     client, run = the_run(tmp_path, database)
     assert run.info.status == "RUNNING"
     reached = max(r.payload["step"] for r in iter_records(tmp_path / "spool.jsonl") if r.kind == "metrics") + 1
     assert reached >= 100
-    resumed = driver(max(0, reached - 150), reached + 200)
+    resumed = driver(max(0, reached - 150), reached + 200, subprocess.DEVNULL)
     out, _ = resumed.communicate(timeout=PATIENCE_S)
     assert out.endswith("pending 0\n")
     client, run = the_run(tmp_path, database)
@@ -271,14 +274,18 @@ def test_a_deleted_run_is_replaced_by_one_with_the_whole_history(tmp_path, datab
 
 
 def test_a_new_machine_continues_from_the_mirror(tmp_path, database):
-    mirror = Location.parse(tmp_path / "run" / "spool.jsonl")
-    tracker = start(tmp_path, database, spool=tmp_path / "a" / "spool.jsonl", mirror=mirror)
+    mirror, lines = Location.parse(tmp_path / "run" / "spool.jsonl"), Lines()
+    tracker = start(tmp_path, database, spool=tmp_path / "a" / "spool.jsonl", mirror=mirror, notify=lines)
     report_steps(tracker.spool, 0, 20)
     tracker.finish("KILLED")
+    # Another machine can go on, but does not find the run in MLflow.
+    assert lines.seen[0].startswith("tracking: runs and registered models are on this machine only, in /")
     assert not mirror.exists()  # nothing was pending
-    tracker = start(tmp_path, "http://127.0.0.1:1", spool=tmp_path / "a" / "spool.jsonl", mirror=mirror)
+    lines = Lines()
+    tracker = start(tmp_path, "http://127.0.0.1:1", spool=tmp_path / "a" / "spool.jsonl", mirror=mirror, notify=lines)
     report_steps(tracker.spool, 15, 40)
     assert tracker.finish("KILLED").pending > 0
+    assert not any("on this machine only" in line for line in lines.seen)
     tracker = start(tmp_path, database, spool=tmp_path / "b" / "spool.jsonl", mirror=mirror)
     report_steps(tracker.spool, 35, 60)
     assert tracker.finish("FINISHED").pending == 0

@@ -131,6 +131,10 @@ def test_every_recipe_is_tested() -> None:
         "validation.timesteps_per_image = 1000: must be below",
         "grid.sampler_steps = 1001: must be at most",
         "grid.num_images = 0: must be at least 1",
+        "quality.num_images = 72: must be 0, which turns it off, or at least 73",
+        "quality.num_images = -1: must be 0, which turns it off, or at least 73",
+        "quality.every_steps = 0: must be at least 1",
+        "quality.sampler_steps = 0: must be at least 1",
         "cluster.num_workers = 0: must be >= 1",
         "cluster.num_workers = (3, 2): must be >= 1, or [min, max]",
         "cluster.cpus_per_worker = 0: must be positive",
@@ -170,6 +174,7 @@ REFUSED = {
     "--diffusion.schedule edm --validation.sigma2 learned": "validation.sigma2 = 'learned': must be auto or beta_tilde",
     "--diffusion.schedule edm --train.vlb_timesteps 9": "train.vlb_timesteps = 9: must be null with schedule edm and",
     "--validation.num_timesteps 16": "validation.timesteps_per_image = 16: must be below the number of diffusion steps",
+    "--quality.num_images 100 --quality.sampler_steps 1001": "quality.sampler_steps = 1001: must be at most",
     "--network.fourier_features [2,17]": "network.fourier_features",
     "--network.fourier_features [3,2]": "network.fourier_features",
 }
@@ -269,7 +274,7 @@ LATER = {
     "diffusion.prediction", "train.times", "train.vlb_timesteps", "train.adam_beta2",
     "train.label_dropout", "network.num_classes", "data.balance_classes",
 }  # fmt: skip
-FREE_SECTIONS = {"checkpoint", "validation", "grid", "cluster", "tracking"}
+FREE_SECTIONS = {"checkpoint", "validation", "grid", "quality", "cluster", "tracking"}
 
 
 def test_the_semantic_config_holds_every_field_that_decides_what_is_learned() -> None:

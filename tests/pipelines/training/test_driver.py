@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -30,6 +31,8 @@ from support.train_runs import (
 
 from ddpm_core.model import load_model
 from ddpm_core.process.continuous import continuous
+from pipelines.cli.errors import ClusterError
+from pipelines.cluster import gpus
 from pipelines.data.dataset import PreparedDataset
 from pipelines.data.epochs import Epochs, epochs_of
 from pipelines.data.hold_out import HoldOut
@@ -38,12 +41,17 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.inputs import hold_out_of
 from pipelines.models.find import find_model
 from pipelines.models.used import UsedModel
+from pipelines.storage.location import Location
 from pipelines.tracking.champion import Validation
+from pipelines.training.checks import check
 from pipelines.training.config import DataConfig, TrainConfig
 from pipelines.training.driver import train
 from pipelines.training.learner import Learner, build
 from pipelines.training.network import NetworkConfig
 from pipelines.training.noise_schedule import schedule_png
+from pipelines.training.quality import Quality
+from pipelines.training.ranks import ALONE
+from pipelines.training.reports import Reports
 from pipelines.verify.config import VerifyConfig
 from pipelines.verify.job import verify
 
@@ -194,6 +202,27 @@ def test_two_workers_train_on_the_same_rows_to_the_same_losses(
     np.testing.assert_allclose(spreads[0], spreads[1], rtol=1e-5)
 
 
+def test_two_workers_measure_the_quality_that_one_does(two_workers: TrainConfig, tmp_path: Path) -> None:
+    run = run_directory(two_workers)
+    result = (run / "result.json").read_json()
+    measured = result["quality"]
+    name = f"quality/fd_limit.random_conv_64.{measured['stamp']}"
+    assert curve(two_workers, name) == [(24, measured["numbers"]["fd_limit"]["value"])]
+    model, dataset = load_model(result["model"]).denoiser, PreparedDataset.open(two_workers.data.validation)
+    reports, place = Reports(0, lambda report: None), Location(str(tmp_path))
+    alone = Quality(
+        place, dataset, two_workers, HoldOut(dataset.num_rows), lambda: model, torch.device("cpu"), ALONE, reports
+    )
+    alone.observe(24)
+    found = alone.result()
+    assert found is not None
+    for number in ("fd", "fd_limit", "kid"):
+        assert measured["numbers"][number] == pytest.approx(found["numbers"][number], rel=1e-3), number
+    stored = [pq.read_table((directory / "quality/reference.parquet").path) for directory in (run, place)]
+    assert stored[0]["id"] == stored[1]["id"]
+    np.testing.assert_allclose(*(table["feature"].combine_chunks().flatten().to_numpy() for table in stored), rtol=1e-5)
+
+
 def test_what_two_workers_remember_of_the_losses_one_worker_goes_on_with(
     ray_cluster: None, training_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,3 +335,22 @@ def test_records_that_never_reached_the_spool_come_from_the_last_checkpoint(
     records = checkpoints(one_worker).load(24).state["records"]
     kept = {record["step"] for record in records if "train/loss" in record.get("values", ())}
     assert curve(config) == [(step, loss) for step, loss in curve(one_worker) if step in kept]
+
+
+def test_a_run_goes_on_where_it_was_begun_unless_told(
+    two_workers: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` asks no cluster then; what was begun on GPUs is refused where there are none."""
+    monkeypatch.setattr(gpus, "_chosen", lambda *_: pytest.fail("asked"))
+    assert check(two_workers).job.config.cluster.gpus_per_worker == 0
+    run = Path(run_directory(two_workers).path)
+    moved = run.with_name("on-gpus")
+    shutil.copytree(run, moved)
+    stored = json.loads((moved / "config.json").read_text())
+    stored["cluster"]["gpus_per_worker"] = 1.0
+    (moved / "config.json").write_text(json.dumps(stored))
+    longer = changed(two_workers, name="on-gpus", train={"steps": 30})
+    with pytest.raises(ClusterError, match=r"^cluster\.gpus_per_worker = 1\.0: no machine of the cluster has 1 GPU"):
+        check(longer)
+    on_cpus = replace(longer, cluster=replace(longer.cluster, gpus_per_worker=0))
+    assert check(on_cpus).job.config.cluster.gpus == 0

@@ -21,12 +21,14 @@ from pipelines.data.ledger import Ledger
 from pipelines.data.stream import MicroBatch
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location
+from pipelines.tracking.tracker import TrackingReport
 from pipelines.training import stop
 from pipelines.training.config import (
     CheckpointConfig,
     DataConfig,
     GridConfig,
     OptimizationConfig,
+    QualityConfig,
     TrainConfig,
     TrainJob,
     TrainTrackingConfig,
@@ -38,6 +40,7 @@ from pipelines.training.network import NetworkConfig
 from pipelines.training.preemption import Preemption
 from pipelines.training.ranks import Ranks
 from pipelines.training.reports import Reports
+from pipelines.training.summary import summarise
 from pipelines.training.worker import Worker
 from pipelines.verify.run import check_run
 
@@ -56,6 +59,8 @@ CONFIG = TrainConfig(
     grid=GridConfig(every_steps=8, num_images=2, sampler_steps=2),
     tracking=TrainTrackingConfig(every_steps=3),
 )
+
+NO_TRACKING = TrackingReport(None, None, 0, 0, None, None)
 
 
 class Run:
@@ -160,6 +165,39 @@ def test_the_result_names_what_the_run_has_left(run: Run) -> None:
     assert result["validation"]["num_images"] == 4
     assert result["validation"]["dataset_id"] != result["dataset_id"]  # its held-out rows only
     assert set(result["validation"]["baselines"]) == {"png", "independent_pixels"}
+
+
+def test_quality_is_measured_where_it_is_turned_on_and_changes_nothing_else(run: Run, make_dataset) -> None:
+    """Also by a training that goes on, whose checkpoints know nothing of it."""
+    run.data = make_dataset(num_rows=160, name="many").location.uri
+    config = replace(CONFIG, data=DataConfig(validation="held-out", hold_out=2))
+    run.work(config)
+    plain, weights, losses = (run.location / "result.json").read_json(), run.weights(), run.losses
+    assert not (run.location / "quality").exists()
+    assert not [r for report in run.reports for r in report if "random_conv" in str(r)]
+    for path in (run.location / "result.json", run.store.directory(STEPS) / "state.json"):
+        path.delete()
+
+    run.work(replace(config, quality=QualityConfig(num_images=80, every_steps=11, sampler_steps=1)))
+    assert run.said[0] == "resumed at step 10 on 1 worker(s)"
+    result = (run.location / "result.json").read_json()
+    quality = result.pop("quality")
+    assert (result, run.weights()) == (plain, weights)
+    assert {step: run.losses[step] for step in (11, 12)} == {step: losses[step] for step in (11, 12)}
+    assert (quality["num_samples"], quality["num_reference"]) == (80, 80)
+    assert quality["reference_id"] == plain["validation"]["dataset_id"]
+    measured = [r for report in run.reports for r in report if "quality/fd." in str(r)]
+    assert [record["step"] for record in measured] == [11, 12]
+    name = f"quality/fd_limit.random_conv_64.{quality['stamp']}"
+    assert measured[-1]["values"][name] == quality["numbers"]["fd_limit"]["value"]
+    assert len([line for line in run.said if line.endswith(": measuring the quality of samples")]) == 2
+    assert (run.location / "quality").list() == ["reference.parquet"]
+    job = TrainJob(config, run.location.uri, run.data, run.data, "version")
+    told, before = (
+        dict(summarise(job, each, NO_TRACKING, None, None).rows) for each in ({**plain, "quality": quality}, plain)
+    )
+    assert told.pop("quality").endswith("random_conv_64, 80 samples, 80 validation images")
+    assert told == before
 
 
 def test_a_checkpoint_holds_the_learner_the_ledger_the_origin_and_the_records(run: Run) -> None:

@@ -177,7 +177,7 @@ def test_shards_are_made_again_and_compared(ray_cluster: None, samples: Path) ->
 @pytest.mark.parametrize("kind", ["learned variances", "v, learned ends"])
 def test_samples_of_other_kinds_of_models_are_made_again_too(ray_cluster: None, tmp_path: Path, kind: str) -> None:
     KINDS[kind].save(tmp_path / "model")
-    samples = make_samples(tmp_path, sampler="ddpm", steps=4)
+    samples = make_samples(tmp_path, sampler={"name": "ddpm", "steps": 4})
     result = verify(VerifyConfig(str(samples), recompute=1.0))
     assert result.problems == []
     rows = dict(result.rows)

@@ -1,0 +1,1 @@
+"""Encoding: images to the noise that they would be sampled from."""

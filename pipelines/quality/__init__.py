@@ -1,0 +1,1 @@
+"""Quality: how close one set of images is to another."""

@@ -1,0 +1,1 @@
+"""Feature extractors: from images to the numbers of which distributions are compared."""

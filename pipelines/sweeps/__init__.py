@@ -1,0 +1,1 @@
+"""Trainings of every combination of some fields' values, as one job."""
