@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # test modules are not packages:
 
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray gives its workers the lowest priority; tests wait for them
 
 
 # Run by a test as a process of its own, not to be imported by the collector of docstring examples.

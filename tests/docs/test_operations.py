@@ -71,7 +71,13 @@ def test_the_path_for_one_machine_works_by_copy_and_paste(tmp_path: Path) -> Non
     done = subprocess.run(
         [*alone, "bash", "-c", "\n".join(script)],
         cwd=REPOSITORY,
-        env={**environment, "HOME": str(tmp_path / "home"), "UV_OFFLINE": "1", "UV_NO_SYNC": "1"},
+        env={
+            **environment,
+            "HOME": str(tmp_path / "home"),
+            "UV_OFFLINE": "1",
+            "UV_NO_SYNC": "1",
+            "RAY_worker_niceness": "0",
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

@@ -16,11 +16,6 @@ from support.network_namespaces import Machines
 from pipelines.cluster import ray_private
 from pipelines.cluster.spot_notice import Raylet
 
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray gives its workers the lowest priority, and here a test waits for them
-}
-
 
 class RayNodes:
     """Raylets side by side, with one CPU each; their workers have the variables of `environment`.
@@ -31,7 +26,7 @@ class RayNodes:
     driver: tuple[str, ...] = ()
 
     def __init__(self, count: int, environment: Mapping[str, str] | None = None) -> None:
-        self.environment = {**_ENVIRONMENT, **(environment or {})}
+        self.environment = dict(environment or {})
         with patch.dict(os.environ, self.environment), ray_private.patience():
             self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.address: str = self._cluster.address
@@ -72,7 +67,6 @@ class RayMachines:
     def __init__(self, machines: Machines, count: int) -> None:
         self._machines, self._started = machines, 0
         self.environment = {
-            **_ENVIRONMENT,
             "RAY_AUTH_MODE": "token",
             "RAY_health_check_timeout_ms": "3000",  # a node that is silent for 12 s instead of 50 s is dead
             "RAY_health_check_failure_threshold": "4",
