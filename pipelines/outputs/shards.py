@@ -4,6 +4,7 @@ An output is a directory or prefix:
 
     OUTPUT/data/part-00042.parquet     one object per shard, named by its index, replaced only by equal bytes
     OUTPUT/_work/request.json          what is being made; a run that asks for something else is refused
+    OUTPUT/_work/owner.json            who began it, which the manifest keeps
     OUTPUT/_work/records/data/...json  per finished shard: rows, bytes, sha256 and what the job adds
     OUTPUT/manifest.json               written last and conditionally: it exists if and only if all is there
 
@@ -41,7 +42,16 @@ from pipelines.outputs.shard_store import (
     shard_name,
 )
 from pipelines.storage.location import Location, json_bytes
-from pipelines.storage.ownership import delete_files, discard_temporaries, first_file
+from pipelines.storage.ownership import (
+    OWNER,
+    begun_by,
+    claim,
+    delete_files,
+    discard_temporaries,
+    first_file,
+    owner_of,
+    user,
+)
 
 __all__ = ["MAX_SHARDS", "Compute", "Progress", "ShardOutput", "ShardRecord", "ShardedOutput", "shard_name"]
 
@@ -102,12 +112,12 @@ class ShardedOutput:
             if begun.exists():
                 stored = begun.read_json()
                 asked = {name: stored.get(name) for name in self.request} if isinstance(stored, dict) else stored
-                self._refuse_difference("holds an unfinished output", asked, self.request)
+                self._refuse_difference("holds an unfinished output", asked, self.request, owner_of(self.work))
             else:
                 self._refuse_foreign_files()
             return None
         content = read_manifest(self.location)
-        self._refuse_difference("holds a finished output", content["request"], self.request)
+        self._refuse_difference("holds a finished output", content["request"], self.request, content.get("owner"))
         # after a run that was killed between its commit and its cleaning up
         with suppress(StorageError):
             discard_temporaries(self.location, re.escape(MANIFEST))
@@ -129,7 +139,8 @@ class ShardedOutput:
         if not stored.exists():
             self._refuse_foreign_files()
         if not stored.create(json_bytes(request)):
-            self._refuse_difference("holds an unfinished output", stored.read_json(), request)
+            self._refuse_difference("holds an unfinished output", stored.read_json(), request, owner_of(self.work))
+        claim(self.work)
 
     def _refuse_foreign_files(self) -> None:
         name = first_file(self.location, f"{self.work.name}/{_REQUEST}")
@@ -254,8 +265,8 @@ class ShardedOutput:
                 )
 
     def commit(self, fields: Mapping[str, Any], records: Sequence[ShardRecord]) -> dict[str, Any]:
-        """Write the manifest (`fields`, `request`, `request_sha256`, `shards`), once, and remove the work directory and
-        shards that are not in it.
+        """Write the manifest (`fields`, `request`, `request_sha256`, `owner`, `shards`), once, and remove the work
+        directory and shards that are not in it.
 
         Every `extra` fact of a record becomes a field of its shard's entry.
 
@@ -267,7 +278,8 @@ class ShardedOutput:
             entry = asdict(record)
             shards.append({**entry.pop("extra"), **entry})
         request, kept = dict(self.request), {record.name for record in records}
-        manifest = {**fields, "request": request, "request_sha256": digest(request), "shards": shards}
+        given = {"request": request, "request_sha256": digest(request), "owner": self._owner()}
+        manifest = {**fields, **given, "shards": shards}
         self._remove_objects(self.directory, kept)  # computed beyond what was enough
         if not (self.location / MANIFEST).create(json_bytes(manifest)):
             raise StorageError(
@@ -276,6 +288,13 @@ class ShardedOutput:
             )
         self._clean_up(kept)
         return manifest
+
+    def _owner(self) -> str:
+        """Who began the output: of racing runs all say the same, also when another one has finished it."""
+        owner = owner_of(self.work)
+        if owner is None and (self.location / MANIFEST).exists():
+            owner = read_manifest(self.location).get("owner")
+        return owner or user()
 
     def _clean_up(self, kept: Collection[str]) -> None:
         """Remove what the runs of a complete output recorded or left beside its shards, named `kept`.
@@ -294,8 +313,9 @@ class ShardedOutput:
             for into in (self.directory, *self.passes):  # only now: a racing run's are not missed any more
                 discard_temporaries(self.location / into, SHARD_NAME)
                 discard_temporaries(self.location / records_of(into), RECORD_NAME)
-            own = [f"{self.work.name}/{name}" for name in (*self.scratch, _REQUEST)]
-            discard_temporaries(self.work, "|".join(map(re.escape, (*self.scratch, _REQUEST))))
+            names = (*self.scratch, OWNER, _REQUEST)
+            own = [f"{self.work.name}/{name}" for name in names]
+            discard_temporaries(self.work, "|".join(map(re.escape, names)))
             delete_files(self.location, [*records, *own])
 
     def _record_names(self, into: str) -> list[str]:
@@ -346,10 +366,10 @@ class ShardedOutput:
             return "nothing had been saved yet, run the same command to start again"
         return f"{shards:,} finished shard(s) are kept, run the same command to continue"
 
-    def _refuse_difference(self, what: str, stored: Any, given: Mapping[str, Any]) -> None:
+    def _refuse_difference(self, what: str, stored: Any, given: Mapping[str, Any], owner: object) -> None:
         differing = differences(stored, dict(given))
         if differing:
             raise RequestMismatchError(
-                f"{self.location}: {what} of another request ({'; '.join(differing)}); "
+                f"{self.location}: {what} of another request ({'; '.join(differing)}){begun_by(owner)}; "
                 "ask for the same, choose another output, or delete it to start over"
             )

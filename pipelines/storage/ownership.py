@@ -4,6 +4,7 @@ Nothing here, and nothing that writes outputs or runs, removes a directory with 
 a list of names that the caller's own records give, so that a file of somebody else's outlives everything.
 """
 
+import getpass
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -11,14 +12,49 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from pipelines.cli.errors import ConfigError
+from pipelines.cli.errors import ConfigError, StorageError
 from pipelines.storage.errors import clear_errors
-from pipelines.storage.location import S3_PROTOCOLS, Location, temporary_target
+from pipelines.storage.location import S3_PROTOCOLS, Location, json_bytes, temporary_target
 
 _DELETERS = 16
 # So many keys are looked at: a directory marker or two may come before the first object.
 _KEYS = 100
+OWNER = "owner.json"
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az"}
+
+
+def user() -> str:
+    """Who runs this process: the user of MLflow's server that the environment names, by which teams on one cluster are
+    told apart, else the system's."""
+    named = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    try:
+        return named or getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def claim(directory: Location) -> None:
+    """Record there who began, unless somebody has.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    (directory / OWNER).create(json_bytes({"owner": user()}))
+
+
+def owner_of(directory: Location) -> str | None:
+    """Who claimed it; None where that is not known, as of what earlier versions began."""
+    try:
+        stored = (directory / OWNER).read_json()
+    except StorageError:
+        return None
+    owner = stored.get("owner") if isinstance(stored, dict) else None
+    return owner if isinstance(owner, str) else None
+
+
+def begun_by(owner: object) -> str:
+    """Who began it, as the end of a clause; empty where that was this user, or is not known."""
+    return f", begun by {owner}" if isinstance(owner, str) and owner != user() else ""
 
 
 def first_file(location: Location, first_own: str = "") -> str | None:

@@ -1,13 +1,12 @@
 """The MLflow run of a spool: found again or created, then fed in order, whatever MLflow does meanwhile."""
 
-import getpass
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipelines.cli.errors import TrackingError
+from pipelines.storage.ownership import user
 from pipelines.tracking.client import database_lock, mlflow_client, reason
 from pipelines.tracking.experiment_page import write_page
 from pipelines.tracking.mlflow_records import ATTEMPT_TAG, RecordWriter
@@ -149,7 +148,7 @@ class MlflowRun:
         return self._mlflow.create_run(
             str(self.state.experiment_id),
             start_time=first[0].timestamp_ms if first else None,
-            tags={RUN_KEY_TAG: self._identity["run_key"], "mlflow.user": _user(), **made_from},
+            tags={RUN_KEY_TAG: self._identity["run_key"], "mlflow.user": user(), **made_from},
             run_name=self._identity["run_name"],
         )
 
@@ -254,10 +253,3 @@ class MlflowRun:
 def _contradicts(known: Mapping[str, str], made_from: Mapping[str, str]) -> bool:
     """Whether it is known to be made from something else; what is not known says nothing."""
     return any(known.get(name, value) != value for name, value in made_from.items())
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return str(os.getuid())

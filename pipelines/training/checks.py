@@ -14,6 +14,7 @@ from pipelines.data.opening import open_dataset
 from pipelines.models.checkpoints import Checkpoint, CheckpointStore
 from pipelines.outputs.version import code_version
 from pipelines.storage.location import Location
+from pipelines.storage.ownership import begun_by, owner_of
 from pipelines.training.complete import complete, made_from
 from pipelines.training.config import FEWEST_QUALITY_IMAGES, HELD_OUT, TrainConfig, TrainJob
 from pipelines.training.labels import check_validation
@@ -66,7 +67,10 @@ def check(config: TrainConfig) -> Checked:
     told += [of_gpus] if of_gpus else []
     validation_set = _validation_set(config, root, train_set)
     if newest is not None:
-        _check_resumable(newest, config)
+        owner = owner_of(run)
+        _check_resumable(newest, config, owner)
+        if begun_by(owner):
+            told.append(f"{config.name} was begun by {owner}: this continues it")
     _check_quality(config, validation_set)
     config.network.unet_config(train_set.image_shape)  # refuses images that the network cannot take
     result = read_result(run)
@@ -130,13 +134,13 @@ def _check_same_data(newest: Checkpoint, config: TrainConfig, dataset: PreparedD
         )
 
 
-def _check_resumable(newest: Checkpoint, config: TrainConfig) -> None:
+def _check_resumable(newest: Checkpoint, config: TrainConfig, owner: str | None) -> None:
     """Refuse to continue a run under another config, or to fewer steps than it has."""
     changed = differences(newest.state["config"], config.semantic())
     if changed:
         raise CheckpointError(
             f"name = {config.name!r}: the run's checkpoint of step {newest.step} was made with another config "
-            f"({'; '.join(changed)}); {_RESTORE}"
+            f"({'; '.join(changed)}){begun_by(owner)}; {_RESTORE}"
         )
     if newest.step > config.train.steps:
         raise ConfigError(f"train.steps = {config.train.steps}: the run has {newest.step} steps already; {_RESTORE}")

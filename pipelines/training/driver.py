@@ -6,6 +6,7 @@ from pipelines.cli.config import as_dict
 from pipelines.cli.console import Interrupted, event, waiting
 from pipelines.models.checkpoints import CheckpointStore
 from pipelines.storage.location import Location
+from pipelines.storage.ownership import claim
 from pipelines.training.attempt import Attempt
 from pipelines.training.checks import check
 from pipelines.training.config import TrainConfig
@@ -38,6 +39,7 @@ def train(config: TrainConfig, loop: TrainLoop | None = None) -> TrainSummary:
             for line in checked.told:
                 event(line)
             (run / CONFIG).write_json(as_dict(job.config))
+            claim(run)
             attempt.run(tracker, loop)
             result = read_result(run)
         assert result is not None

@@ -1,6 +1,7 @@
 """A run directory as a whole: what tells that a directory is one, and what a finished training leaves in it.
 
 RUN/config.json       what was asked for
+RUN/owner.json        who began it
 RUN/checkpoints/      see pipelines.models.checkpoints
 RUN/result.json       what the last training to the end has left
 RUN/tracking/         the spool

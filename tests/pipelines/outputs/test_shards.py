@@ -153,6 +153,23 @@ def test_another_request_is_refused_naming_the_fields(tmp_path: Path, squares: S
         output(tmp_path, "done", size={"h": 16}, added=True).committed()
 
 
+def test_an_output_of_another_team_is_refused_with_its_name(
+    tmp_path: Path, squares: Squares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "vision")
+    output(tmp_path).begin()
+    finish(output(tmp_path, "done"), squares)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "speech")
+    for asked in (output(tmp_path, seed=2).begin, output(tmp_path, seed=2).committed):
+        with pytest.raises(RequestMismatchError, match=r"unfinished .*\(seed: 1 -> 2\), begun by vision; ask for"):
+            asked()
+    with pytest.raises(RequestMismatchError, match=r"finished .*\(seed: 1 -> 2\), begun by vision; ask for"):
+        output(tmp_path, "done", seed=2).committed()
+    # The same request is the same output, whoever asks: who began it stays its owner.
+    finish(output(tmp_path), squares)
+    assert (output(tmp_path).committed() or {})["owner"] == "vision"
+
+
 def test_racing_runs_commit_one_manifest_of_equal_content(tmp_path: Path, squares: Squares) -> None:
     result, outcomes, barrier = output(tmp_path), [], threading.Barrier(3)
     result.begin()

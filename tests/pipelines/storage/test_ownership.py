@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from pipelines.cli.errors import ConfigError
 from pipelines.storage.location import Location
-from pipelines.storage.ownership import delete_files, first_file, overlap, require_apart
+from pipelines.storage.ownership import (
+    begun_by,
+    claim,
+    delete_files,
+    first_file,
+    overlap,
+    owner_of,
+    require_apart,
+)
 
 PARTS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=4)
 OPPOSITE = {"is": "is", "lies in": "holds", "holds": "lies in", None: None}
@@ -114,3 +122,15 @@ def test_one_bounded_request_tells_that_a_prefix_is_taken(s3_prefix: str) -> Non
         events.unregister("before-call.s3", unique_id="ask")
     assert [name for name, _ in asked] == ["ListObjectsV2"] * 2
     assert all(int(params["query_string"]["max-keys"]) <= 100 for _, params in asked)
+
+
+def test_the_first_to_claim_a_directory_is_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Location.parse(tmp_path)
+    assert owner_of(directory) is None
+    assert begun_by(None) == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "vision")
+    claim(directory)
+    assert begun_by(owner_of(directory)) == ""  # nobody is told their own name
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "speech")
+    claim(directory)
+    assert (owner_of(directory), begun_by(owner_of(directory))) == ("vision", ", begun by vision")

@@ -13,7 +13,9 @@ from support.train_runs import ROWS, changed, checkpoints, prepare_images, run_d
 from pipelines.cli.console import exit_code_of
 from pipelines.data.dataset import PreparedDataset
 from pipelines.storage.location import Location, forget_connections
+from pipelines.storage.ownership import claim
 from pipelines.tracking.spool import SpoolLock
+from pipelines.training.checks import check
 from pipelines.training.config import TrainConfig
 from pipelines.training.driver import train
 
@@ -122,7 +124,9 @@ def test_object_storage_that_is_missing_or_refuses(
     assert nothing_was_written(config)
 
 
-def test_a_checkpoint_of_another_training(config: TrainConfig, data: Path, refusal) -> None:
+def test_a_checkpoint_of_another_training(
+    config: TrainConfig, data: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = PreparedDataset.open(config.data.train)
     state = {
         "dataset": {"id": dataset.dataset_id, "uri": config.data.train, "num_rows": ROWS},
@@ -130,6 +134,8 @@ def test_a_checkpoint_of_another_training(config: TrainConfig, data: Path, refus
         "records": [],
     }
     checkpoints(config).save(12, {"weights.safetensors": b"weights"}, state)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "vision")
+    claim(run_directory(config))
     before = {path: path.stat().st_mtime_ns for path in Path(config.root).rglob("*")}
 
     line = refusal(1, of(config, data={"train": str(data / "other")}))
@@ -140,6 +146,9 @@ def test_a_checkpoint_of_another_training(config: TrainConfig, data: Path, refus
         "name = 'refused': the run's checkpoint of step 12 was made with another config "
         "(network.channel_multipliers: [1, 2] -> [1, 1]; train.learning_rate: 0.001 -> 0.5; seed: 0 -> 7); "
     )
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "speech")
+    assert "seed: 0 -> 7), begun by vision; give the run another `name`" in refusal(1, of(config, seed=7))
+    assert "refused was begun by vision: this continues it" in check(config).told
     line = refusal(2, of(config, train={"steps": 11}))
     assert line.startswith("train.steps = 11: the run has 12 steps already")
     assert {path: path.stat().st_mtime_ns for path in Path(config.root).rglob("*")} == before
