@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Mapping
 from unittest.mock import patch
+from uuid import uuid4
 
 import psutil
 from ray._raylet import GcsClient
@@ -68,6 +69,7 @@ class RayMachines:
         self._machines, self._started = machines, 0
         self.environment = {
             "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": uuid4().hex,
             "RAY_health_check_timeout_ms": "3000",  # a node that is silent for 12 s instead of 50 s is dead
             "RAY_health_check_failure_threshold": "4",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
