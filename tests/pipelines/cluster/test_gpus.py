@@ -15,12 +15,12 @@ from pipelines.training.config import TrainClusterConfig
     [
         (Supply("the cluster", 4, None), None, 1, "GPUs: 1 per worker (the cluster has 4)"),
         (Supply("the cluster", 0, True), None, 1, "GPUs: 1 per worker (the cluster has none now, and can start some)"),
-        (Supply("the cluster", 0), None, 0, "no GPU: the cluster has none and can start none; computing on CPUs"),
+        (Supply("the cluster", 0), None, 0, "no GPU (the cluster has none and can start none): computing on CPUs"),
         (Supply("this machine", 2), None, 1, "GPUs: 1 per worker (this machine has 2)"),
-        (Supply("this machine", 0), None, 0, "no GPU: this machine has none; computing on CPUs"),
-        (Supply("the cluster", 4), "cpu", 0, "no GPU: as it was begun with; computing on CPUs"),
+        (Supply("this machine", 0), None, 0, "no GPU (this machine has none): computing on CPUs"),
+        (Supply("the cluster", 4), "cpu", 0, "no GPU (as it was begun with): computing on CPUs"),
         (Supply("the cluster", 0), "cuda", 1, "GPUs: 1 per worker (as it was begun with)"),
-        (Supply("the cluster", 4), 0.0, 0, "no GPU: as it was begun with; computing on CPUs"),
+        (Supply("the cluster", 4), 0.0, 0, "no GPU (as it was begun with): computing on CPUs"),
         (Supply("the cluster", 0), 2, 2, "GPUs: 2 per worker (as it was begun with)"),
         (Supply("the cluster", 4), "tpu", 1, "the cluster has 4"),  # not one of ours: refused where it is compared
         (Supply("the cluster", 4), True, 1, "the cluster has 4"),
@@ -44,9 +44,9 @@ def test_a_number_stays_and_nobody_is_asked(monkeypatch, given) -> None:
 def test_what_cannot_use_gpus_does_not_ask_for_them(monkeypatch) -> None:
     monkeypatch.setattr(gpus, "supply_of", lambda address: pytest.fail("asked"))
     settled, line = settle(GpuClusterConfig(), None, "this onnxruntime has no CUDA")
-    assert (settled.device, line) == ("cpu", "no GPU: this onnxruntime has no CUDA; computing on CPUs")
+    assert (settled.device, line) == ("cpu", "no GPU (this onnxruntime has no CUDA): computing on CPUs")
     monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
-    assert settle(GpuClusterConfig())[1] == "no GPU: this PyTorch is built without CUDA; computing on CPUs"
+    assert settle(GpuClusterConfig())[1] == "no GPU (this PyTorch is built without CUDA): computing on CPUs"
 
 
 def test_an_autoscaler_that_does_not_tell_is_no_reason_for_cpus(monkeypatch) -> None:
@@ -61,5 +61,5 @@ def test_what_a_bulk_job_begins_with_is_said_and_kept(monkeypatch, capsys) -> No
     assert settled_gpus(GpuClusterConfig(), {"device": "cpu"}).device == "cpu"
     assert capsys.readouterr().err.splitlines() == [
         "GPUs: 1 per worker (the cluster has 4)",
-        "no GPU: as it was begun with; computing on CPUs",
+        "no GPU (as it was begun with): computing on CPUs",
     ]
