@@ -87,7 +87,7 @@ class Brightness(BulkJob):
     data: PreparedDataset
 
     kind, job, doing, counted, model = BRIGHTNESS, "brightness", "measuring", "images", None
-    experiment = "brightness"
+    usual_experiment = "brightness"
 
     @property
     def num_images(self) -> int:
