@@ -14,7 +14,6 @@ import numpy as np
 from pipelines.cli.errors import ClusterError, DDPMError
 from pipelines.cluster import connection, demand
 from pipelines.cluster.config import ClusterConfig
-from pipelines.cluster.connection import is_named
 
 # Half a minute to a minute of one core. A private Ray and its actors take 20 to 40 s to start, and are then faster by
 # the number of cores at most.
@@ -57,7 +56,7 @@ class ActorPool:
             work: Gives the number of shards (a single one would keep a single actor busy, no faster than this process),
                 and the evaluations of a network times its `pixel_weights`.
         """
-        asked_for = self.size is not None or self.num_gpus > 0 or is_named(self.address)
+        asked_for = self.size is not None or self.num_gpus > 0 or connection.is_named(self.address)
         if asked_for:
             return self
         shards, weights = work()
@@ -147,7 +146,7 @@ def one_actor(pool: ActorPool) -> Iterator[ActorPool | None]:
         ClusterError: See `pipelines.cluster.connection.connect`.
     """
     try:
-        if pool.num_gpus > 0 or is_named(pool.address):
+        if pool.num_gpus > 0 or connection.is_named(pool.address):
             connection.connect(pool.address)
             yield replace(pool, size=1)
         else:

@@ -22,7 +22,7 @@ from pipelines.cluster.actor_pool import ActorPool, one_actor
 def test_little_work_that_nobody_asked_actors_for_needs_none(
     pool: ActorPool, shards: int, weights: float, named: bool, in_this_process: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: named)
+    monkeypatch.setattr("pipelines.cluster.connection.is_named", lambda address: named)
     assert pool.unless_small(lambda: (shards, weights)) is (None if in_this_process else pool)
 
 
@@ -38,7 +38,7 @@ def test_one_actor_is_started_for_gpus_and_on_a_named_cluster_alone(
     pool: ActorPool, named: bool, one: ActorPool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: named)
+    monkeypatch.setattr("pipelines.cluster.connection.is_named", lambda address: named)
     monkeypatch.setattr("pipelines.cluster.connection.connect", lambda address: calls.append("connect"))
     monkeypatch.setattr("pipelines.cluster.connection.disconnect", lambda: calls.append("disconnect"))
     with one_actor(pool) as found:

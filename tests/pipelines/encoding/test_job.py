@@ -30,7 +30,7 @@ from pipelines.verify.job import verify
 def no_cluster_or_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: False)
+    monkeypatch.setattr("pipelines.cluster.connection.is_named", lambda address: False)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def config(
 ) -> BrightnessConfig:
     """A measurement of 70 images in 5 shards, in this process; its kind is in the table."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: False)
+    monkeypatch.setattr("pipelines.cluster.connection.is_named", lambda address: False)
     monkeypatch.setitem(KINDS, BRIGHTNESS.format, BRIGHTNESS)
     return BrightnessConfig(make_dataset(ROWS).location.uri, str(tmp_path / "out"), str(tmp_path / "home"))
 

@@ -33,7 +33,7 @@ def no_cluster_or_server_of_the_user() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: False)
+        patch.setattr("pipelines.cluster.connection.is_named", lambda address: False)
         yield
 
 

@@ -345,7 +345,7 @@ def test_guided_samples_are_the_same_by_any_workers_after_any_kills_and_recomput
     config = config_of(tmp_path, "eps, labels", num_images=22, guidance=guidance)
     alone = replace(config, output=str(tmp_path / "alone"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: False)
+        patch.setattr("pipelines.cluster.connection.is_named", lambda address: False)
         patch.setattr("pipelines.cluster.connection.connect", None)
         sample_job(alone)
     two = replace(config, cluster=GpuClusterConfig(num_workers=2))

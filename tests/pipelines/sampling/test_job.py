@@ -124,7 +124,7 @@ def test_any_number_of_actors_and_any_kills_of_them_give_the_same_shards(made: S
 def test_a_small_request_is_made_in_this_process_with_the_same_bytes_and_counted_step_by_step(
     made: SampleConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipelines.cluster.actor_pool.is_named", lambda address: False)
+    monkeypatch.setattr("pipelines.cluster.connection.is_named", lambda address: False)
     monkeypatch.setattr("pipelines.cluster.connection.connect", None)
     monkeypatch.setattr("pipelines.outputs.progress._INTERVAL_S", 0.0)
     config = replace(made, output=str(tmp_path / "samples"), root=str(tmp_path / "home"), cluster=GpuClusterConfig())
