@@ -29,12 +29,13 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
-# Begun before all others: otherwise one process would wait for the other at the end.
-LONGEST = ("test_operations.py", "test_chaos.py", "test_nodes.py")
+# The longest, since otherwise one process would wait for the other at the end; and those that start nodes of a Ray
+# cluster in the process of the tests: its driver of the shared cluster would lose that one, and end the process.
+FIRST = ("test_operations.py", "test_chaos.py", "test_nodes.py", "test_placement.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,7 @@ from unittest.mock import patch
 from uuid import uuid4
 
 import psutil
+import ray
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -27,6 +28,7 @@ class RayNodes:
     driver: tuple[str, ...] = ()
 
     def __init__(self, count: int, environment: Mapping[str, str] | None = None) -> None:
+        assert not ray.is_initialized(), "the driver that is connected would lose its cluster; see FIRST in conftest.py"
         self.environment = dict(environment or {})
         with patch.dict(os.environ, self.environment), ray_private.patience():
             self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
