@@ -89,9 +89,9 @@ class RayMachines:
         n = self._started
         command = ["-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=150000000"]
         command += [f"--node-ip-address={self._machines.addresses[n]}", *role]
-        ray = JobProcess(*command, environment=self.environment, on=self._machines.on(n))
-        self._processes.append(ray)
-        ray.wait_until(lambda: "Ray runtime started." in ray.text)
+        process = JobProcess(*command, environment=self.environment, on=self._machines.on(n))
+        self._processes.append(process)
+        process.wait_until(lambda: "Ray runtime started." in process.text)
         self._started += 1
 
     def add(self) -> None:
@@ -120,7 +120,7 @@ class RayMachines:
 
     def close(self) -> None:
         """End Ray everywhere."""
-        for ray in reversed(self._processes):
-            ray.send(signal.SIGTERM)
-        for ray in self._processes:
-            ray.wait()
+        for process in reversed(self._processes):
+            process.send(signal.SIGTERM)
+        for process in self._processes:
+            process.wait()
