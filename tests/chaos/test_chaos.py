@@ -5,15 +5,15 @@ In full, with the table in docs/operations.md made anew:
     uv run pytest tests/chaos -n 0 --faults 28 --fault-seed 1 --fault-table docs/operations.md
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chaos import jobs
 from chaos.faults import Outcome, live_through, sequence, write_table
-from chaos.world import World
+from chaos.world import PREFIX, World
 from mlflow import MlflowClient
+from support.cloudformation import Stack
 from support.s3_policy import allows, right_of
 
 from pipelines.data.epochs import Epochs
@@ -83,10 +83,9 @@ def test_a_disturbed_job_ends_like_an_undisturbed_one(
 
 
 def test_all_that_was_asked_of_the_store_is_allowed_on_aws(world: World, outcomes: dict[str, Outcome]) -> None:
-    policy = (Path(__file__).parents[2] / "deploy/aws/worker-policy.json").read_text()
     rights = {right for request in world.proxy.asked() if (right := right_of(*request)) is not None}
-    bucket = json.loads(policy.replace("example-bucket", world.store.bucket))
-    assert [right for right in sorted(rights, key=str) if not allows(bucket, *right)] == []
+    policy = Stack(Bucket=world.store.bucket, Prefix=PREFIX).policies["StorageAccess"]
+    assert [right for right in sorted(rights, key=str) if not allows(policy, *right)] == []
     if len(outcomes) == len(JOBS):
         assert {action for action, _, _ in rights} >= {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}
 

@@ -1,11 +1,12 @@
-"""The policies of deploy/aws, and ray_cluster.yaml against what Ray asks of EC2.
+"""The stack of deploy/aws, its policies, and ray_cluster.yaml against what Ray asks of EC2.
 
 There is no EC2 here. A server on loopback answers boto3 as EC2 would, so that Ray's own launcher and node provider run
 with the file, and says what they asked: that must be in the policies, and nothing else.
 """
 
-import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,9 +16,11 @@ from urllib.parse import parse_qsl
 
 import pytest
 import yaml
+from support.cloudformation import ACCOUNT, REGION, STACK, Stack
 
 REPOSITORY = Path(__file__).parents[2]
-POLICIES = {path.stem: json.loads(path.read_text()) for path in (REPOSITORY / "deploy/aws").glob("*-policy.json")}
+POLICIES = STACK.policies
+AWS = REPOSITORY / "deploy/aws"
 CLUSTER = yaml.safe_load((REPOSITORY / "ray_cluster.yaml").read_text())
 
 # EC2 lets nobody restrict these to single resources (Service Authorization Reference, Amazon EC2).
@@ -44,8 +47,49 @@ def actions(name: str) -> set[str]:
     return {action for entry in POLICIES[name]["Statement"] for action in listed(entry["Action"])}
 
 
+def test_the_template_is_one_that_cloudformation_takes() -> None:
+    command = [str(Path(sys.executable).with_name("cfn-lint")), str(AWS / "stack.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_every_name_follows_the_parameters() -> None:
+    """No ARN and no name is written out: another bucket, prefix and cluster are in all of them."""
+    other = Stack(Bucket="their-bucket", Prefix="vision/ddpm", Cluster="theirs", Vpc="vpc-7")
+    assert re.findall(r"example-bucket|(?<!/)ddpm", str(other.resources)) == []
+    assert "arn:aws:s3:::their-bucket/vision/ddpm/*" in str(other.policies)
+    assert other.resources["Machines"]["Properties"]["VpcId"] == "vpc-7"
+    assert "VpcId" not in STACK.resources["Machines"]["Properties"]  # CloudFormation takes the default one
+
+
+def test_the_bucket_keeps_what_is_deleted_by_mistake_and_outlives_the_stack() -> None:
+    bucket = STACK.resources["Storage"]
+    assert (bucket["DeletionPolicy"], bucket["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    properties = bucket["Properties"]
+    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
+    rules = properties["LifecycleConfiguration"]["Rules"]
+    assert [rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] for rule in rules[:1]] == [1]
+    assert all("ExpirationInDays" not in rule for rule in rules)  # nothing that is there is removed by its age
+
+
+def test_the_cluster_is_made_of_what_the_stack_makes() -> None:
+    made = {resource["Type"]: set() for resource in STACK.resources.values()}
+    for resource in STACK.resources.values():
+        properties = resource["Properties"]
+        made[resource["Type"]] |= {properties[key] for key in properties if key.endswith("Name")}
+    types = CLUSTER["available_node_types"].values()
+    used = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in types}
+    assert used <= made["AWS::IAM::InstanceProfile"]
+    assert {CLUSTER["provider"]["security_group"]["GroupName"]} == made["AWS::EC2::SecurityGroup"]
+    assert CLUSTER["provider"]["region"] == REGION
+
+
 def test_there_is_a_policy_for_each_role() -> None:
-    assert set(POLICIES) == {"head-policy", "launcher-policy", "trust-policy", "worker-policy"}
+    roles = {f"trust of {role}" for role in ("HeadRole", "WorkerRole", "MlflowRole")}
+    assert set(POLICIES) == {"StorageAccess", "LauncherAccess", "autoscaler", *roles}
+    for role in ("HeadRole", "WorkerRole", "MlflowRole"):
+        assert STACK.resources[role]["Properties"]["ManagedPolicyArns"] == ["ddpm-storage"]
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
@@ -63,7 +107,7 @@ def test_policies_are_well_formed(name: str) -> None:
         assert all(re.fullmatch(r"[a-z0-9]+:[A-Z][A-Za-z]+", action) for action in listed(entry["Action"]))
 
 
-@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"trust-policy"}))
+@pytest.mark.parametrize("name", ["LauncherAccess", "StorageAccess", "autoscaler"])
 def test_policies_allow_no_more_than_needed(name: str) -> None:
     for entry in POLICIES[name]["Statement"]:
         if "*" in listed(entry["Resource"]):
@@ -76,13 +120,13 @@ def test_policies_allow_no_more_than_needed(name: str) -> None:
         assert not {"iam:PassRole", "s3:ListBucket"} & set(listed(entry["Action"])) or "*" not in entry["Resource"][-1]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("head-policy", "worker"), ("launcher-policy", "head")])
+@pytest.mark.parametrize(("name", "kind"), [("autoscaler", "worker"), ("LauncherAccess", "head")])
 def test_each_role_launches_and_gives_a_role_to_its_own_kind_only(name: str, kind: str) -> None:
     (passing,) = statements(name, "iam:PassRole")
-    assert passing["Resource"] == f"arn:aws:iam::*:role/ddpm-{kind}"
+    assert passing["Resource"] == f"arn:aws:iam::{ACCOUNT}:role/ddpm-{kind}"
     assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
     (instances,) = [entry for entry in statements(name, "ec2:RunInstances") if "Condition" in entry]
-    assert instances["Resource"] == "arn:aws:ec2:*:*:instance/*"
+    assert instances["Resource"] == f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"
     assert instances["Condition"]["StringEquals"] == {
         "aws:RequestTag/ray-cluster-name": CLUSTER["cluster_name"],
         "aws:RequestTag/ray-node-type": kind,
@@ -93,8 +137,8 @@ def test_each_role_launches_and_gives_a_role_to_its_own_kind_only(name: str, kin
 
 
 def test_storage_is_one_prefix_of_one_bucket() -> None:
-    (listing,) = statements("worker-policy", "s3:ListBucket")
-    (objects,) = statements("worker-policy", "s3:GetObject")
+    (listing,) = statements("StorageAccess", "s3:ListBucket")
+    (objects,) = statements("StorageAccess", "s3:GetObject")
     # IfExists: asking for an object that is not there is answered with 404 only to who may list, and such a request has
     # no prefix; without it everything that looks whether something exists would fail with 403.
     assert listing["Condition"] == {"StringLikeIfExists": {"s3:prefix": "ddpm/*"}}
@@ -107,7 +151,7 @@ def test_every_place_that_an_operator_copies_is_in_it() -> None:
     named = {
         f"{place}/" for path in files for place in re.findall(r"s3://example-bucket/[^ `'\"\n]*", path.read_text())
     }
-    (objects,) = statements("worker-policy", "s3:GetObject")
+    (objects,) = statements("StorageAccess", "s3:GetObject")
     prefix = objects["Resource"].replace("arn:aws:s3:::", "s3://").removesuffix("*")
     assert {place for place in named if not place.startswith(prefix)} == set()
     assert len(named) >= 4
@@ -232,13 +276,13 @@ def test_ray_up_resolves_the_file_with_the_launchers_rights(ec2: Ec2, tmp_path: 
     assert all(kind["node_config"]["KeyName"] == "ddpm-ray" for kind in types.values())
     key = tmp_path / ".ssh/ddpm-ray.pem"
     assert (config["auth"]["ssh_private_key"], key.stat().st_mode & 0o777) == (str(key), 0o600)
-    assert ec2.actions <= actions("launcher-policy")
+    assert ec2.actions <= actions("LauncherAccess")
     assert "ec2:CreateSecurityGroup" not in ec2.actions  # it would open SSH to everybody
 
 
 @pytest.mark.parametrize(
     ("node_type", "kind", "policy"),
-    [("head", "head", "launcher-policy"), ("spot-gpu", "worker", "head-policy"), ("data", "worker", "head-policy")],
+    [("head", "head", "LauncherAccess"), ("spot-gpu", "worker", "autoscaler"), ("data", "worker", "autoscaler")],
 )
 def test_machines_are_launched_tagged_and_ended_with_the_policys_rights(
     ec2: Ec2, node_type: str, kind: str, policy: str, monkeypatch: pytest.MonkeyPatch
@@ -261,7 +305,7 @@ def test_machines_are_launched_tagged_and_ended_with_the_policys_rights(
     provider.terminate_nodes(["i-1"])
     # Nothing else, and all of it is needed: what is allowed beyond is what `ray up` asks, tested above, and not of EC2.
     assert ec2.actions <= actions(policy)
-    assert ec2.actions == {action for action in actions("head-policy") if action.startswith("ec2:")}
+    assert ec2.actions == {action for action in actions("autoscaler") if action.startswith("ec2:")}
 
     tags = {launch[f"TagSpecification.1.Tag.{n}.Key"]: launch[f"TagSpecification.1.Tag.{n}.Value"] for n in range(1, 5)}
     assert (tags["ray-cluster-name"], tags["ray-node-type"]) == (CLUSTER["cluster_name"], kind)

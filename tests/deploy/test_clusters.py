@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_the_mounted_tree_is_the_one_in_the_image(path: Path) -> None:
     mounts = load(path)["file_mounts"]
     project = {local for remote, local in mounts.items() if remote.startswith("~/ddpm-pipeline/")}
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()}
+    project -= {"deploy/aws/parameters.json"}  # from which the nodes have their root
     assert project == copied - {"jobs", "configs"}  # those come with each job (--working-dir)
     assert all((REPOSITORY / name).exists() for name in project)
     assert all(mounts[f"~/ddpm-pipeline/{name}"] == name for name in project)
@@ -191,7 +193,11 @@ def test_the_environment_is_written_once(path: Path, tmp_path: Path) -> None:
     (command,) = [line for line in load(path)["setup_commands"] if ".bashrc" in line]
     (tmp_path / "cloud-init").write_text("#!/bin/sh\necho eu-west-3\n")
     (tmp_path / "cloud-init").chmod(0o755)
+    (tmp_path / "python3").symlink_to(sys.executable)
     (tmp_path / ".bashrc").write_text("export KEPT=1\n")
+    parameters = tmp_path / "ddpm-pipeline/deploy/aws/parameters.json"
+    parameters.parent.mkdir(parents=True)
+    parameters.write_bytes((REPOSITORY / "deploy/aws/parameters.json").read_bytes())
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
     for _ in range(2):
         subprocess.run(["bash", "-c", f"({command})"], env=environment, check=True, timeout=60)
@@ -204,3 +210,4 @@ def test_the_environment_is_written_once(path: Path, tmp_path: Path) -> None:
     assert variables["RAY_AUTH_MODE"] == "token"
     assert variables["PATH"].startswith(f"{tmp_path}/ddpm-pipeline/.venv/bin:{tmp_path}/.local/bin:")
     assert variables.get("AWS_DEFAULT_REGION") == ("eu-west-3" if path == AWS else None)
+    assert variables.get("DDPM_ROOT") == ("s3://example-bucket/ddpm" if path == AWS else None)

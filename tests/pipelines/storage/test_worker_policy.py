@@ -1,14 +1,12 @@
-"""deploy/aws/worker-policy.json allows what the project asks of S3, and nothing else."""
-
-import json
-from pathlib import Path
+"""The policy of deploy/aws/stack.yaml for storage allows what the project asks of S3, and nothing else."""
 
 import pytest
+from support.cloudformation import STACK
 
 from pipelines.storage.location import Location
 from pipelines.storage.ownership import delete_files, first_file
 
-POLICY = json.loads((Path(__file__).parents[3] / "deploy/aws/worker-policy.json").read_text())
+POLICY = STACK.policies["StorageAccess"]
 # Which action each request needs (Amazon S3 User Guide, "Required permissions for Amazon S3 API operations").
 ACTIONS = {
     "CompleteMultipartUpload": "s3:PutObject",
