@@ -204,6 +204,8 @@ def _classes(
         return (), ()
     counts = [_counts(images.read_labels()) for images in (samples, reference)]
     if not all(counts):
+        if any(counts):
+            event(f"no comparison by class: the {'samples' if counts[1] else 'reference images'} have no labels")
         return (), ()
     names = [_label_names(samples, model), _label_names(reference, None)]
     if all(names) and names[0] != names[1]:

@@ -170,8 +170,9 @@ def test_verify_makes_shards_again(ray_cluster: None, done: Compared) -> None:
         assert verify(VerifyConfig(output, recompute=0.5)).problems == []
 
 
-def test_too_few_images_for_a_covariance_leave_kid(tmp_path: Path) -> None:
-    samples, reference = (prepared(tmp_path / str(n), blobs(n, n)) for n in (20, 40))
+def test_too_few_images_for_a_covariance_leave_kid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = prepared(tmp_path / "20", blobs(20, 20))
+    reference = prepared(tmp_path / "40", blobs(40, 40), np.arange(40) % 2)
     config = compared(tmp_path, samples.location, reference.location, features="random_conv")
     rows = dict(quality(config).rows)
     found = manifest_of(config)["results"]["all"]
@@ -179,6 +180,7 @@ def test_too_few_images_for_a_covariance_leave_kid(tmp_path: Path) -> None:
     assert "kid" in found["numbers"]
     assert rows["Fréchet distance"].startswith("left out: needs 73 images of each side for 64 features, there are 20")
     assert "kernel distance (KID)" in rows["result"]
+    assert "no comparison by class: the samples have no labels" in capsys.readouterr().err
 
 
 def test_mlflow_shows_the_numbers_under_the_stamp_of_how_they_were_measured(done: Compared) -> None:
