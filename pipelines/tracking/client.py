@@ -5,7 +5,9 @@ import fcntl
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -106,4 +108,28 @@ def mlflow_client(uri: str) -> "MlflowClient":
         if given is None:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
     with database_lock(uri):
+        path = sqlite_path(uri)
+        if path is not None and not path.exists():
+            _make_database(path)
         return MlflowClient(uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's tables in a file beside it, which takes its place when it has them all.
+
+    MLflow makes them step by step over seconds, and can never finish what a process that was killed has left. Whoever
+    calls holds the lock.
+    """
+    from mlflow import MlflowClient
+
+    begun, made = (path.with_name(f"{path.name}.{name}") for name in ("unfinished", "new"))
+    for left in (begun, made):
+        left.unlink(missing_ok=True)
+    MlflowClient(sqlite_uri(begun))
+    # A copy, as MLflow's connections to the first one stay open.
+    with closing(sqlite3.connect(begun)) as source, closing(sqlite3.connect(made)) as target:
+        source.backup(target)
+    with contextlib.suppress(FileExistsError):  # made meanwhile by MLflow itself, which knows no lock
+        os.link(made, path)
+    for left in (begun, made):
+        left.unlink()

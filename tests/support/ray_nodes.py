@@ -37,11 +37,11 @@ class RayNodes:
         for _ in range(count):
             self.add()
 
-    def add(self) -> None:
-        """Start one more node; returns when the cluster knows it."""
+    def add(self, num_gpus: int = 0) -> None:
+        """Start one more node, which says that it has so many GPUs; returns when the cluster knows it."""
         handler = signal.getsignal(signal.SIGTERM)
         with patch.dict(os.environ, self.environment), ray_private.patience():
-            self.nodes.append(self._cluster.add_node(num_cpus=1))
+            self.nodes.append(self._cluster.add_node(num_cpus=1, num_gpus=num_gpus))
         signal.signal(signal.SIGTERM, handler)  # Ray's own would drain a node of ours when this process is ended
 
     def lose(self, index: int) -> None:
