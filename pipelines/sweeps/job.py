@@ -161,11 +161,23 @@ class _Trainings:
                     process.send_signal(signal.SIGTERM)
 
     def _run(self, variant: Variant) -> None:
-        self._wait_for_other(variant)
+        code = None
+        while not self._stopping.is_set() and (code is None or (code != 0 and self._other_runs(variant))):
+            # A process of a killed sweep may go on for a while; one that was still loading takes the run from ours.
+            self._wait_for_other(variant)
+            code = self._train_once(variant)
+        with self._lock:
+            if code == 0:
+                self.ended += 1
+            elif code is not None and not self._stopping.is_set():
+                self.failed[variant.label] = code
+
+    def _train_once(self, variant: Variant) -> int | None:
+        """The exit code of its training; None: it was not started, as the sweep stops."""
         parent = ["--tracking.parent", self.parent] if self.parent else []
         with self._lock:
             if self._stopping.is_set():
-                return
+                return None
             # A session of its own: what a terminal sends to all would come twice, once through this process.
             process = subprocess.Popen(
                 [*self._train, *variant.options, *self._shared, *parent],
@@ -182,23 +194,24 @@ class _Trainings:
         code = process.wait()
         with self._lock:
             self._running.remove(process)
-            if code == 0:
-                self.ended += 1
-            elif not self._stopping.is_set():
-                self.failed[variant.label] = code
+        return code
 
     def _wait_for_other(self, variant: Variant) -> None:
-        """Until no process of this machine trains the variant, as one of a killed sweep may for a while."""
-        spool, told = spool_of(variant.config), False
-        while not self._stopping.is_set():
-            try:
-                SpoolLock(spool).release()
-                return
-            except AlreadyRunningError as error:
-                if not told:
-                    event(f"{variant.label} | waiting: {error}")
-                told = True
-                self._stopping.wait(1.0)
+        """Until no process of this machine trains the variant."""
+        told = False
+        while not self._stopping.is_set() and (why := self._other_runs(variant)):
+            if not told:
+                event(f"{variant.label} | waiting: {why}")
+            told = True
+            self._stopping.wait(1.0)
+
+    def _other_runs(self, variant: Variant) -> str | None:
+        """Why the variant cannot be trained now: a process of this machine does; None where none does."""
+        try:
+            SpoolLock(spool_of(variant.config)).release()
+        except AlreadyRunningError as error:
+            return str(error)
+        return None
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(
     newest = checkpoints(config).newest(pytest.fail)
     assert newest is not None
     assert newest.step == 6
-    assert run_directory(config).list() == ["checkpoints", "config.json", "ray", "tracking"]
+    assert run_directory(config).list() == ["checkpoints", "config.json", "owner.json", "ray", "tracking"]
 
 
 @pytest.mark.ray
