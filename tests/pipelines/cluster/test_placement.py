@@ -27,7 +27,7 @@ def places(label_selector):
     return sorted({row["node"] for row in found.take_all()})
 
 def place_of(index):
-    return index, ray.get_runtime_context().get_node_id()
+    return ray.get_runtime_context().get_node_id()
 
 idle = [node["NodeID"] for node in ray.nodes() if not node["Resources"].get("CPU")]
 settled, told = gpus.settle(GpuClusterConfig())
