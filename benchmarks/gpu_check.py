@@ -83,7 +83,7 @@ class Check:
 def machine(address: str | None) -> dict[str, object]:
     """What computes, to send with the table."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    ray.init(address=address or "local", log_to_driver=False, include_dashboard=False)
     resources = ray.cluster_resources()
     ray.shutdown()
     return {
