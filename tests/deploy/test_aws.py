@@ -64,7 +64,7 @@ def test_every_name_follows_the_parameters() -> None:
 
 def test_the_bucket_keeps_what_is_deleted_by_mistake_and_outlives_the_stack() -> None:
     bucket = STACK.resources["Storage"]
-    assert (bucket["DeletionPolicy"], bucket["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    assert (bucket["DeletionPolicy"], bucket["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
     properties = bucket["Properties"]
     assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
     assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
